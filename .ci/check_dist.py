@@ -1,0 +1,55 @@
+"""Check an sdist and a wheel: what must be in them is, nothing else is, and the wheel is small.
+
+python .ci/check_dist.py FOLDER
+"""
+
+import re
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+WHEEL_BYTES = 3_000_000
+
+SDIST = (
+    r"PKG-INFO|pyproject\.toml|CMakeLists\.txt|README\.md|LICENSE|CHANGELOG\.md",
+    r"bench/\w+\.(py|md|svg)",
+    r"cpp/([\w/]+)\.(cpp|hpp|py)",
+    r"python/fastsoftmax/(\w+\.pyi?|py\.typed)",
+    r"tests/[\w/]+\.py",
+)
+WHEEL = (
+    r"fastsoftmax/\w+\.py",
+    r"fastsoftmax/_core\.pyi",
+    r"fastsoftmax/py\.typed",
+    r"fastsoftmax/_core\.[\w.-]+\.(so|pyd)",
+    r"fastsoftmax-[\w.]+\.dist-info/(METADATA|RECORD|WHEEL|licenses/LICENSE)",
+)
+
+
+def check(name: str, files: Iterable[str], allowed: tuple[str, ...]) -> None:
+    files = set(files)
+    extra = [file for file in files if not re.fullmatch("|".join(allowed), file)]
+    missing = [pattern for pattern in allowed if not any(re.fullmatch(pattern, file) for file in files)]
+    if extra or missing:
+        sys.exit(f"{name}: not wanted: {sorted(extra)}; nothing of: {missing}")
+    print(f"{name}: {len(files)} files, as they should be")
+
+
+def main(folder: Path) -> None:
+    (sdist,) = folder.glob("*.tar.gz")
+    (wheel,) = folder.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        members = [member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()]
+    check(sdist.name, members, SDIST)
+    with zipfile.ZipFile(wheel) as packed:
+        check(wheel.name, (name for name in packed.namelist() if not name.endswith("/")), WHEEL)
+    size = wheel.stat().st_size
+    if size > WHEEL_BYTES:
+        sys.exit(f"{wheel.name} has {size:,} bytes, more than {WHEEL_BYTES:,}")
+    print(f"{wheel.name}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,11 @@
+"""The benchmark of fastsoftmax: `python -m bench` races it, `python -m bench.accuracy` counts its errors.
+
+cases.py        what is computed: operations, shapes, dtypes, and the arrays of one case
+contenders.py   who computes it: fastsoftmax, its reference, SciPy
+peers.py        other libraries, raced where they are installed
+limits.py       what no contender can beat: moving the bytes
+race.py         the measurement: agreement first, then interleaved rounds
+report.py       tables, Markdown and JSON of what came out
+chart.py        and its picture
+machine.py      where it was measured
+"""

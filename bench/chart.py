@@ -1,0 +1,122 @@
+"""The picture: a line per case, a dot per contender, nanoseconds per element from left (fast) to right."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter
+
+from . import machine
+from .race import CaseResult
+from .report import LIMITS, names
+
+INK, FAINT, GRID, LOST = "#1f2933", "#7b8794", "#e4e7eb", "#c5383f"
+OURS: dict[str, Any] = {"color": "#0b69c7", "marker": "o", "markersize": 8.5, "markeredgecolor": "white"}
+LIMIT: dict[str, Any] = {"color": INK, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
+OTHERS: tuple[dict[str, Any], ...] = tuple(
+    {"color": color, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
+    for color, marker in zip(
+        ("#9aa5b1", "#e0872b", "#c5383f", "#7b3fa0", "#2f9e6e", "#b5a300", "#d65db1", "#5d6d7e"),
+        "oDs^vPXh",
+        strict=True,
+    )
+)
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "svg.hashsalt": "fastsoftmax",
+    "text.color": INK,
+}
+
+
+def draw(path: Path, about: dict[str, Any], results: Sequence[CaseResult]) -> list[Path]:
+    """Write it as PNG and SVG beside each other; the suffix of `path` does not matter."""
+    rivals = names(results)
+    heights, headings = _layout(results)
+    with mpl.rc_context():
+        mpl.rcParams.update(STYLE)
+        figure, axes = plt.subplots(figsize=(10.5, 2.1 + 0.235 * max(heights)), layout="constrained")
+        margin: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        for result, height in zip(results, heights, strict=True):
+            _draw_case(axes, result, height, rivals, margin)
+        for group, height in headings.items():
+            axes.text(-0.005, height, group, ha="right", weight="bold", **margin)
+        axes.text(1.01, -0.9, "times as fast as\nthe fastest other", color=FAINT, fontsize=8, **margin)
+        _dress(axes, [result.case.name for result in results], heights)
+        _label_contenders(axes, rivals)
+        # Left of the axes there is room for it, too: the names of the cases are long.
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, handletextpad=0.3)
+        title = "fastsoftmax beside " + _enumerate(["NumPy" if name == "reference" else name for name in rivals])
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14, weight="bold")
+        origin = f"{machine.sentence(about)}\n{machine.versions(about)}; {about['date']}"
+        figure.supxlabel(origin, x=0.01, ha="left", fontsize=7.5, color=FAINT)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = [path.with_suffix(".png"), path.with_suffix(".svg")]
+        figure.savefig(written[0], dpi=150, facecolor="white")
+        figure.savefig(written[1], facecolor="white", metadata={"Date": None})
+        plt.close(figure)
+    return written
+
+
+def _layout(results: Sequence[CaseResult]) -> tuple[list[float], dict[str, float]]:
+    """The heights of the cases, and of the headings between them."""
+    heights: list[float] = []
+    headings: dict[str, float] = {}
+    height = 0.0
+    for result in results:
+        if result.group not in headings:
+            height += 0.35 if headings else 0
+            headings[result.group] = height
+            height += 1
+        heights.append(height)
+        height += 1
+    return heights, headings
+
+
+def _draw_case(axes: Any, result: CaseResult, height: float, rivals: list[str], margin: dict[str, Any]) -> None:
+    ours = result.ns("fastsoftmax")
+    others = {name: result.ns(name) for name in rivals if name in result.timings}
+    for limit in LIMITS:
+        axes.plot(result.ns(limit), height, **LIMIT)
+    if others:
+        ends = (min(ours, *others.values()), max(ours, *others.values()))
+        axes.plot(ends, (height, height), color=GRID, linewidth=2.5, zorder=1)
+        ratio = min(others.values()) / ours
+        text = f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
+        axes.text(1.01, height, text, weight="bold", color=OURS["color"] if ratio > 1 else LOST, **margin)
+    for name, style in reversed(list(zip(rivals, OTHERS, strict=False))):
+        if name in others:
+            axes.plot(others[name], height, zorder=3, **style)
+    axes.plot(ours, height, zorder=4, **OURS)
+
+
+def _dress(axes: Any, labels: list[str], heights: list[float]) -> None:
+    axes.set_yticks(heights, labels)
+    axes.set_ylim(max(heights) + 0.8, -1.2)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low * 0.8, high * 1.25)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("nanoseconds per element (log scale): left is faster", color=FAINT)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, colors=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _label_contenders(axes: Any, rivals: list[str]) -> None:
+    axes.plot([], [], linestyle="none", label="copy of the same bytes", **LIMIT)
+    axes.plot([], [], linestyle="none", label="fastsoftmax", **OURS)
+    for name, style in zip(rivals, OTHERS, strict=False):
+        label = "NumPy (fastsoftmax.reference)" if name == "reference" else name
+        axes.plot([], [], linestyle="none", label=label, **style)
+
+
+def _enumerate(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

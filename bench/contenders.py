@@ -1,0 +1,124 @@
+"""Who computes a case: fastsoftmax itself, its definition in NumPy, and SciPy. Others are in peers.py."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .cases import CHUNK, Array, Workload
+
+Call = Callable[[], Any]
+
+
+class Unsupported(Exception):
+    """The contender has no such operation, or not for this dtype; the message says which."""
+
+
+class Contender(ABC):
+    """A library. What it prepares (tensors, compiled graphs, output arrays) is not timed; the call is."""
+
+    name: str
+    package: str
+
+    def available(self) -> bool:
+        return find_spec(self.package) is not None
+
+    def version(self) -> str:
+        return version(self.package)
+
+    def start(self, threads: int) -> None:
+        """Import the library and set its number of threads."""
+        self.threads = threads
+
+    @abstractmethod
+    def prepare(self, work: Workload) -> Call:
+        """A call without arguments that computes the case once; or raise `Unsupported`."""
+
+    def arrays(self, result: Any) -> tuple[Array, ...]:
+        """What the call returned, as arrays: one, or for a loss with gradient both."""
+        return tuple(np.asarray(part) for part in result) if isinstance(result, tuple) else (np.asarray(result),)
+
+
+class NumpyApi(Contender):
+    """fastsoftmax and its reference: the same functions with the same arguments."""
+
+    package = "fastsoftmax"
+
+    def __init__(self, name: str, module: ModuleType, set_threads: Callable[[int], None] | None = None) -> None:
+        self.name = name
+        self._module = module
+        self._set_threads = set_threads
+
+    def start(self, threads: int) -> None:
+        super().start(threads)
+        if self._set_threads is not None:
+            self._set_threads(threads)
+
+    def prepare(self, work: Workload) -> Call:
+        case = work.case
+        if case.operation == "vocabulary_step":
+            return partial(self._vocabulary_step, work.features, work.weights, work.targets)
+        function = getattr(self._module, case.operation)
+        out: dict[str, Any] = {"out": work.out} if work.preallocates else {}
+        if case.has_loss:
+            reduction = {} if case.reduction == "mean" else {"reduction": case.reduction}
+            return partial(function, work.x, work.targets, case.axis, **reduction, **out)
+        if case.operation in ("softmax_grad", "log_softmax_grad"):
+            forward = getattr(self._module, case.operation.removesuffix("_grad"))
+            return partial(function, forward(work.x, case.axis), work.dy, case.axis, **out)
+        return partial(function, work.x, case.axis, **out)
+
+    def _vocabulary_step(self, features: Array, weights: Array, targets: Array) -> tuple[Array, Array, Array]:
+        """The loss of `features @ weights.T` and its gradients, a chunk of rows at a time: the README's recipe."""
+        loss = np.zeros((), np.float64)
+        features_grad = np.empty_like(features)
+        weights_grad = np.zeros_like(weights)
+        logits = np.empty((CHUNK, len(weights)), features.dtype)
+        for start in range(0, len(features), CHUNK):
+            rows = slice(start, start + CHUNK)
+            chunk = logits[: len(features[rows])]
+            np.matmul(features[rows], weights.T, out=chunk)
+            part, grad = self._module.cross_entropy_with_grad(
+                chunk, targets[rows], reduction="sum", upstream=1 / len(features), out=chunk
+            )
+            loss += part / len(features)
+            np.matmul(grad, weights, out=features_grad[rows])
+            weights_grad += grad.T @ features[rows]
+        return loss, features_grad, weights_grad
+
+
+class Scipy(Contender):
+    name = "SciPy"
+    package = "scipy"
+
+    def prepare(self, work: Workload) -> Call:
+        from scipy import special
+
+        case = work.case
+        if case.operation not in ("softmax", "log_softmax", "logsumexp"):
+            raise Unsupported(f"scipy.special has no {case.operation}")
+        if case.dtype == "bfloat16":
+            raise Unsupported("scipy.special takes no bfloat16")
+        return partial(getattr(special, case.operation), work.x, axis=case.axis)
+
+
+def contenders(peers: bool) -> list[Contender]:
+    """Those that are installed, fastsoftmax first."""
+    import fastsoftmax
+    from fastsoftmax import reference
+
+    racers: list[Contender] = [
+        NumpyApi("fastsoftmax", fastsoftmax, fastsoftmax.set_num_threads),
+        NumpyApi("reference", reference),
+        Scipy(),
+    ]
+    if peers:
+        from .peers import PEERS
+
+        racers += [peer() for peer in PEERS]
+    return [racer for racer in racers if racer.available()]

@@ -1,0 +1,194 @@
+// exp and log: reduction without subtracting the maximum, polynomials from coefficients.py.
+#pragma once
+
+#include "pack.hpp"
+
+namespace {
+
+template <class T>
+struct ExpConstants;
+
+// Coefficients of q in exp(r) = 1 + r + r^2 q(r), constant first; error of the polynomial 2^-28.0 on |r| <= ln2/2.
+template <>
+struct ExpConstants<float> {
+    static constexpr float log2e = 0x1.715476p+0f;
+    static constexpr float ln2_high = 0x1.62e43p-1f, ln2_low = -0x1.05c61p-29f;
+    static constexpr float rounder = 0x1.8p23f;  // adding it leaves an integer in the last bits
+    static constexpr int mantissa_bits = 23, ieee_bias = 127;
+    // Exponentials of a slice are kept at 2^64 times their size relative to the largest: terms of 2^-149 of it stay
+    // normal, and so do both parts of the reciprocal of the sum.
+    static constexpr int exponent_bias = 64;
+    // From |max| = 512 on, x - max is exact wherever exp(x - max) > 2^-190 (Sterbenz), so such a slice subtracts.
+    static constexpr float largest_unshifted = 512;
+    static constexpr float q[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239f8p-7f, 0x1.6a241p-10f};
+};
+
+// The same; error of the polynomial 2^-56.4.
+template <>
+struct ExpConstants<double> {
+    static constexpr double log2e = 0x1.71547652b82fep+0;
+    static constexpr double ln2_high = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
+    static constexpr double rounder = 0x1.8p52;
+    static constexpr int mantissa_bits = 52, ieee_bias = 1023;
+    static constexpr int exponent_bias = 200;            // terms of 2^-1223 of the largest stay
+    static constexpr double largest_unshifted = 2048;    // as above, for exp(x - max) > 2^-1223
+    static constexpr double q[] = {0x1.000000000000ap-1,  0x1.55555555554fap-3,  0x1.5555555550866p-5,
+                                   0x1.1111111127c5p-7,   0x1.6c16c1842f55ap-10, 0x1.a01a012a3d994p-13,
+                                   0x1.a01999fd44ea5p-16, 0x1.71df25751b072p-19, 0x1.28ad81786f2e6p-22,
+                                   0x1.ad7f5dae058c1p-26};
+};
+
+template <class T, int n>
+FASTSOFTMAX_INLINE Pack<T> polynomial(Pack<T> x, const T (&coefficients)[n]) {
+    Pack<T> sum = broadcast(coefficients[n - 1]);
+    for (int k = n - 2; k >= 0; --k) sum = multiply_add(sum, x, broadcast(coefficients[k]));
+    return sum;
+}
+
+// exp(x) * 2^(exponent_bias - reference), reference an integer, per lane. 0 where that is below 2^-126 (float; double
+// 2^-1022): then exp(x) is below 2^-190 (2^-1222) of the largest. NaN stays NaN; x may not be +inf.
+template <class T>
+struct Exponential {
+    using C = ExpConstants<T>;
+    Pack<T> rounder;  // leaves n - reference + exponent_bias + ieee_bias in the last bits: a power of two's exponent field
+    Pack<T> lowest;   // whose exponent field is 0: the power is +0
+
+    FASTSOFTMAX_INLINE explicit Exponential(Pack<T> reference) {
+        const Pack<T> offset = broadcast(T(C::exponent_bias + C::ieee_bias)) - reference;
+        rounder = broadcast(C::rounder) + offset;
+        lowest = -(offset * broadcast(C::ln2_high));
+    }
+
+    // Error: float 0.93 ULP, double 0.92 ULP (with FMA); see tests/test_accuracy.py, which sweeps the reduced range.
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const {
+        return scaled(max(lowest, x), [](Pack<T> r) __attribute__((always_inline)) { return r; });
+    }
+
+    // Of x + low, |low| within an ULP of x.
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> low) const {
+        return scaled(max(lowest, x), [&](Pack<T> r) __attribute__((always_inline)) { return r + low; });
+    }
+
+  private:
+    template <class Correct>
+    FASTSOFTMAX_INLINE Pack<T> scaled(Pack<T> x, Correct correct) const {
+        const Pack<T> shifted = multiply_add(x, broadcast(C::log2e), rounder);
+        const Pack<T> n = shifted - rounder;
+        // x - n ln2_high is exact (a multiple of its last bit, below 1); only the second step rounds.
+        Pack<T> r = correct(fma(n, broadcast(-C::ln2_high), x));
+        r = fma(n, broadcast(-C::ln2_low), r);
+        const Pack<T> value = multiply_add(r * r, polynomial(r, C::q), r) + broadcast(T(1));
+        return value * bit_cast<T>(shift_left(bit_cast<Integer<T>>(shifted), C::mantissa_bits));
+    }
+};
+
+// A sum of two parts, the second within half an ULP of the first: of doubles or of packs of them.
+template <class V>
+struct Two {
+    V high, low;
+};
+using Double2 = Two<Pack<double>>;
+
+// Exact: high + low = a + b (Knuth).
+template <class V>
+FASTSOFTMAX_INLINE Two<V> two_sum(V a, V b) {
+    const V sum = a + b, back = sum - a;
+    return {sum, (a - (sum - back)) + (b - back)};
+}
+
+// The same where |a| >= |b| (Dekker).
+template <class V>
+FASTSOFTMAX_INLINE Two<V> fast_two_sum(V a, V b) {
+    const V sum = a + b;
+    return {sum, b - (sum - a)};
+}
+
+template <class V>
+FASTSOFTMAX_INLINE Two<V> add(Two<V> a, Two<V> b) {
+    const Two<V> sum = two_sum(a.high, b.high);
+    return fast_two_sum(sum.high, sum.low + (a.low + b.low));
+}
+
+FASTSOFTMAX_ONCE Double2 multiply(Double2 a, Double2 b) {
+    const Pack<double> product = a.high * b.high;
+    return fast_two_sum(product, fma(a.high, b.high, -product) + (a.high * b.low + a.low * b.high));
+}
+
+FASTSOFTMAX_ONCE Double2 divide(Double2 a, Double2 b) {
+    const Pack<double> quotient = a.high / b.high;
+    const Pack<double> remainder = fma(-quotient, b.high, a.high) + (a.low - quotient * b.low);
+    return fast_two_sum(quotient, remainder / b.high);
+}
+
+FASTSOFTMAX_INLINE Pack<double> round_to_integer(Pack<double> x) {
+    const Pack<double> rounder = broadcast(ExpConstants<double>::rounder);
+    return (x + rounder) - rounder;
+}
+
+// exp(x) * 2^-n for |x - n ln2| < 0.35, to 2^-56: what the float and double exponentials are short of their own rounding.
+FASTSOFTMAX_ONCE Double2 exp_reduced(Double2 x, Pack<double> n) {
+    using C = ExpConstants<double>;
+    const Double2 r = two_sum(fma(n, broadcast(-C::ln2_high), x.high), x.low - n * broadcast(C::ln2_low));
+    const Double2 sum = fast_two_sum(broadcast(1.0), r.high);
+    const Pack<double> tail = r.high * r.high * polynomial(r.high, C::q);
+    return fast_two_sum(sum.high, sum.low + (multiply_add(r.low, r.high, r.low) + tail));
+}
+
+struct LogConstants {
+    // log(m) = 2 s + s^3 q(s^2), s = (m - 1) / (m + 1), m in [sqrt(1/2), sqrt(2)]; error of the polynomial 2^-44.9.
+    static constexpr double short_q[] = {0x1.555555561e2d3p-1, 0x1.999996a98e179p-2, 0x1.249411ce98189p-2,
+                                         0x1.c62b200803042p-3, 0x1.9114dc8fe3b1bp-3};
+    // The same; 2^-60.7.
+    static constexpr double long_q[] = {0x1.5555555555555p-1, 0x1.999999999999ap-2, 0x1.2492492492493p-2,
+                                        0x1.c71c71c71c516p-3, 0x1.745d1745ea77ep-3, 0x1.3b13b12ef1087p-3,
+                                        0x1.111114eb6c804p-3, 0x1.e1e042101acd7p-4, 0x1.af62049343485p-4,
+                                        0x1.8112ee3b6b45cp-4, 0x1.a3818e09555ddp-4};
+    static constexpr std::uint64_t sqrt_half = 0x3fe6a09e667f3bcd;
+};
+
+// w = 2^exponent * m, m in [sqrt(1/2), sqrt(2)), w >= 1.
+struct Binade {
+    Pack<double> exponent, m, power;  // power = 2^-exponent
+};
+
+FASTSOFTMAX_INLINE Binade binade(Pack<double> w) {
+    const Pack<std::uint64_t> bits = bit_cast<std::uint64_t>(w);
+    const Pack<std::uint64_t> k = shift_right(bits - broadcast(LogConstants::sqrt_half), 52);
+    const Pack<double> rounder = broadcast(ExpConstants<double>::rounder);
+    return {bit_cast<double>(k + bit_cast<std::uint64_t>(rounder)) - rounder,
+            bit_cast<double>(bits - shift_left(k, 52)),
+            bit_cast<double>(shift_left(broadcast<std::uint64_t>(1023) - k, 52))};
+}
+
+// log(1 + u), u >= 0, to 2^-44: a hundredth of an ULP where float is computed. NaN where u is not finite.
+FASTSOFTMAX_ONCE Pack<double> log1p_short(Pack<double> u) {
+    const Binade b = binade(broadcast(1.0) + u);
+    const Pack<double> f = select(equal(b.exponent, broadcast(0.0)), u, b.m - broadcast(1.0));
+    const Pack<double> s = f / (broadcast(2.0) + f);
+    const Pack<double> z = s * s;
+    const Pack<double> tail = s * z * polynomial(z, LogConstants::short_q);
+    const Pack<double> not_finite = u - u;
+    return multiply_add(b.exponent, broadcast(ExpConstants<double>::ln2_high), (s + s) + tail) + not_finite;
+}
+
+// The same for two doubles, to 2^-59.
+FASTSOFTMAX_ONCE Double2 log1p_long(Double2 u) {
+    Double2 w = two_sum(broadcast(1.0), u.high);
+    w.low = w.low + u.low;
+    const Binade b = binade(w.high);
+    const Mask<double> small = equal(b.exponent, broadcast(0.0));
+    const Double2 f = {select(small, u.high, b.m - broadcast(1.0)), select(small, u.low, w.low * b.power)};
+    Double2 denominator = two_sum(broadcast(2.0), f.high);
+    denominator.low = denominator.low + f.low;
+    const Double2 s = divide(f, denominator);
+    const Pack<double> z = s.high * s.high;
+    const Pack<double> tail = s.high * z * polynomial(z, LogConstants::long_q);
+    const Pack<double> not_finite = u.high - u.high;
+    const Pack<double> ln2 = broadcast(ExpConstants<double>::ln2_high);
+    const Pack<double> whole = b.exponent * ln2;
+    const Pack<double> part = fma(b.exponent, ln2, -whole) + b.exponent * broadcast(ExpConstants<double>::ln2_low);
+    const Double2 sum = two_sum(whole, s.high + s.high);
+    return fast_two_sum(sum.high, sum.low + ((s.low + s.low) + (part + tail)) + not_finite);
+}
+
+}  // namespace

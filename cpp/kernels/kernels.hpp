@@ -1,0 +1,120 @@
+// What a target offers: one table of functions over plain pointers. The layers above see only this.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastsoftmax {
+
+struct Half {
+    std::uint16_t bits;
+};
+struct BFloat16 {
+    std::uint16_t bits;
+};
+
+// The first four are what a kernel reads and writes; the others are read by `gather` alone.
+enum ElementType : int {
+    float16,
+    bfloat16,
+    float32,
+    float64,
+    boolean,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+};
+constexpr int floating_types = 4;
+constexpr int element_types = 13;
+
+enum Operation : int {
+    softmax,
+    log_softmax,
+    logsumexp,
+    softmax_grad,
+    log_softmax_grad,
+    cross_entropy,
+    cross_entropy_grad,
+};
+constexpr int operations = 7;
+
+// An array as a kernel walks it: strides in bytes.
+struct Strided {
+    std::byte* data = nullptr;
+    std::ptrdiff_t slice_stride = 0;
+    std::ptrdiff_t class_stride = 0;
+};
+
+// Neighbouring slices at constant strides, and what one operation needs of them. Arrays of pointers to one value a slice
+// begin at the run's first slice.
+struct Run {
+    std::ptrdiff_t slices = 0;
+    std::ptrdiff_t classes = 0;
+    double temperature = 1;
+    Strided x;    // scores; of the gradients of the transforms: y or logp
+    Strided dy;   // gradients of the transforms
+    Strided out;  // none for logsumexp and the loss
+
+    double* value = nullptr;  // logsumexp, or the loss before any reduction
+    // Cross-entropy: loss = chosen * -log p[target] + sum over classes of terms * -log p; its gradient times `scale`.
+    const std::int64_t* target = nullptr;  // null: `terms` alone; an entry of -1: an ignored slice
+    const double* chosen = nullptr;
+    const double* spread = nullptr;  // the sum of a slice's terms
+    const double* scale = nullptr;   // gradient alone
+    const void* terms = nullptr;     // of the type computed in, one a class for all slices; null: none
+    bool terms_tiled = false;        // or, for columns, a pack a class: a term for each slice
+};
+
+// What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are
+// exp((x - shift) / temperature) * 2^(exponent_bias - reference). Sums are two parts (the second 0 where float is computed).
+struct Statistics {
+    double max = 0;           // the largest entry that is not NaN
+    std::int64_t argmax = 0;  // its first position
+    double shift = 0;         // 0, or max where max / temperature is too large to go without
+    double reference = 0;     // an integer
+    double top[2] = {0, 0};   // the exponential of the largest entry; NaN where max is infinite
+    double rest[2] = {0, 0};  // the sum of the others'; of the gradients of the transforms: their sum over the slice
+};
+
+// A slice of more classes than this is summed in blocks of this many, from the first class on: a part of the order of
+// summation, so never to depend on anything. 16384 float32 are half of the smallest second-level cache in use.
+constexpr std::ptrdiff_t block_classes = 16384;
+
+struct Kernels {
+    const char* name;
+
+    // Whole slices. rows: class_stride is one element; columns: slice_stride is one element.
+    void (*rows[operations][floating_types])(const Run&);
+    void (*columns[operations][floating_types])(const Run&);
+
+    // One long row (the run's only slice) in blocks, for threads that share it: measure each block, merge them in order,
+    // conclude what is one value a slice, write each block.
+    Statistics (*measure[operations][floating_types])(const Run&, std::ptrdiff_t begin, std::ptrdiff_t end);
+    void (*merge[operations])(const Run&, Statistics& left, const Statistics& right);
+    void (*conclude[operations][floating_types])(const Run&, const Statistics&);
+    void (*write[operations][floating_types])(const Run&, const Statistics&, std::ptrdiff_t begin, std::ptrdiff_t end);
+
+    // `count` elements `stride` bytes apart to contiguous float or double, and back from there.
+    void (*gather_float[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count,
+                                        float* to);
+    void (*gather_double[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count,
+                                         double* to);
+    void (*scatter_float[floating_types])(const float* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride);
+    void (*scatter_double[floating_types])(const double* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride);
+
+    // log|sum of b exp(x)| and the sign of the sum.
+    void (*logsumexp_weighed)(const double* x, const double* b, std::ptrdiff_t count, double* log, double* sign);
+
+    // The bare functions, for the tests of their error.
+    void (*exp_float)(const float* x, std::ptrdiff_t count, float* to);
+    void (*exp_double)(const double* x, std::ptrdiff_t count, double* to);
+    void (*log1p_float)(const double* x, std::ptrdiff_t count, float* to);
+    void (*log1p_double)(const double* x, std::ptrdiff_t count, double* to);
+};
+
+}  // namespace fastsoftmax

@@ -1,0 +1,373 @@
+// Pack<T>: 64 bytes of T (16 floats, 8 doubles) in as many native registers as that takes.
+//
+// The only file with instruction sets in it, besides elements.hpp. A kernel is written once for this width, so each target
+// does the same arithmetic in the same order and, where it has FMA, gives the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// What happens for each pack is inlined; what happens once a slice is called, so that it is compiled once.
+#define FASTSOFTMAX_INLINE [[gnu::always_inline]] inline
+#define FASTSOFTMAX_ONCE [[gnu::noinline]] inline
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int register_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int register_bytes = 32;
+#else
+constexpr int register_bytes = 16;
+#endif
+
+constexpr int pack_bytes = 64;
+constexpr int pack_registers = pack_bytes / register_bytes;
+
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool has_fma = true;
+#else
+constexpr bool has_fma = false;
+#endif
+
+template <class T>
+struct RegisterOf {
+    typedef T type __attribute__((vector_size(register_bytes)));
+    // The same at any address and over any type: how registers meet memory.
+    typedef T memory __attribute__((vector_size(register_bytes), aligned(1), may_alias));
+};
+
+template <class T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+    using type = std::int32_t;
+};
+template <>
+struct IntegerOf<double> {
+    using type = std::int64_t;
+};
+template <>
+struct IntegerOf<std::int32_t> {
+    using type = std::int32_t;
+};
+template <>
+struct IntegerOf<std::int64_t> {
+    using type = std::int64_t;
+};
+template <class T>
+using Integer = typename IntegerOf<T>::type;
+
+template <class T>
+struct Pack {
+    using Register = typename RegisterOf<T>::type;
+    static constexpr int lanes = pack_bytes / static_cast<int>(sizeof(T));
+    Register r[pack_registers];
+};
+
+// What a comparison gives: all bits of a lane set, or none.
+template <class T>
+using Mask = Pack<Integer<T>>;
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> broadcast(T value) {
+    Pack<T> a;
+    for (auto& r : a.r) r = value - typename Pack<T>::Register{};  // subtracting zero keeps -0 and NaN
+    return a;
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> load_pack(const void* p) {
+    Pack<T> a;
+    for (int i = 0; i < pack_registers; ++i)
+        a.r[i] = reinterpret_cast<const typename RegisterOf<T>::memory*>(p)[i];
+    return a;
+}
+
+template <class T>
+FASTSOFTMAX_INLINE void store_pack(void* p, Pack<T> a) {
+    for (int i = 0; i < pack_registers; ++i) reinterpret_cast<typename RegisterOf<T>::memory*>(p)[i] = a.r[i];
+}
+
+#define FASTSOFTMAX_LANEWISE(op)                                                 \
+    template <class T>                                                           \
+    FASTSOFTMAX_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) {               \
+        for (int i = 0; i < pack_registers; ++i) a.r[i] = a.r[i] op b.r[i];      \
+        return a;                                                                \
+    }
+FASTSOFTMAX_LANEWISE(+)
+FASTSOFTMAX_LANEWISE(-)
+FASTSOFTMAX_LANEWISE(*)
+FASTSOFTMAX_LANEWISE(/)
+FASTSOFTMAX_LANEWISE(&)
+FASTSOFTMAX_LANEWISE(|)
+#undef FASTSOFTMAX_LANEWISE
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> operator-(Pack<T> a) {
+    for (auto& r : a.r) r = -r;
+    return a;
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> shift_left(Pack<T> a, int bits) {
+    for (auto& r : a.r) r = r << bits;
+    return a;
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> shift_right(Pack<T> a, int bits) {
+    for (auto& r : a.r) r = r >> bits;
+    return a;
+}
+
+template <class To, class From>
+FASTSOFTMAX_INLINE Pack<To> bit_cast(Pack<From> a) {
+    Pack<To> b;
+    for (int i = 0; i < pack_registers; ++i) b.r[i] = (typename Pack<To>::Register)a.r[i];
+    return b;
+}
+
+#define FASTSOFTMAX_COMPARISON(name, op)                                                          \
+    template <class T>                                                                            \
+    FASTSOFTMAX_INLINE Mask<T> name(Pack<T> a, Pack<T> b) {                                       \
+        Mask<T> m;                                                                                \
+        for (int i = 0; i < pack_registers; ++i)                                                  \
+            m.r[i] = (typename Mask<T>::Register)(a.r[i] op b.r[i]);                              \
+        return m;                                                                                 \
+    }
+FASTSOFTMAX_COMPARISON(less, <)
+FASTSOFTMAX_COMPARISON(equal, ==)
+#undef FASTSOFTMAX_COMPARISON
+
+template <class T, class I>
+FASTSOFTMAX_INLINE Pack<T> select(Pack<I> mask, Pack<T> a, Pack<T> b) {
+    static_assert(sizeof(T) == sizeof(I));
+    for (int i = 0; i < pack_registers; ++i) a.r[i] = mask.r[i] ? a.r[i] : b.r[i];
+    return a;
+}
+
+// 0, 1, 2, ...
+template <class I>
+FASTSOFTMAX_INLINE Pack<I> iota() {
+    alignas(pack_bytes) I values[Pack<I>::lanes];
+    for (int i = 0; i < Pack<I>::lanes; ++i) values[i] = static_cast<I>(i);
+    return load_pack<I>(values);
+}
+
+// The larger of each lane; b where either is NaN. So max(x, m) passes over a NaN in x, and max(low, x) keeps it.
+FASTSOFTMAX_INLINE Pack<float> max(Pack<float> a, Pack<float> b) {
+    for (int i = 0; i < pack_registers; ++i) {
+#if defined(__AVX512F__)
+        a.r[i] = _mm512_max_ps(a.r[i], b.r[i]);
+#elif defined(__AVX2__)
+        a.r[i] = _mm256_max_ps(a.r[i], b.r[i]);
+#elif defined(__SSE2__)
+        a.r[i] = _mm_max_ps(a.r[i], b.r[i]);
+#else
+        a.r[i] = a.r[i] > b.r[i] ? a.r[i] : b.r[i];
+#endif
+    }
+    return a;
+}
+
+FASTSOFTMAX_INLINE Pack<double> max(Pack<double> a, Pack<double> b) {
+    for (int i = 0; i < pack_registers; ++i) {
+#if defined(__AVX512F__)
+        a.r[i] = _mm512_max_pd(a.r[i], b.r[i]);
+#elif defined(__AVX2__)
+        a.r[i] = _mm256_max_pd(a.r[i], b.r[i]);
+#elif defined(__SSE2__)
+        a.r[i] = _mm_max_pd(a.r[i], b.r[i]);
+#else
+        a.r[i] = a.r[i] > b.r[i] ? a.r[i] : b.r[i];
+#endif
+    }
+    return a;
+}
+
+// 16 floats as twice 8 doubles, exactly, and back, rounding once.
+struct DoublePair {
+    Pack<double> low, high;
+};
+
+FASTSOFTMAX_INLINE DoublePair to_double(Pack<float> a) {
+#if defined(__AVX512F__)
+    return {{{_mm512_cvtps_pd(_mm512_castps512_ps256(a.r[0]))}},
+            {{_mm512_cvtps_pd(_mm512_extractf32x8_ps(a.r[0], 1))}}};
+#elif defined(__AVX2__)
+    return {{{_mm256_cvtps_pd(_mm256_castps256_ps128(a.r[0])), _mm256_cvtps_pd(_mm256_extractf128_ps(a.r[0], 1))}},
+            {{_mm256_cvtps_pd(_mm256_castps256_ps128(a.r[1])), _mm256_cvtps_pd(_mm256_extractf128_ps(a.r[1], 1))}}};
+#elif defined(__SSE2__)
+    DoublePair d;
+    for (int i = 0; i < 2; ++i) {
+        d.low.r[2 * i] = _mm_cvtps_pd(a.r[i]);
+        d.low.r[2 * i + 1] = _mm_cvtps_pd(_mm_movehl_ps(a.r[i], a.r[i]));
+        d.high.r[2 * i] = _mm_cvtps_pd(a.r[i + 2]);
+        d.high.r[2 * i + 1] = _mm_cvtps_pd(_mm_movehl_ps(a.r[i + 2], a.r[i + 2]));
+    }
+    return d;
+#else
+    DoublePair d;
+    for (int i = 0; i < 2; ++i) {
+        d.low.r[2 * i] = vcvt_f64_f32(vget_low_f32(a.r[i]));
+        d.low.r[2 * i + 1] = vcvt_high_f64_f32(a.r[i]);
+        d.high.r[2 * i] = vcvt_f64_f32(vget_low_f32(a.r[i + 2]));
+        d.high.r[2 * i + 1] = vcvt_high_f64_f32(a.r[i + 2]);
+    }
+    return d;
+#endif
+}
+
+FASTSOFTMAX_INLINE Pack<float> to_float(DoublePair d) {
+#if defined(__AVX512F__)
+    return {{_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(d.low.r[0])), _mm512_cvtpd_ps(d.high.r[0]), 1)}};
+#elif defined(__AVX2__)
+    return {{_mm256_set_m128(_mm256_cvtpd_ps(d.low.r[1]), _mm256_cvtpd_ps(d.low.r[0])),
+             _mm256_set_m128(_mm256_cvtpd_ps(d.high.r[1]), _mm256_cvtpd_ps(d.high.r[0]))}};
+#elif defined(__SSE2__)
+    Pack<float> a;
+    for (int i = 0; i < 2; ++i) {
+        a.r[i] = _mm_movelh_ps(_mm_cvtpd_ps(d.low.r[2 * i]), _mm_cvtpd_ps(d.low.r[2 * i + 1]));
+        a.r[i + 2] = _mm_movelh_ps(_mm_cvtpd_ps(d.high.r[2 * i]), _mm_cvtpd_ps(d.high.r[2 * i + 1]));
+    }
+    return a;
+#else
+    Pack<float> a;
+    for (int i = 0; i < 2; ++i) {
+        a.r[i] = vcvt_high_f32_f64(vcvt_f32_f64(d.low.r[2 * i]), d.low.r[2 * i + 1]);
+        a.r[i + 2] = vcvt_high_f32_f64(vcvt_f32_f64(d.high.r[2 * i]), d.high.r[2 * i + 1]);
+    }
+    return a;
+#endif
+}
+
+// a * b + c, rounded once. Without FMA: float by way of double (a double rounding in rare cases), double by Dekker's exact
+// product, which needs |a|, |b| < 2^996.
+FASTSOFTMAX_INLINE Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double> c) {
+    for (int i = 0; i < pack_registers; ++i) {
+#if defined(__AVX512F__)
+        c.r[i] = _mm512_fmadd_pd(a.r[i], b.r[i], c.r[i]);
+#elif defined(__AVX2__)
+        c.r[i] = _mm256_fmadd_pd(a.r[i], b.r[i], c.r[i]);
+#elif defined(__aarch64__)
+        c.r[i] = vfmaq_f64(c.r[i], a.r[i], b.r[i]);
+#else
+        using Register = Pack<double>::Register;
+        constexpr double splitter = 0x1p27 + 1;  // Veltkamp: halves of 26 bits
+        const Register as = a.r[i] * splitter, bs = b.r[i] * splitter;
+        const Register ah = as - (as - a.r[i]), bh = bs - (bs - b.r[i]);
+        const Register al = a.r[i] - ah, bl = b.r[i] - bh;
+        const Register product = a.r[i] * b.r[i];
+        const Register error = ((ah * bh - product) + ah * bl + al * bh) + al * bl;
+        const Register sum = product + c.r[i];
+        const Register back = sum - product;
+        const Register lost = (product - (sum - back)) + (c.r[i] - back);
+        c.r[i] = sum + (lost + error);
+#endif
+    }
+    return c;
+}
+
+FASTSOFTMAX_INLINE Pack<float> fma(Pack<float> a, Pack<float> b, Pack<float> c) {
+#if defined(__AVX512F__)
+    return {{_mm512_fmadd_ps(a.r[0], b.r[0], c.r[0])}};
+#elif defined(__AVX2__)
+    for (int i = 0; i < pack_registers; ++i) c.r[i] = _mm256_fmadd_ps(a.r[i], b.r[i], c.r[i]);
+    return c;
+#elif defined(__aarch64__)
+    for (int i = 0; i < pack_registers; ++i) c.r[i] = vfmaq_f32(c.r[i], a.r[i], b.r[i]);
+    return c;
+#else
+    const DoublePair ad = to_double(a), bd = to_double(b), cd = to_double(c);
+    return to_float({ad.low * bd.low + cd.low, ad.high * bd.high + cd.high});
+#endif
+}
+
+// a * b + c, rounded once where that is free: for polynomials.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> multiply_add(Pack<T> a, Pack<T> b, Pack<T> c) {
+    if constexpr (has_fma)
+        return fma(a, b, c);
+    else
+        return a * b + c;
+}
+
+template <int distance, class R, std::size_t... i>
+FASTSOFTMAX_INLINE R swap_lanes(R r, std::index_sequence<i...>) {
+    return __builtin_shufflevector(r, r, static_cast<int>(i ^ distance)...);
+}
+
+// Folds in halves: lane i with lane i + lanes/2, and so on. The order is that of the logical lanes on every target.
+template <class T, class Combine>
+FASTSOFTMAX_INLINE T fold(Pack<T> a, Combine combine) {
+    int count = pack_registers;
+    while (count > 1) {
+        count /= 2;
+        for (int i = 0; i < count; ++i) a.r[i] = combine(a.r[i], a.r[i + count]);
+    }
+    constexpr int width = register_bytes / static_cast<int>(sizeof(T));
+    using Lanes = std::make_index_sequence<width>;
+    auto r = a.r[0];
+    if constexpr (width >= 16) r = combine(r, swap_lanes<8>(r, Lanes{}));
+    if constexpr (width >= 8) r = combine(r, swap_lanes<4>(r, Lanes{}));
+    if constexpr (width >= 4) r = combine(r, swap_lanes<2>(r, Lanes{}));
+    r = combine(r, swap_lanes<1>(r, Lanes{}));
+    return r[0];
+}
+
+template <class T>
+FASTSOFTMAX_INLINE T fold_sum(Pack<T> a) {
+    return fold(a, [](auto x, auto y) __attribute__((always_inline)) { return x + y; });
+}
+
+template <class T>
+FASTSOFTMAX_INLINE T fold_max(Pack<T> a) {
+    return fold(a, [](auto x, auto y) __attribute__((always_inline)) { return x > y ? x : y; });
+}
+
+// Bit i is set where lane i of a equals that of b.
+template <class T>
+FASTSOFTMAX_INLINE std::uint32_t equal_bits(Pack<T> a, Pack<T> b) {
+    std::uint32_t bits = 0;
+    constexpr int width = register_bytes / static_cast<int>(sizeof(T));
+    for (int i = 0; i < pack_registers; ++i) {
+        std::uint32_t part = 0;
+#if defined(__AVX512F__)
+        if constexpr (sizeof(T) == 4)
+            part = _mm512_cmp_ps_mask(a.r[i], b.r[i], _CMP_EQ_OQ);
+        else
+            part = _mm512_cmp_pd_mask(a.r[i], b.r[i], _CMP_EQ_OQ);
+#elif defined(__AVX2__)
+        if constexpr (sizeof(T) == 4)
+            part = static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.r[i], b.r[i], _CMP_EQ_OQ)));
+        else
+            part = static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(a.r[i], b.r[i], _CMP_EQ_OQ)));
+#elif defined(__SSE2__)
+        if constexpr (sizeof(T) == 4)
+            part = static_cast<std::uint32_t>(_mm_movemask_ps(_mm_cmpeq_ps(a.r[i], b.r[i])));
+        else
+            part = static_cast<std::uint32_t>(_mm_movemask_pd(_mm_cmpeq_pd(a.r[i], b.r[i])));
+#else
+        for (int k = 0; k < width; ++k) part |= static_cast<std::uint32_t>(a.r[i][k] == b.r[i][k]) << k;
+#endif
+        bits |= part << (i * width);
+    }
+    return bits;
+}
+
+// Lane by lane: for what happens once a slice.
+template <class T>
+FASTSOFTMAX_INLINE T lane(const Pack<T>& a, int i) {
+    constexpr int width = register_bytes / static_cast<int>(sizeof(T));
+    return a.r[i / width][i % width];
+}
+
+}  // namespace

@@ -1,0 +1,243 @@
+// From exponentials, scores and the statistics of their slices to results, a pack at a time. Rows and columns share these.
+#pragma once
+
+#include "elements.hpp"
+#include "statistics.hpp"
+
+namespace {
+
+// One double a slice, as the groups have them.
+template <class T>
+struct PerSlice {
+    Pack<double> group[groups<T>];
+
+    // The same for every lane.
+    FASTSOFTMAX_INLINE static PerSlice all(double value) {
+        PerSlice p;
+        for (auto& g : p.group) g = broadcast(value);
+        return p;
+    }
+    // Of `count` neighbouring slices; 0 in the lanes beyond.
+    FASTSOFTMAX_ONCE static PerSlice of(const double* values, std::ptrdiff_t count) {
+        double padded[Pack<T>::lanes] = {};
+        for (std::ptrdiff_t i = 0; i < count; ++i) padded[i] = values[i];
+        PerSlice p;
+        for (int i = 0; i < groups<T>; ++i) p.group[i] = load_pack<double>(padded + i * Pack<double>::lanes);
+        return p;
+    }
+};
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> rounded(const PerSlice<T>& values) {
+    if constexpr (sizeof(T) == 4)
+        return to_float({values.group[0], values.group[1]});
+    else
+        return values.group[0];
+}
+
+template <class T>
+FASTSOFTMAX_INLINE PerSlice<T> exactly(Pack<T> values) {
+    if constexpr (sizeof(T) == 4) {
+        const DoublePair d = to_double(values);
+        return {{d.low, d.high}};
+    } else {
+        return {{values}};
+    }
+}
+
+// Calls body(exp) with what gives the exponentials of scores of these slices; `shifted`: whether any has a shift.
+template <class T, class Body>
+FASTSOFTMAX_INLINE void with_exponential(const Groups<T>& g, bool shifted, double temperature, Body body) {
+    const Exponential<T> exp = exponential(g);
+    if (temperature == 1 && !shifted) {
+        body([&](Pack<T> v) __attribute__((always_inline)) { return exp(v); });
+    } else {
+        const Scaling<T> scale = scaling(g, exp, temperature);
+        body([&](Pack<T> v) __attribute__((always_inline)) {
+            const Two<Pack<T>> y = scale(v);
+            return exp(y.high, y.low);
+        });
+    }
+}
+
+// Whether both parts of x are normal floats, or it is 0.
+FASTSOFTMAX_INLINE bool fits_float(double x) {
+    const double size = x < 0 ? -x : x;
+    return (0x1p-100 < size && size < 0x1p100) || size == 0;
+}
+
+// e -> numerator * e / sum, by a reciprocal in two parts: as good as dividing, to 2^-46 (double 2^-100) before rounding.
+template <class T>
+struct Probability {
+    Two<Pack<T>> factor;
+    PerSlice<T> whole;
+    bool wide = false;  // whether a factor leaves the range where its two floats are normal: then by way of double
+
+    FASTSOFTMAX_ONCE explicit Probability(const Groups<T>& g) {
+        factor = parts(g, [](const Group& s) __attribute__((always_inline)) {
+            return over_total<T>(broadcast(1.0), s.top, s.rest);
+        });
+    }
+    FASTSOFTMAX_ONCE Probability(const Groups<T>& g, const PerSlice<T>& numerator) {
+        Two<PerSlice<T>> f;
+        for (int i = 0; i < groups<T>; ++i) {
+            const Double2 over = over_total<T>(numerator.group[i], g.group[i].top, g.group[i].rest);
+            f.high.group[i] = over.high;
+            f.low.group[i] = over.low;
+        }
+        whole = f.high;
+        factor.high = rounded(f.high);
+        if constexpr (sizeof(T) == 4) {
+            const PerSlice<T> kept = exactly(factor.high);
+            PerSlice<T> left;
+            for (int i = 0; i < groups<T>; ++i) {
+                left.group[i] = f.high.group[i] - kept.group[i];
+                for (int k = 0; k < Pack<double>::lanes; ++k) wide |= !fits_float(lane(f.high.group[i], k));
+            }
+            factor.low = rounded(left);
+        } else {
+            factor.low = f.low.group[0];
+        }
+    }
+
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const { return fma(e, factor.high, e * factor.low); }
+
+    // Less a term.
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> term) const {
+        return fma(e, factor.high, fma(e, factor.low, -term));
+    }
+
+    FASTSOFTMAX_INLINE PerSlice<T> widely(Pack<T> e) const {
+        PerSlice<T> value = exactly(e);
+        for (int i = 0; i < groups<T>; ++i) value.group[i] = value.group[i] * whole.group[i];
+        return value;
+    }
+};
+
+// The largest entry of a slice whose probability passes 2/3: its log is minus that of 1 + rest / top, free of cancellation.
+// (Below, the general formula is as good, and gives equal entries equal results.)
+template <class T>
+struct Dominance {
+    Mask<T> mask;
+    Pack<T> log_probability;
+
+    FASTSOFTMAX_ONCE explicit Dominance(const Groups<T>& g) {
+        const Pack<T> ratio =
+            part(g, [](const Group& s) __attribute__((always_inline)) { return s.rest.high / s.top.high; });
+        mask = less(ratio, broadcast(T(0.5)));
+        log_probability = -part(g, [](const Group& s) __attribute__((always_inline)) {
+            const Double2 log = log_total<T>(s.top, s.rest);
+            return log.high + log.low;
+        });
+    }
+};
+
+// x -> (x - shift) / temperature - log-sum-exp. Error: 1.5 ULP, for entries that do not dominate.
+template <class T>
+struct LogProbability {
+    Scaling<T> scale;
+    Two<Pack<T>> offset;
+
+    FASTSOFTMAX_ONCE LogProbability(const Groups<T>& g, double temperature)
+        : scale(shift(g), temperature, broadcast(floor_for(temperature))),
+          offset(log_offset(g, temperature, temperature != 1)) {}
+
+    // Temperature 1: no shift.
+    FASTSOFTMAX_INLINE Pack<T> plain(Pack<T> x) const { return (x - offset.high) - offset.low; }
+
+    FASTSOFTMAX_INLINE Pack<T> scaled(Pack<T> x) const {
+        const Two<Pack<T>> y = scale(x);
+        return (y.high - offset.high) + (y.low - offset.low);
+    }
+
+  private:
+    // Low enough to be of no weight beside the quotient, high enough for the quotient not to overflow.
+    static T floor_for(double temperature) {
+        constexpr double far = sizeof(T) == 4 ? 0x1p20 : 0x1p60;
+        return static_cast<T>(-far * temperature);
+    }
+};
+
+// log-sum-exp of each slice.
+template <class T>
+FASTSOFTMAX_ONCE Pack<double> log_sum_exp(const Group& g) {
+    const Double2 log = log_total<T>(g.top, g.rest);
+    const Double2 sum = two_sum(g.max, log.high);
+    const Pack<double> finite = sum.high + (sum.low + log.low);
+    const Mask<double> none = equal(g.max, broadcast(-infinity)), infinite = equal(g.max, broadcast(infinity));
+    // An infinite maximum is the result, unless there is a NaN, which `rest` then holds.
+    return select(none | infinite, g.max + g.rest.high, finite);
+}
+
+// -log p of an entry with score x.
+template <class T>
+FASTSOFTMAX_ONCE Pack<double> minus_log_probability(const Group& g, Pack<double> x, double temperature) {
+    const Double2 log = log_total<T>(g.top, g.rest);
+    const Pack<double> t = broadcast(temperature);
+    const Pack<double> difference = g.max - x;
+    if constexpr (sizeof(T) == 4) {
+        return difference / t + log.high;
+    } else {
+        const Double2 sum = add(divide(two_sum(g.max, -x), {t, broadcast(0.0)}), log);
+        return select(less(difference, broadcast(infinity)), sum.high + sum.low, difference + log.high);
+    }
+}
+
+// What the gradient subtracts from total * p, at the target and at the largest entry, where that would cancel.
+template <class T>
+struct GradientEnds {
+    PerSlice<T> at_target, at_max;
+
+    // `total`: weight of the whole slice; `target`, `largest`: what is subtracted there; all times `scale`.
+    FASTSOFTMAX_ONCE GradientEnds(const Groups<T>& g, Pack<T> target_exponential, const PerSlice<T>& total,
+                                    const PerSlice<T>& target, const PerSlice<T>& largest, const PerSlice<T>& scale) {
+        const PerSlice<T> e = exactly(target_exponential);
+        for (int i = 0; i < groups<T>; ++i) {
+            const Group& s = g.group[i];
+            const Double2 over = over_total<T>(total.group[i], s.top, s.rest);
+            at_target.group[i] = scale.group[i] * (fma(e.group[i], over.high, e.group[i] * over.low) - target.group[i]);
+            // total p - largest = (total - largest) - total (1 - p)
+            const Double2 others = sizeof(T) == 4 ? Double2{s.rest.high / (s.top.high + s.rest.high), broadcast(0.0)}
+                                                  : divide(s.rest, add(s.top, s.rest));
+            const Pack<double> excess = total.group[i] - largest.group[i];
+            at_max.group[i] = scale.group[i] * (excess - fma(total.group[i], others.high, total.group[i] * others.low));
+        }
+    }
+};
+
+// The vector-Jacobian products of the transforms, from the sum over the slice: y (dy - sum) / temperature with y = softmax(x),
+// (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Where float is computed, in double, rounded once.
+template <Operation op, class T>
+struct TransformGradient {
+    PerSlice<T> high, low;
+    double inverse;
+
+    FASTSOFTMAX_INLINE TransformGradient(const Groups<T>& g, double temperature) : inverse(1 / temperature) {
+        constexpr double unscale = op == fastsoftmax::softmax_grad ? 1 : sizeof(T) == 4 ? 0x1p-64 : 0x1p-200;
+        for (int i = 0; i < groups<T>; ++i) {
+            high.group[i] = g.group[i].rest.high * broadcast(unscale);
+            low.group[i] = g.group[i].rest.low * broadcast(unscale);
+        }
+    }
+
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
+        if constexpr (op == fastsoftmax::log_softmax_grad) {
+            // No log-probability is above 0; what is passed as one may be, and must not leave the exponent's range.
+            constexpr T highest = 40;
+            const Exponential<T> exp(broadcast(T(0)));
+            x = exp(-max(broadcast(-highest), -x));
+        }
+        const PerSlice<T> a = exactly(x), b = exactly(dy);
+        PerSlice<T> value;
+        for (int i = 0; i < groups<T>; ++i) {
+            if constexpr (op == fastsoftmax::log_softmax_grad)
+                value.group[i] = fma(-a.group[i], high.group[i], b.group[i]) - a.group[i] * low.group[i];
+            else
+                value.group[i] = a.group[i] * ((b.group[i] - high.group[i]) - low.group[i]);
+            if (inverse != 1) value.group[i] = value.group[i] * broadcast(inverse);
+        }
+        return rounded(value);
+    }
+};
+
+}  // namespace

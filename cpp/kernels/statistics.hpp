@@ -1,0 +1,247 @@
+// From the statistics of slices to the numbers that their results are made of. One slice a lane: rows fill every lane with
+// the same one, columns each with another, so both get the same bits.
+#pragma once
+
+#include "exp_log.hpp"
+#include "kernels.hpp"
+
+namespace {
+
+using fastsoftmax::Operation;
+using fastsoftmax::Run;
+using fastsoftmax::Statistics;
+using fastsoftmax::Strided;
+
+constexpr double infinity = __builtin_inf();
+
+// A running sum: 16 doubles for float (lane c mod 16), 8 pairs for double (lane c mod 8). Exact to 2^-50 of the sum.
+template <class T>
+struct Accumulator;
+
+template <>
+struct Accumulator<float> {
+    Pack<double> low = broadcast(0.0), high = broadcast(0.0);
+
+    FASTSOFTMAX_INLINE void add(Pack<float> x) { add(to_double(x)); }
+    FASTSOFTMAX_INLINE void add(DoublePair x) {
+        low = low + x.low;
+        high = high + x.high;
+    }
+    FASTSOFTMAX_INLINE void add_product(Pack<float> x, Pack<float> y) {
+        const DoublePair a = to_double(x), b = to_double(y);
+        add({a.low * b.low, a.high * b.high});
+    }
+    FASTSOFTMAX_INLINE Two<double> total() const { return {fold_sum(low + high), 0}; }
+};
+
+template <>
+struct Accumulator<double> {
+    Pack<double> sum = broadcast(0.0), error = broadcast(0.0);
+
+    FASTSOFTMAX_INLINE void add(Pack<double> x) {
+        const Double2 next = two_sum(sum, x);
+        sum = next.high;
+        error = error + next.low;
+    }
+    FASTSOFTMAX_INLINE void add_product(Pack<double> x, Pack<double> y) {
+        const Pack<double> product = x * y;
+        add(product);
+        error = error + fma(x, y, -product);
+    }
+    FASTSOFTMAX_ONCE Two<double> total() const {
+        constexpr int lanes = Pack<double>::lanes;
+        Two<double> parts[lanes];
+        for (int i = 0; i < lanes; ++i) parts[i] = {lane(sum, i), lane(error, i)};
+        for (int count = lanes / 2; count > 0; count /= 2)
+            for (int i = 0; i < count; ++i) parts[i] = ::add(parts[i], parts[i + count]);
+        // The error of an infinite sum is NaN; the sum itself is right.
+        if (!(parts[0].high - parts[0].high == 0)) return {fold_sum(sum), 0};
+        return parts[0];
+    }
+};
+
+// How a score enters the exponential: (x - shift) / temperature, as two parts where that rounds.
+template <class T>
+struct Scaling {
+    Pack<T> shift, inverse_high, inverse_low;
+    Pack<T> floor;  // a score so low that its exponential is 0: what is below counts as this, so that nothing overflows
+
+    FASTSOFTMAX_ONCE Scaling(Pack<T> shift_, double temperature, Pack<T> floor_) : shift(shift_), floor(floor_) {
+        const double inverse = 1 / temperature;
+        inverse_high = broadcast(static_cast<T>(inverse));
+        if constexpr (sizeof(T) == 4) {
+            inverse_low = broadcast(static_cast<T>(inverse - static_cast<T>(inverse)));
+        } else {
+            const Pack<double> t = broadcast(temperature);
+            inverse_low = fma(-inverse_high, t, broadcast(1.0)) / t;
+        }
+    }
+    FASTSOFTMAX_INLINE Two<Pack<T>> operator()(Pack<T> x) const {
+        const Pack<T> difference = x - shift;
+        const Pack<T> bounded = max(floor, difference);
+        return {difference * inverse_high,
+                fma(bounded, inverse_high, -(bounded * inverse_high)) + bounded * inverse_low};
+    }
+};
+
+// (max - shift) / temperature.
+template <class T>
+FASTSOFTMAX_INLINE Double2 scaled_max(Pack<double> max, Pack<double> shift, double temperature) {
+    const Pack<double> t = broadcast(temperature);
+    if constexpr (sizeof(T) == 4) return {(max - shift) / t, broadcast(0.0)};
+    return divide({max - shift, broadcast(0.0)}, {t, broadcast(0.0)});
+}
+
+// log of the sum of a slice relative to its largest exponential: minus the log-probability of the largest entry.
+template <class T>
+FASTSOFTMAX_INLINE Double2 log_total(Double2 top, Double2 rest) {
+    if constexpr (sizeof(T) == 4) return {log1p_short(rest.high / top.high), broadcast(0.0)};
+    return log1p_long(divide(rest, top));
+}
+
+// factor / (top + rest).
+template <class T>
+FASTSOFTMAX_INLINE Double2 over_total(Pack<double> factor, Double2 top, Double2 rest) {
+    if constexpr (sizeof(T) == 4) return {factor / (top.high + rest.high), broadcast(0.0)};
+    return divide({factor, broadcast(0.0)}, add(top, rest));
+}
+
+FASTSOFTMAX_INLINE Double2 broadcast2(const double (&parts)[2]) { return {broadcast(parts[0]), broadcast(parts[1])}; }
+
+// Whether max is so large that it is subtracted, and the integer next to the largest exponent. Infinite: neither.
+template <class T>
+FASTSOFTMAX_ONCE Pack<double> shift_for(Pack<double> max, double temperature) {
+    const Pack<double> scaled = max / broadcast(temperature);
+    const Pack<double> limit = broadcast<double>(ExpConstants<T>::largest_unshifted);
+    const Mask<double> within = less(scaled, limit) & less(-limit, scaled);
+    const Mask<double> finite = less(max, broadcast(infinity)) & less(broadcast(-infinity), max);
+    return select(within, broadcast(0.0), select(finite, max, broadcast(0.0)));
+}
+
+FASTSOFTMAX_ONCE Pack<double> reference_for(Pack<double> scaled) {
+    const Mask<double> finite = less(scaled, broadcast(infinity)) & less(broadcast(-infinity), scaled);
+    return select(finite, round_to_integer(scaled * broadcast(ExpConstants<double>::log2e)), broadcast(0.0));
+}
+
+// The exponential of the largest entry, on the slice's scale, to 2^-53 (float) and 2^-56 (double).
+template <class T>
+FASTSOFTMAX_ONCE Double2 exp_of_max(Double2 scaled, Pack<double> reference) {
+    const Double2 value = exp_reduced(scaled, reference);
+    const Pack<double> power = broadcast(ExpConstants<T>::exponent_bias == 64 ? 0x1p64 : 0x1p200);
+    if constexpr (sizeof(T) == 4) return {(value.high + value.low) * power, broadcast(0.0)};
+    return {value.high * power, value.low * power};
+}
+
+// 2^k for integers k in [-1000, 1000].
+FASTSOFTMAX_INLINE Pack<double> power_of_two(Pack<double> k) {
+    const Pack<double> rounder = broadcast(ExpConstants<double>::rounder);
+    const Pack<double> field = k + (rounder + broadcast(1023.0));
+    return bit_cast<double>(shift_left(bit_cast<std::int64_t>(field), 52));
+}
+
+FASTSOFTMAX_INLINE void set(double (&parts)[2], Double2 value) {
+    parts[0] = lane(value.high, 0);
+    parts[1] = lane(value.low, 0);
+}
+
+// Two blocks of one slice as one, left before right.
+FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const Statistics& right) {
+    const bool right_wins = right.max > left.max;
+    const Statistics& high = right_wins ? right : left;
+    const Statistics& low = right_wins ? left : right;
+    // The loser's scale relative to the winner's: exp((low.shift - high.shift) / T) * 2^(references' difference).
+    const Pack<double> t = broadcast(run.temperature);
+    const Double2 difference = divide(two_sum(broadcast(low.shift), broadcast(-high.shift)), {t, broadcast(0.0)});
+    const Pack<double> n = round_to_integer(difference.high * broadcast(ExpConstants<double>::log2e));
+    const Double2 mantissa = exp_reduced(difference, n);
+    const double exponent = lane(n, 0) + low.reference - high.reference;
+    const bool vanishes = !(exponent > -1000);
+    const Pack<double> power = vanishes ? broadcast(0.0) : power_of_two(broadcast(exponent));
+    const Double2 factor = vanishes ? Double2{power, power} : Double2{mantissa.high * power, mantissa.low * power};
+    Double2 loser = broadcast2(low.rest);
+    if (low.max > -infinity) loser = add(loser, broadcast2(low.top));
+    Statistics merged = high;
+    set(merged.rest, add(broadcast2(high.rest), multiply(loser, factor)));
+    left = merged;
+}
+
+inline void merge_sums(const Run&, Statistics& left, const Statistics& right) {
+    set(left.rest, add(broadcast2(left.rest), broadcast2(right.rest)));
+}
+
+// The statistics of 8 slices, one a lane.
+struct Group {
+    Pack<double> max, shift, reference;
+    Double2 top, rest;
+};
+
+// As many groups as a pack of T has lanes for.
+template <class T>
+constexpr int groups = Pack<T>::lanes / Pack<double>::lanes;
+
+template <class T>
+struct Groups {
+    Group group[groups<T>];
+};
+
+// The same slice in every lane.
+template <class T>
+FASTSOFTMAX_INLINE Groups<T> groups_of(const Statistics& s) {
+    const Group group = {broadcast(s.max), broadcast(s.shift), broadcast(s.reference), broadcast2(s.top),
+                         broadcast2(s.rest)};
+    Groups<T> all;
+    for (auto& g : all.group) g = group;
+    return all;
+}
+
+// Two parts of T from a pair of doubles for each lane.
+template <class T, class F>
+FASTSOFTMAX_INLINE Two<Pack<T>> parts(const Groups<T>& groups, F value) {
+    if constexpr (sizeof(T) == 4) {
+        const Double2 low = value(groups.group[0]), high = value(groups.group[1]);
+        const Pack<float> first = to_float({low.high, high.high});
+        const DoublePair kept = to_double(first);
+        return {first, to_float({(low.high - kept.low) + low.low, (high.high - kept.high) + high.low})};
+    } else {
+        const Double2 both = value(groups.group[0]);
+        return {both.high, both.low};
+    }
+}
+
+template <class T, class F>
+FASTSOFTMAX_INLINE Pack<T> part(const Groups<T>& groups, F value) {
+    if constexpr (sizeof(T) == 4)
+        return to_float({value(groups.group[0]), value(groups.group[1])});
+    else
+        return value(groups.group[0]);
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Exponential<T> exponential(const Groups<T>& groups) {
+    return Exponential<T>(part(groups, [](const Group& g) __attribute__((always_inline)) { return g.reference; }));
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> shift(const Groups<T>& groups) {
+    return part(groups, [](const Group& g) __attribute__((always_inline)) { return g.shift; });
+}
+
+// The scaling of slices before their exponential.
+template <class T>
+FASTSOFTMAX_INLINE Scaling<T> scaling(const Groups<T>& groups, const Exponential<T>& exponential, double temperature) {
+    const Pack<T> floor = (exponential.lowest - broadcast(T(2))) * broadcast(static_cast<T>(temperature));
+    return Scaling<T>(shift(groups), temperature, floor);
+}
+
+// What log_softmax subtracts from a score (less its shift): log-sum-exp in two parts.
+template <class T>
+FASTSOFTMAX_ONCE Two<Pack<T>> log_offset(const Groups<T>& groups, double temperature, bool shifted) {
+    return parts(groups, [&](const Group& g) __attribute__((always_inline)) {
+        const Double2 scaled = scaled_max<T>(g.max, shifted ? g.shift : broadcast(0.0), temperature);
+        const Double2 log = log_total<T>(g.top, g.rest);
+        const Double2 sum = two_sum(scaled.high, log.high);
+        return Double2{sum.high, sum.low + (scaled.low + log.low)};
+    });
+}
+
+}  // namespace

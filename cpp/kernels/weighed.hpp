@@ -1,0 +1,117 @@
+// log|sum of b exp(x)| and its sign, in double: weights of any size and sign.
+#pragma once
+
+#include "results.hpp"
+
+namespace {
+
+// b = mantissa * 2^exponent, |mantissa| in [1, 2); 0, infinities and NaN are not split so.
+struct Split {
+    Pack<double> mantissa, exponent;
+};
+
+FASTSOFTMAX_INLINE Split split(Pack<double> b) {
+    const Pack<double> size = max(b, -b);
+    const Mask<double> tiny = less(size, broadcast(0x1p-1000));  // subnormal, or nearly
+    const Pack<double> scaled = select(tiny, b * broadcast(0x1p100), b);
+    const Pack<std::uint64_t> bits = bit_cast<std::uint64_t>(scaled);
+    const Pack<std::uint64_t> field = shift_right(bits, 52) & broadcast<std::uint64_t>(0x7ff);
+    const Pack<double> rounder = broadcast(ExpConstants<double>::rounder);
+    const Pack<double> biased = bit_cast<double>(field + bit_cast<std::uint64_t>(rounder)) - rounder;
+    const Pack<std::uint64_t> kept = bits & broadcast<std::uint64_t>(0x800fffffffffffff);
+    return {bit_cast<double>(kept | broadcast<std::uint64_t>(0x3ff0000000000000)),
+            biased - select(tiny, broadcast(1123.0), broadcast(1023.0))};
+}
+
+template <class F>
+FASTSOFTMAX_INLINE void for_weighed(const double* x, const double* b, std::ptrdiff_t count, F f) {
+    constexpr int lanes = Pack<double>::lanes;
+    std::ptrdiff_t i = 0;
+    for (; i + lanes <= count; i += lanes) f(load(x + i), load(b + i));
+    if (i < count) f(load_first(x + i, count - i, -infinity), load_first(b + i, count - i, 0.0));
+}
+
+// Each term is split into a mantissa, exact to 2^-56, and an exponent of its own, so that neither can overflow. Error of the
+// result: 2^-55 (1 + sum |b| exp(x) / |sum b exp(x)|), and its rounding.
+void logsumexp_weighed(const double* x, const double* b, std::ptrdiff_t count, double* log, double* sign) {
+    const Pack<double> zero = broadcast(0.0), none = broadcast(-infinity), top = broadcast(infinity);
+    // What takes part has a weight; where its score is infinite, the weight's sign decides, or nothing does.
+    Pack<double> largest = none, positive = zero, negative = zero, undefined = zero;
+    for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
+        const Pack<double> one = broadcast(1.0);
+        const Mask<double> absent = equal(w, zero);
+        const Pack<double> score = select(absent, none, v);
+        const Pack<double> size = max(w, -w);
+        largest = max(score, largest);
+        const Mask<double> present = equal(score, score) & equal(w, w);
+        undefined = select(present, undefined, one);
+        const Mask<double> infinite_weight = equal(size, top);
+        undefined = select(infinite_weight & equal(score, none), one, undefined);
+        const Mask<double> infinite = equal(score, top) | infinite_weight;
+        positive = select(infinite & less(zero, w), one, positive);
+        negative = select(infinite & less(w, zero), one, negative);
+    });
+    const bool up = fold_max(positive) > 0, down = fold_max(negative) > 0;
+    if (fold_max(undefined) > 0 || (up && down)) {
+        *log = *sign = __builtin_nan("");
+        return;
+    }
+    if (up || down) {
+        *log = infinity;
+        *sign = up ? 1 : -1;
+        return;
+    }
+    const double max_score = fold_max(largest);
+    if (max_score == -infinity) {
+        *log = -infinity;
+        *sign = 0;
+        return;
+    }
+    // Beyond this a score less the largest is exact wherever its term is more than 2^-800 of the whole (Sterbenz): weights
+    // differ by at most 2^2100.
+    const bool far = max_score > 8192 || max_score < -8192;
+    const Pack<double> shift = broadcast(far ? max_score : 0.0), log2e = broadcast(ExpConstants<double>::log2e);
+    // A score this far down is as good as the next; so its exponent is exact.
+    const Pack<double> lowest = broadcast(-0x1p20);
+    Pack<double> exponent = none;
+    for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
+        const Pack<double> n = round_to_integer(max(lowest, v - shift) * log2e) + split(w).exponent;
+        exponent = max(select(equal(w, zero) | equal(v, none), none, n), exponent);
+    });
+    const Pack<double> reference = broadcast(fold_max(exponent));
+
+    Accumulator<double> sum;
+    for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
+        const Split weight = split(w);
+        const Pack<double> score = max(lowest, v - shift);
+        const Pack<double> n = round_to_integer(score * log2e);
+        const Double2 value = exp_reduced({score, zero}, n);
+        const Pack<double> k = n + weight.exponent - reference;
+        const Mask<double> counts = less(broadcast(-800.0), k) & less(none, v);
+        const Pack<double> power = power_of_two(max(broadcast(-800.0), k)) * weight.mantissa;
+        const Mask<double> absent = equal(w, zero);
+        const Pack<double> factor = select(absent, zero, select(counts, power, zero));
+        sum.add_product(value.high, factor);
+        sum.add(value.low * factor);
+    });
+    const Two<double> total = sum.total();
+    if (total.high == 0) {
+        *log = -infinity;
+        *sign = 0;
+        return;
+    }
+    const double direction = total.high < 0 ? -1 : 1;
+    const Split s = split(broadcast(direction * total.high));
+    const Pack<double> scale = power_of_two(-s.exponent);
+    const Double2 excess = two_sum(s.mantissa - broadcast(1.0), broadcast(direction * total.low) * scale);
+    const Double2 log_mantissa = log1p_long(excess);
+    const Pack<double> whole = reference + s.exponent;
+    const Pack<double> ln2 = broadcast(ExpConstants<double>::ln2_high);
+    const Pack<double> product = whole * ln2;
+    const Double2 rest = {product, fma(whole, ln2, -product) + whole * broadcast(ExpConstants<double>::ln2_low)};
+    const Double2 result = add(add({shift, zero}, rest), log_mantissa);
+    *log = lane(result.high + result.low, 0);
+    *sign = direction;
+}
+
+}  // namespace

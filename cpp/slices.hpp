@@ -1,0 +1,109 @@
+// A batch of slices over arrays in memory: what one call works on. The class axes make a slice, the other axes the batch.
+#pragma once
+
+#include <array>
+#include <cstddef>
+
+#include "kernels/kernels.hpp"
+
+namespace fastsoftmax {
+
+// The part that an array plays in a call.
+enum Role : int {
+    scores,  // x, logits; y or logp of the gradients
+    second,  // dy, b, or the class probabilities
+    output,
+    mask,
+    // One element a slice; strides of class axes are 0.
+    value,
+    sign,
+    target,
+    upstream,
+};
+constexpr int roles = 8;
+
+struct Array {
+    std::byte* data = nullptr;  // null: the call has none
+    ElementType type = float32;
+    bool swapped = false;  // in the other byte order
+};
+
+using Offsets = std::array<std::ptrdiff_t, roles>;  // in bytes
+
+struct Axis {
+    std::ptrdiff_t size;
+    Offsets strides;
+};
+
+constexpr int most_axes = 64;  // as NumPy
+
+struct Axes {
+    int count = 0;
+    std::array<Axis, most_axes> axis;
+
+    std::ptrdiff_t size() const {
+        std::ptrdiff_t product = 1;
+        for (int i = 0; i < count; ++i) product *= axis[i].size;
+        return product;
+    }
+
+    void append(const Axis& next) { axis[count++] = next; }
+
+    // Drops axes of one element and joins neighbours that are one in every array.
+    void simplify() {
+        int kept = 0;
+        for (int i = 0; i < count; ++i) {
+            if (axis[i].size == 1) continue;
+            if (kept > 0 && joins(axis[kept - 1], axis[i])) {
+                const std::ptrdiff_t size = axis[kept - 1].size * axis[i].size;
+                axis[kept - 1] = axis[i];
+                axis[kept - 1].size = size;
+            } else {
+                axis[kept++] = axis[i];
+            }
+        }
+        count = kept;
+    }
+
+    // Where the element at `index`, in C order, is.
+    Offsets at(std::ptrdiff_t index) const {
+        Offsets offsets{};
+        for (int i = count - 1; i >= 0; --i) {
+            const std::ptrdiff_t along = index % axis[i].size;
+            index /= axis[i].size;
+            for (int r = 0; r < roles; ++r) offsets[r] += along * axis[i].strides[r];
+        }
+        return offsets;
+    }
+
+    // The last axis: one element, unmoving, where there is none.
+    Axis last() const { return count ? axis[count - 1] : Axis{1, {}}; }
+
+    // Calls f(offsets, position, length) for each stretch of [begin, end) along the last axis.
+    template <class F>
+    void for_stretches(std::ptrdiff_t begin, std::ptrdiff_t end, F f) const {
+        const std::ptrdiff_t size = last().size;
+        while (begin < end) {
+            const std::ptrdiff_t rest = size - begin % size;
+            const std::ptrdiff_t length = rest < end - begin ? rest : end - begin;
+            f(at(begin), begin, length);
+            begin += length;
+        }
+    }
+
+  private:
+    static bool joins(const Axis& outer, const Axis& inner) {
+        for (int r = 0; r < roles; ++r)
+            if (outer.strides[r] != inner.strides[r] * inner.size) return false;
+        return true;
+    }
+};
+
+struct Slices {
+    std::array<Array, roles> arrays;
+    Axes batch, classes;
+
+    bool has(Role role) const { return arrays[role].data != nullptr; }
+};
+
+}  // namespace fastsoftmax

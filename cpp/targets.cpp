@@ -1,0 +1,89 @@
+#include "targets.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace fastsoftmax {
+
+Kernels baseline_kernels();
+#ifdef FASTSOFTMAX_X86_TARGETS
+Kernels avx2_kernels();
+Kernels avx512_kernels();
+#endif
+
+namespace {
+
+struct Target {
+    const char* name;
+    bool (*usable)();
+    const Kernels& (*kernels)();
+};
+
+// A target's function runs, and its table exists, only where the machine has the target.
+template <Kernels (*make)()>
+const Kernels& table() {
+    static const Kernels kernels = make();
+    return kernels;
+}
+
+const Target targets[] = {
+    {"baseline", [] { return true; }, table<baseline_kernels>},
+#ifdef FASTSOFTMAX_X86_TARGETS
+    {"avx2",
+     [] {
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     },
+     table<avx2_kernels>},
+    {"avx512",
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     },
+     table<avx512_kernels>},
+#endif
+};
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+std::string joined(const std::vector<std::string>& names) {
+    std::string text;
+    for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+    return text;
+}
+
+}  // namespace
+
+std::vector<std::string> targets_built() {
+    std::vector<std::string> names;
+    for (const auto& target : targets) names.emplace_back(target.name);
+    return names;
+}
+
+std::vector<std::string> targets_usable() {
+    std::vector<std::string> names;
+    for (const auto& target : targets)
+        if (target.usable()) names.emplace_back(target.name);
+    return names;
+}
+
+const Kernels* kernels_of(const std::string& name) {
+    for (const auto& target : targets)
+        if (name == target.name && target.usable()) return &target.kernels();
+    return nullptr;
+}
+
+void choose_target() {
+    const char* forced = std::getenv("FASTSOFTMAX_TARGET");
+    const std::string name = forced && *forced ? forced : targets_usable().back();
+    const Kernels* found = kernels_of(name);
+    if (!found)
+        throw std::runtime_error("FASTSOFTMAX_TARGET is '" + name + "', but this build and machine have: " +
+                                 joined(targets_usable()) + " (built: " + joined(targets_built()) + ")");
+    chosen = found;
+}
+
+const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
+
+}  // namespace fastsoftmax

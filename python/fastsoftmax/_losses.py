@@ -1,0 +1,262 @@
+"""Cross-entropy with its gradient: arguments checked, then one call of the core."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import _core
+from ._arguments import (
+    Array,
+    finished,
+    loss_arguments,
+    loss_dtype,
+    reduced_shape,
+    result_dtype,
+    to_upstream,
+    work_array,
+)
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+) -> Any:
+    """The cross-entropy of targets and softmax probabilities, from the logits.
+
+    Parameters
+    ----------
+    logits : array_like
+        Scores, float16, bfloat16, float32, float64, integers or bool.
+    targets : array_like
+        Class indices: integers, in the shape of `logits` without `axis`. Or class probabilities: floating, in the shape
+        of `logits`.
+    axis : int, default -1
+        The class axis of `logits`.
+    weight : array_like, optional
+        One factor for each class, finite and not negative, of any real dtype.
+    ignore_index : int, optional
+        Samples with this class index have loss 0, whatever their logits hold, and leave the mean. It need not be in
+        range.
+    label_smoothing : float, default 0.0
+        In [0, 1]: the share of each target that is spread evenly over all classes.
+    temperature : float, default 1.0
+        Positive and finite; the loss is that of ``logits / temperature``.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        What to return of the samples' losses. The mean over class indices is weighted: it divides by the sum of the
+        weights of the targets that count; over class probabilities it divides by the number of samples.
+
+    Returns
+    -------
+    scalar or ndarray
+        The loss; with ``reduction="none"`` that of each sample, in the shape of `logits` without `axis`. Its dtype is
+        that of `logits`, float32 for half precision, float64 for integers. A 0-d result is a scalar.
+
+    Raises
+    ------
+    TypeError
+        If `logits`, `targets` or `weight` has an unsupported dtype, is a masked array or not in memory, `targets` is
+        bool, `axis` or `ignore_index` is no integer, or `label_smoothing` or `temperature` is no number.
+    ValueError
+        If `targets` or `weight` has a wrong shape, an index is outside [0, C) and is not `ignore_index`, `ignore_index`
+        is given with class probabilities, a weight is negative or not finite, `label_smoothing`, `temperature` or
+        `reduction` is none of those allowed, or there are no classes.
+    numpy.exceptions.AxisError
+        If `axis` is out of range.
+
+    See Also
+    --------
+    cross_entropy_grad, cross_entropy_with_grad
+
+    Notes ----- With p = softmax(logits / T) over C classes, weights w, smoothing e, and the target's probabilities q (1
+    for the class of an index, else 0), a sample has the loss
+
+        L = -sum_c w_c ((1 - e) q_c + e / C) log p_c
+
+    as `torch.nn.functional.cross_entropy` defines it (label smoothing: C. Szegedy et al., "Rethinking the Inception
+    Architecture for Computer Vision", 2016), except that a class whose weight or target probability is exactly 0
+    contributes 0, whatever its log p.
+
+    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN; a target whose logit is -inf gives +inf. The
+    mean is NaN if there are no samples, if all are ignored, or if the weights of those that count sum to 0.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> logits = [[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]]
+    >>> fs.cross_entropy(logits, [0, 1], reduction="none").round(4)
+    array([0.1698, 0.5514])
+    >>> print(f"{fs.cross_entropy(logits, [0, 1]):.4f}")
+    0.3606
+    """
+    arguments = loss_arguments(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction)
+    loss = _new_loss(arguments[0], arguments[2], reduction)
+    _core.cross_entropy(*arguments, 1.0, loss, None)
+    return finished(loss, None)
+
+
+def cross_entropy_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    upstream: ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `cross_entropy` with respect to the logits.
+
+    Parameters
+    ----------
+    logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
+        As for `cross_entropy`.
+    upstream : float or array_like, optional
+        The gradient of what follows with respect to the (reduced) loss, of any real dtype: a number, or, with
+        ``reduction="none"``, an array of the loss's shape. None is 1.
+    out : ndarray, optional
+        Receives the gradient: its shape and dtype, any strides. ``out=logits`` turns the logits into their gradient in
+        place.
+
+    Returns
+    -------
+    ndarray
+        The gradient, in the shape and dtype of `logits` (float64 for integers); `out`, if it is given.
+
+    Raises
+    ------
+    TypeError
+        As `cross_entropy`; or if `upstream` has an unsupported dtype or is a masked array, or `out` is no array or has
+        another dtype.
+    ValueError
+        As `cross_entropy`; or if `upstream` has a wrong shape, or `out` has another shape, is read-only or has elements
+        that overlap each other.
+    numpy.exceptions.AxisError
+        If `axis` is out of range.
+
+    See Also
+    --------
+    cross_entropy, cross_entropy_with_grad
+
+    Notes
+    -----
+    In the notation of `cross_entropy`, with a_c = w_c ((1 - e) q_c + e / C), a sample has the gradient
+
+        g_c = u (p_c sum_k a_k - a_c) / T
+
+    where u is `upstream`, divided by what the mean divides by.
+
+    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN. An ignored sample has gradient 0, whatever
+    its logits and `upstream` hold; so have all if all are ignored. If the weights of those that count sum to 0, their
+    mean has gradient NaN. Empty input gives an empty result.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> fs.cross_entropy_grad([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]], [0, 1]).round(4)
+    array([[-0.0781,  0.0571,  0.021 ],
+           [ 0.106 , -0.2119,  0.106 ]])
+    """
+    _, grad = _differentiate(
+        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, upstream, out, False
+    )
+    return grad
+
+
+def cross_entropy_with_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    upstream: ArrayLike | None = None,
+    out: Array | None = None,
+) -> tuple[Any, Array]:
+    """The cross-entropy and its gradient with respect to the logits, for little more than the price of one of them.
+
+    Parameters
+    ----------
+    logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
+        As for `cross_entropy`.
+    upstream : float or array_like, optional
+        The gradient of what follows with respect to the (reduced) loss, of any real dtype: a number, or, with
+        ``reduction="none"``, an array of the loss's shape. None is 1. The loss does not depend on it.
+    out : ndarray, optional
+        Receives the gradient: its shape and dtype, any strides. ``out=logits`` turns the logits into their gradient in
+        place.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        As from `cross_entropy`.
+    grad : ndarray
+        As from `cross_entropy_grad`.
+
+    Raises
+    ------
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As `cross_entropy_grad`.
+
+    See Also
+    --------
+    cross_entropy, cross_entropy_grad
+
+    Notes
+    -----
+    Formulas, NaN, infinities and empty input: as in `cross_entropy` and `cross_entropy_grad`, bit for bit.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> loss, grad = fs.cross_entropy_with_grad([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]], [0, 1])
+    >>> print(f"{loss:.4f}")
+    0.3606
+    >>> grad.round(4)
+    array([[-0.0781,  0.0571,  0.021 ],
+           [ 0.106 , -0.2119,  0.106 ]])
+    """
+    return _differentiate(
+        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, upstream, out, True
+    )
+
+
+def _differentiate(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int,
+    weight: ArrayLike | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    temperature: float,
+    reduction: str,
+    upstream: ArrayLike | None,
+    out: Array | None,
+    with_loss: bool,
+) -> tuple[Any, Array]:
+    """(loss or None, gradient)."""
+    arguments = loss_arguments(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction)
+    logits, targets, axis, weight = arguments[:4]
+    upstream = to_upstream(upstream, reduction, reduced_shape(logits.shape, (axis,)))
+    grad = work_array(out, logits.shape, result_dtype(logits.dtype, "logits"), (targets, weight, upstream), (logits,))
+    loss = _new_loss(logits, axis, reduction) if with_loss else None
+    _core.cross_entropy(*arguments, upstream, loss, grad)
+    return None if loss is None else finished(loss, None), finished(grad, out)
+
+
+def _new_loss(logits: Array, axis: int, reduction: str) -> Array:
+    shape = reduced_shape(logits.shape, (axis,)) if reduction == "none" else ()
+    return np.empty(shape, loss_dtype(result_dtype(logits.dtype, "logits")))

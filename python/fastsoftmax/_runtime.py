@@ -1,0 +1,154 @@
+"""Threads, and what this build and this machine are."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from . import _core
+from ._arguments import to_integer
+
+_UNLIMITED = 2**31 - 1
+
+# What set_num_threads asked for last. The core tells only the smaller of it and what OpenMP allows at the moment, which
+# is not what num_threads has to restore.
+_limit = _UNLIMITED
+
+
+def set_num_threads(n: int) -> None:
+    """Let no call of this process use more than `n` threads.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. What OpenMP allows the calling thread (``OMP_NUM_THREADS``, threadpoolctl) is a limit all the same.
+
+    Raises
+    ------
+    TypeError
+        If `n` is no integer.
+    ValueError
+        If `n` is less than 1.
+
+    Notes
+    -----
+    Results do not depend on the number of threads, bit for bit; small work never wakes a second one.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> with fs.num_threads(2):
+    ...     fs.set_num_threads(1)
+    ...     fs.get_num_threads()
+    1
+    """
+    global _limit
+    n = min(to_integer(n, "n"), _UNLIMITED)
+    if n < 1:
+        raise ValueError(f"n is {n}; expected at least 1")
+    _core.set_num_threads(n)
+    _limit = n
+
+
+def get_num_threads() -> int:
+    """The number of threads that a call may use: the smaller of `set_num_threads` and what OpenMP allows.
+
+    Returns
+    -------
+    int
+        At least 1; exactly 1 in a forked child and in a build without OpenMP.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> fs.get_num_threads() >= 1
+    True
+    """
+    return _core.get_num_threads()
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """A context in which `set_num_threads(n)` holds; the earlier limit comes back at its end.
+
+    The limit is the process's, not the thread's: calls in other Python threads see it, too.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `set_num_threads`, on entering.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> with fs.num_threads(1):
+    ...     fs.get_num_threads()
+    1
+    """
+    earlier = _limit
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        set_num_threads(earlier)
+
+
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Print or return version, compiler, SIMD targets, OpenMP and threads, as `numpy.show_config` does for NumPy.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}, default "stdout"
+        Print it, or return it as a dict.
+
+    Returns
+    -------
+    dict or None
+        None if it is printed.
+
+    Raises
+    ------
+    ValueError
+        If `mode` is another one.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> sorted(fs.show_config(mode="dicts"))
+    ['compiler', 'fastsoftmax', 'numpy', 'openmp', 'python', 'targets', 'threads']
+    """
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f"mode is {mode!r}; expected 'stdout' or 'dicts'")
+    from . import __version__
+
+    core = _core.describe()
+    config = {
+        "fastsoftmax": __version__,
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "compiler": core["compiler"],
+        "targets": {
+            "built": list(core["targets_built"]),
+            "usable": list(core["targets_usable"]),
+            "in use": core["target"],
+        },
+        "openmp": core["openmp"],
+        "threads": get_num_threads(),
+    }
+    if mode == "dicts":
+        return config
+    for key, value in config.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, entry in value.items():
+                print(f"  {name + ':':<11}{', '.join(entry) if isinstance(entry, list) else entry}")
+        else:
+            print(f"{key + ':':<13}{'none' if value is None else value}")
+    return None

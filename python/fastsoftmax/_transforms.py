@@ -1,0 +1,389 @@
+"""Probabilities, their logarithms and the gradients of both: arguments checked, then one call of the core."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from . import _core
+from ._arguments import (
+    Array,
+    Axis,
+    finished,
+    logsumexp_arguments,
+    reduced_shape,
+    transform_arguments,
+    transform_grad_arguments,
+    work_array,
+)
+
+
+def softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Probabilities from scores: non-negative, in proportion to ``exp(x / temperature)``, with sum 1 in each slice.
+
+    Parameters
+    ----------
+    x : array_like
+        Scores (logits), float16, bfloat16, float32, float64, integers or bool.
+    axis : int, tuple of ints or None, default -1
+        The axes of a slice, whose entries are normalised together; None is all of them, () makes every element a slice.
+    temperature : float, default 1.0
+        Positive and finite. The quotient `x / temperature` is not stored and not rounded to half precision.
+    where : array_like of bool, optional
+        Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: their probability is 0.
+    dtype : dtype, optional
+        Of the result: that of `x`, or a wider one of float32 and float64. By default that of `x`; float64 for integers.
+    out : ndarray, optional
+        Receives the result: its shape and dtype, any strides. It may be `x`.
+
+    Returns
+    -------
+    ndarray
+        The probabilities, in the shape of `x`; `out`, if it is given. A scalar if `x` is 0-d.
+
+    Raises
+    ------
+    TypeError
+        If the dtype of `x` is another one, `x` is a masked array or not in memory, `axis` is a bool or a list,
+        `temperature` is no number, `where` is not bool, `dtype` is narrower than the input's, or `out` is no array or
+        has another dtype.
+    ValueError
+        If an axis repeats, `temperature` is not positive and finite, `where` does not broadcast to the shape of `x`,
+        or `out` has another shape, is read-only or has elements that overlap each other.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    See Also
+    --------
+    log_softmax, softmax_grad
+
+    Notes
+    -----
+    With T for the temperature and sums over a slice,
+
+        softmax(x)_c = exp(x_c / T) / sum_k exp(x_k / T)
+
+    (J. S. Bridle, "Training stochastic model recognition algorithms as networks can lead to maximum mutual information
+    estimation of parameters", 1990). Half precision is computed in float32 and rounded once.
+
+    A slice that holds NaN or +inf, or nothing but -inf, is NaN in every entry that takes part. Otherwise -inf has
+    probability exactly 0. A slice with no True entry in `where` is 0. Empty input gives an empty result.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> fs.softmax([1.0, 2.0, 3.0]).round(4)
+    array([0.09  , 0.2447, 0.6652])
+    >>> fs.softmax([[1.0, 2.0, 3.0]], where=[True, False, True]).round(4)
+    array([[0.1192, 0.    , 0.8808]])
+    """
+    x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
+    result = work_array(out, x.shape, dtype, (mask,), (x,))
+    _core.softmax(x, result, axes, temperature, mask)
+    return finished(result, out)
+
+
+def log_softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Logarithms of the probabilities that `softmax` gives, accurate also where a probability is close to 0 or to 1.
+
+    Parameters
+    ----------
+    x : array_like
+        Scores (logits), float16, bfloat16, float32, float64, integers or bool.
+    axis : int, tuple of ints or None, default -1
+        The axes of a slice, whose entries are normalised together; None is all of them, () makes every element a slice.
+    temperature : float, default 1.0
+        Positive and finite. The quotient `x / temperature` is not stored and not rounded to half precision.
+    where : array_like of bool, optional
+        Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: their result is -inf.
+    dtype : dtype, optional
+        Of the result: that of `x`, or a wider one of float32 and float64. By default that of `x`; float64 for integers.
+    out : ndarray, optional
+        Receives the result: its shape and dtype, any strides. It may be `x`.
+
+    Returns
+    -------
+    ndarray
+        The log-probabilities, in the shape of `x`; `out`, if it is given. A scalar if `x` is 0-d.
+
+    Raises
+    ------
+    TypeError
+        If the dtype of `x` is another one, `x` is a masked array or not in memory, `axis` is a bool or a list,
+        `temperature` is no number, `where` is not bool, `dtype` is narrower than the input's, or `out` is no array or
+        has another dtype.
+    ValueError
+        If an axis repeats, `temperature` is not positive and finite, `where` does not broadcast to the shape of `x`,
+        or `out` has another shape, is read-only or has elements that overlap each other.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    See Also
+    --------
+    softmax, log_softmax_grad, logsumexp
+
+    Notes
+    -----
+    With T for the temperature and sums over a slice,
+
+        log_softmax(x)_c = x_c / T - log(sum_k exp(x_k / T))
+
+    (P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal
+    of Numerical Analysis, 2021). Half precision is computed in float32 and rounded once.
+
+    A slice that holds NaN or +inf, or nothing but -inf, is NaN in every entry that takes part. Otherwise -inf stays
+    -inf. A slice with no True entry in `where` is -inf. Empty input gives an empty result.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsoftmax as fs
+    >>> fs.log_softmax([1.0, 2.0, 3.0]).round(4)
+    array([-2.4076, -1.4076, -0.4076])
+    >>> fs.log_softmax(np.array([0.0, 1.0], np.float16), dtype=np.float32).round(4)
+    array([-1.3133, -0.3133], dtype=float32)
+    """
+    x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
+    result = work_array(out, x.shape, dtype, (mask,), (x,))
+    _core.log_softmax(x, result, axes, temperature, mask)
+    return finished(result, out)
+
+
+def logsumexp(
+    x: ArrayLike,
+    axis: Axis = None,
+    *,
+    b: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Any:
+    """The logarithm of a sum of exponentials, with no overflow on the way.
+
+    Parameters
+    ----------
+    x : array_like
+        Float16, bfloat16, float32, float64, integers or bool.
+    axis : int, tuple of ints or None, default None
+        The axes to sum over, of `x` and `b` broadcast together; None is all of them, () makes every element a slice.
+    b : array_like, optional
+        Weights of the terms, of any real dtype that `x` may have, broadcast against `x`. They may be negative. A term
+        of weight 0 takes no part, whatever its `x` holds.
+    where : array_like of bool, optional
+        Broadcasts to the shape of `x` and `b`. Terms that are False take no part, whatever they hold.
+    keepdims : bool, default False
+        Keep the axes summed over, with extent 1.
+    return_sign : bool, default False
+        Return the sign of the sum, too, and the logarithm of its absolute value.
+    dtype : dtype, optional
+        Of the result: that of `x` (with an array `b`, of ``numpy.result_type(x, b)``), or a wider one of float32 and
+        float64. By default the former; float64 for integers.
+    out : ndarray, optional
+        Receives the logarithm: the result's shape and dtype, any strides.
+
+    Returns
+    -------
+    ndarray or scalar
+        The logarithm, in the shape of `x` and `b` without `axis`; `out`, if it is given. A 0-d result is a scalar.
+    sign : ndarray or scalar
+        Only with `return_sign`: 1, -1, 0 or NaN, in the dtype of the result.
+
+    Raises
+    ------
+    TypeError
+        If the dtype of `x` or `b` is another one, one of them is a masked array or not in memory, `axis` is a bool or a
+        list, `where` is not bool, `dtype` is narrower than the input's, or `out` is no array or has another dtype.
+    ValueError
+        If an axis repeats, `b` does not broadcast with `x` or `where` to them, or `out` has another shape, is read-only
+        or has elements that overlap each other.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    See Also
+    --------
+    log_softmax, scipy.special.logsumexp
+
+    Notes
+    -----
+    With sums over a slice,
+
+        logsumexp(x, b) = log(sum_k b_k exp(x_k))
+
+    as in `scipy.special.logsumexp`. Half precision is computed in float32 and rounded once.
+
+    A slice that holds NaN gives NaN, else one that holds +inf gives +inf. An empty sum, and one in which all `x` are
+    -inf, gives -inf with sign 0. A negative sum gives NaN without `return_sign`.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> print(f"{fs.logsumexp([1000.0, 1000.0]):.4f}")
+    1000.6931
+    >>> log, sign = fs.logsumexp([1.0, 2.0], b=[1.0, -1.0], return_sign=True)
+    >>> print(f"{log:.4f} {sign:.0f}")
+    1.5413 -1
+    """
+    array, axes, weights, mask, dtype = logsumexp_arguments(x, axis, b, where, dtype)
+    shape = reduced_shape(array.shape, axes, keepdims)
+    result = work_array(out, shape, dtype, (array, weights, mask))
+    sign = np.empty(shape, dtype) if return_sign else None
+    if keepdims:
+        _core.logsumexp(array, result.squeeze(axes), None if sign is None else sign.squeeze(axes), axes, weights, mask)
+    else:
+        _core.logsumexp(array, result, sign, axes, weights, mask)
+    return finished(result, out) if sign is None else (finished(result, out), finished(sign, None))
+
+
+def softmax_grad(
+    y: ArrayLike,
+    dy: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """The gradient through `softmax`: its vector-Jacobian product.
+
+    Parameters
+    ----------
+    y : array_like
+        The result of ``softmax(x, axis, temperature=temperature, where=where)``.
+    dy : array_like
+        The gradient with respect to `y`, in its shape.
+    axis : int, tuple of ints or None, default -1
+        That of the softmax.
+    temperature : float, default 1.0
+        That of the softmax. The gradient is the one with respect to the unscaled `x`.
+    where : array_like of bool, optional
+        That of the softmax. Entries that are False have gradient 0, whatever `y` and `dy` hold there.
+    out : ndarray, optional
+        Receives the gradient: its shape and dtype, any strides. It may be `y` or `dy`.
+
+    Returns
+    -------
+    ndarray
+        The gradient with respect to `x`, in the dtype of `dy` (float64 for integers); `out`, if it is given.
+
+    Raises
+    ------
+    TypeError
+        If `y` or `dy` has an unsupported dtype, is a masked array or not in memory, `axis` is a bool or a list,
+        `temperature` is no number, `where` is not bool, or `out` is no array or has another dtype.
+    ValueError
+        If `y` and `dy` differ in shape, an axis repeats, `temperature` is not positive and finite, `where` does not
+        broadcast to the shape of `y`, or `out` has another shape, is read-only or has elements that overlap each other.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    See Also
+    --------
+    softmax, log_softmax_grad
+
+    Notes
+    -----
+    With T for the temperature and sums over a slice,
+
+        dx_c = y_c (dy_c - sum_k y_k dy_k) / T
+
+    from the Jacobian d y_c / d x_k = y_c ((c == k) - y_k) / T. NaN in `y` or `dy` makes its slice NaN. Empty input
+    gives an empty result.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> y = fs.softmax([1.0, 2.0, 3.0])
+    >>> fs.softmax_grad(y, [0.0, 0.0, 1.0]).round(4)
+    array([-0.0599, -0.1628,  0.2227])
+    """
+    y, dy, axes, temperature, mask, dtype = transform_grad_arguments(y, "y", dy, axis, temperature, where)
+    result = work_array(out, y.shape, dtype, (mask,), (y, dy))
+    _core.softmax_grad(y, dy, result, axes, temperature, mask)
+    return finished(result, out)
+
+
+def log_softmax_grad(
+    logp: ArrayLike,
+    dy: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """The gradient through `log_softmax`: its vector-Jacobian product.
+
+    Parameters
+    ----------
+    logp : array_like
+        The result of ``log_softmax(x, axis, temperature=temperature, where=where)``.
+    dy : array_like
+        The gradient with respect to `logp`, in its shape.
+    axis : int, tuple of ints or None, default -1
+        That of the log_softmax.
+    temperature : float, default 1.0
+        That of the log_softmax. The gradient is the one with respect to the unscaled `x`.
+    where : array_like of bool, optional
+        That of the log_softmax. Entries that are False have gradient 0, whatever `logp` and `dy` hold there.
+    out : ndarray, optional
+        Receives the gradient: its shape and dtype, any strides. It may be `logp` or `dy`.
+
+    Returns
+    -------
+    ndarray
+        The gradient with respect to `x`, in the dtype of `dy` (float64 for integers); `out`, if it is given.
+
+    Raises
+    ------
+    TypeError
+        If `logp` or `dy` has an unsupported dtype, is a masked array or not in memory, `axis` is a bool or a list,
+        `temperature` is no number, `where` is not bool, or `out` is no array or has another dtype.
+    ValueError
+        If `logp` and `dy` differ in shape, an axis repeats, `temperature` is not positive and finite, `where` does not
+        broadcast to the shape of `logp`, or `out` has another shape, is read-only or has elements that overlap each
+        other.
+    numpy.exceptions.AxisError
+        If an axis is out of range.
+
+    See Also
+    --------
+    log_softmax, softmax_grad
+
+    Notes
+    -----
+    With T for the temperature and sums over a slice,
+
+        dx_c = (dy_c - exp(logp_c) sum_k dy_k) / T
+
+    from the Jacobian d logp_c / d x_k = ((c == k) - exp(logp_k)) / T. NaN in `dy` makes its slice NaN, NaN in `logp`
+    its entry. Empty input gives an empty result.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> logp = fs.log_softmax([1.0, 2.0, 3.0])
+    >>> fs.log_softmax_grad(logp, [0.0, 0.0, 1.0]).round(4)
+    array([-0.09  , -0.2447,  0.3348])
+    """
+    logp, dy, axes, temperature, mask, dtype = transform_grad_arguments(logp, "logp", dy, axis, temperature, where)
+    result = work_array(out, logp.shape, dtype, (mask,), (logp, dy))
+    _core.log_softmax_grad(logp, dy, result, axes, temperature, mask)
+    return finished(result, out)

@@ -1,0 +1,307 @@
+"""The definition of every public function, in plain NumPy.
+
+Names, signatures, checks and errors are those of the package. Half and single precision are computed in float32, all
+else in float64; what is divided by a temperature, too. The formulas are the textbook's: subtract the maximum,
+exponentiate, sum.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy import inf, nan
+from numpy.typing import ArrayLike, DTypeLike
+
+from ._arguments import (
+    FLOAT32,
+    FLOAT64,
+    Array,
+    Axis,
+    DType,
+    check_out,
+    finished,
+    logsumexp_arguments,
+    loss_arguments,
+    loss_dtype,
+    reduced_shape,
+    result_dtype,
+    to_upstream,
+    transform_arguments,
+    transform_grad_arguments,
+)
+
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_grad",
+    "cross_entropy_with_grad",
+    "log_softmax",
+    "log_softmax_grad",
+    "logsumexp",
+    "softmax",
+    "softmax_grad",
+]
+
+_quiet = np.errstate(all="ignore")
+
+
+def _working_dtype(temperature: float, *dtypes: DType) -> DType:
+    single = temperature == 1.0 and all(result_dtype(dtype, "x").itemsize <= 4 for dtype in dtypes)
+    return FLOAT32 if single else FLOAT64
+
+
+def _shifted(x: Array, axes: tuple[int, ...], temperature: float, mask: Array | None, dtype: DType) -> Array:
+    """`x / temperature` less its maximum in each slice; -inf where masked."""
+    x = x.astype(_working_dtype(temperature, x.dtype, dtype), copy=False)
+    if temperature != 1.0:
+        x = x / temperature
+    if mask is not None:
+        x = np.where(mask, x, -inf)
+    top: Array = x.max(axis=axes, keepdims=True, initial=-inf)
+    return x - top
+
+
+def _unmasked(result: Array, mask: Array | None, masked: float) -> Array:
+    if mask is not None:
+        result = np.where(mask, result, masked)
+    return result
+
+
+def _delivered(result: Array, dtype: DType, out: Array | None) -> Array:
+    if out is not None:
+        check_out(out, result.shape, dtype)
+    return finished(np.asarray(result, dtype), out)
+
+
+@_quiet
+def softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """exp(x_c) / sum_k exp(x_k), of x / temperature."""
+    x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
+    e = np.exp(_shifted(x, axes, temperature, mask, dtype))
+    p = e / e.sum(axis=axes, keepdims=True)
+    return _delivered(_unmasked(p, mask, 0.0), dtype, out)
+
+
+@_quiet
+def log_softmax(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """x_c - log(sum_k exp(x_k)), of x / temperature."""
+    x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
+    d = _shifted(x, axes, temperature, mask, dtype)
+    logp = d - np.log(np.exp(d).sum(axis=axes, keepdims=True))
+    return _delivered(_unmasked(logp, mask, -inf), dtype, out)
+
+
+@_quiet
+def logsumexp(
+    x: ArrayLike,
+    axis: Axis = None,
+    *,
+    b: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Any:
+    """log(sum_k b_k exp(x_k)); with `return_sign` that of the sum's absolute value, and its sign."""
+    x, axes, b, mask, dtype = logsumexp_arguments(x, axis, b, where, dtype)
+    if b is not None:
+        working = _working_dtype(1.0, x.dtype, b.dtype, dtype)
+        b = b.astype(working, copy=False)
+        mask = b != 0 if mask is None else mask & (b != 0)
+    else:
+        working = _working_dtype(1.0, x.dtype, dtype)
+    x = _unmasked(x.astype(working, copy=False), mask, -inf)
+    top = x.max(axis=axes, keepdims=True, initial=-inf)
+    top = np.where(np.isfinite(top), top, 0.0)
+    terms = np.exp(x - top)
+    if b is not None:
+        terms = _unmasked(b * terms, mask, 0.0)
+    total = terms.sum(axis=axes, keepdims=True)
+    log = np.log(np.abs(total)) + top
+    if not return_sign:
+        log = np.where(total < 0, nan, log)
+    shape = reduced_shape(x.shape, axes, keepdims)
+    result = _delivered(log.reshape(shape), dtype, out)
+    return (result, _delivered(np.sign(total).reshape(shape), dtype, None)) if return_sign else result
+
+
+@_quiet
+def softmax_grad(
+    y: ArrayLike,
+    dy: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """y_c (dy_c - sum_k y_k dy_k) / temperature."""
+    y, dy, axes, temperature, mask, dtype = transform_grad_arguments(y, "y", dy, axis, temperature, where)
+    working = _working_dtype(temperature, y.dtype, dy.dtype)
+    y = _unmasked(y.astype(working, copy=False), mask, 0.0)
+    dy = _unmasked(dy.astype(working, copy=False), mask, 0.0)
+    dx = y * (dy - (y * dy).sum(axis=axes, keepdims=True)) / temperature
+    return _delivered(_unmasked(dx, mask, 0.0), dtype, out)
+
+
+@_quiet
+def log_softmax_grad(
+    logp: ArrayLike,
+    dy: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """(dy_c - exp(logp_c) sum_k dy_k) / temperature."""
+    logp, dy, axes, temperature, mask, dtype = transform_grad_arguments(logp, "logp", dy, axis, temperature, where)
+    working = _working_dtype(temperature, logp.dtype, dy.dtype)
+    p = np.exp(logp.astype(working, copy=False))
+    dy = _unmasked(dy.astype(working, copy=False), mask, 0.0)
+    dx = (dy - p * dy.sum(axis=axes, keepdims=True)) / temperature
+    return _delivered(_unmasked(dx, mask, 0.0), dtype, out)
+
+
+@_quiet
+def cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+) -> Any:
+    """-sum_c a_c log p_c, with a_c = w_c ((1 - e) q_c + e / C), reduced over the batch."""
+    loss, _ = _cross_entropy(
+        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, False
+    )
+    return loss
+
+
+@_quiet
+def cross_entropy_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    upstream: ArrayLike | None = None,
+    out: Array | None = None,
+) -> Array:
+    """`upstream` (p_c sum_k a_k - a_c) / temperature, divided by what the mean divides by."""
+    grad: Array
+    _, grad = _cross_entropy(
+        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, False, True, upstream, out
+    )
+    return grad
+
+
+@_quiet
+def cross_entropy_with_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    upstream: ArrayLike | None = None,
+    out: Array | None = None,
+) -> tuple[Any, Array]:
+    """cross_entropy and cross_entropy_grad."""
+    return _cross_entropy(
+        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, True, upstream, out
+    )
+
+
+def _cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: int,
+    weight: ArrayLike | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    temperature: float,
+    reduction: str,
+    with_loss: bool,
+    with_grad: bool,
+    upstream: ArrayLike | None = None,
+    out: Array | None = None,
+) -> tuple[Any, Any]:
+    """Loss and gradient, where asked for. Batch-shaped arrays keep the class axis, with extent 1, up to the end."""
+    x, targets, axis, weight, ignore_index, e, temperature, _ = loss_arguments(
+        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
+    )
+    batch = reduced_shape(x.shape, (axis,))
+    upstream = to_upstream(upstream, reduction, batch)
+    dtype = result_dtype(x.dtype, "logits")
+    if out is not None:
+        check_out(out, x.shape, dtype)
+
+    d = _shifted(x, (axis,), temperature, None, dtype)
+    working = d.dtype
+    logp = d - np.log(np.exp(d).sum(axis=axis, keepdims=True))
+    classes = x.shape[axis]
+    w = np.ones(classes, working) if weight is None else weight.astype(working)
+    class_shape = tuple(classes if k == axis else 1 for k in range(x.ndim))
+
+    # The coefficients a: at the target alone (given by `chosen`), or one for each class.
+    chosen = None
+    if targets.dtype.kind in "iu":
+        t = np.expand_dims(targets.astype(np.int64), axis)
+        ignored = np.zeros(t.shape, bool) if ignore_index is None else t == ignore_index
+        t = np.where(ignored, 0, t)
+        divisor = np.where(ignored, 0.0, w[t]).sum()
+        if e == 0.0:
+            chosen, a = t, w[t]
+        else:
+            q = np.arange(classes).reshape(class_shape) == t
+            a = w.reshape(class_shape) * ((1.0 - e) * q + e / classes).astype(working)
+    else:
+        ignored = np.zeros(reduced_shape(x.shape, (axis,), keepdims=True), bool)
+        divisor = ignored.size
+        a = w.reshape(class_shape) * ((1.0 - e) * targets.astype(working) + e / classes)
+    scale = (float(divisor) or nan) if reduction == "mean" else 1.0
+
+    loss = grad = None
+    if with_loss:
+        logp_a = logp if chosen is None else np.take_along_axis(logp, chosen, axis)
+        terms = np.where(a == 0.0, 0.0, a * -logp_a)
+        losses = np.where(ignored, 0.0, terms.sum(axis=axis, keepdims=True))
+        reduced = losses.reshape(batch) if reduction == "none" else losses.sum() / scale
+        loss = _delivered(reduced, loss_dtype(dtype), None)
+    if with_grad:
+        g = np.exp(logp) * a.sum(axis=axis, keepdims=True)
+        if chosen is None:
+            g -= a
+        else:
+            np.put_along_axis(g, chosen, np.take_along_axis(g, chosen, axis) - a, axis)
+        u = np.expand_dims(upstream, axis) if isinstance(upstream, np.ndarray) else upstream
+        u = np.asarray(u, FLOAT64) / scale / temperature
+        grad = _delivered(np.where(ignored, 0.0, g * u.astype(working)), dtype, out)
+    return loss, grad

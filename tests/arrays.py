@@ -1,0 +1,334 @@
+"""The zoo: awkward arrays, the layouts that one array can have in memory, and every function called on them."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+bfloat16 = np.dtype(ml_dtypes.bfloat16)
+FLOATING = [np.dtype("float16"), bfloat16, np.dtype("float32"), np.dtype("float64")]
+INTEGERS = [np.dtype(code) for code in "?bBhHiIlLqQ"]
+SIZES = [*range(1, 71), 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097]
+LONG_SIZES = [65535, 65536, 65537, 200_003, 1_000_003]
+
+
+# Layouts: the same values, elsewhere in memory.
+
+
+def as_c(a: NDArray) -> NDArray:
+    return a.copy(order="C")
+
+
+def as_fortran(a: NDArray) -> NDArray:
+    return a.copy(order="F")
+
+
+def as_offset(a: NDArray) -> NDArray:
+    room = np.empty(a.size + 3, a.dtype)
+    room[3:] = a.ravel()
+    return room[3:].reshape(a.shape)
+
+
+def as_strided(a: NDArray) -> NDArray:
+    """Gaps along every axis."""
+    room = np.full([2 * n + 1 for n in a.shape], 1, a.dtype)
+    view = room[tuple(slice(1, None, 2) for _ in a.shape)]
+    view[...] = a
+    return view
+
+
+def as_padded(a: NDArray) -> NDArray:
+    """Contiguous along the last axis, with a gap behind each row."""
+    room = np.full([*a.shape[:-1], a.shape[-1] + 5], 1, a.dtype) if a.ndim else a.copy()
+    view = room[..., : a.shape[-1]] if a.ndim else room
+    view[...] = a
+    return view
+
+
+def as_negative(a: NDArray) -> NDArray:
+    backwards = tuple(slice(None, None, -1) for _ in a.shape)
+    return a[backwards].copy()[backwards]
+
+
+def as_negative_last(a: NDArray) -> NDArray:
+    return a[..., ::-1].copy()[..., ::-1] if a.ndim else a.copy()
+
+
+def as_axis_first(a: NDArray) -> NDArray:
+    """The last axis is the outermost in memory."""
+    return np.moveaxis(np.moveaxis(a, -1, 0).copy(), 0, -1) if a.ndim else a.copy()
+
+
+def as_unaligned(a: NDArray) -> NDArray:
+    room = np.empty(a.nbytes + 1, np.uint8)
+    view = room[1:].view(a.dtype).reshape(a.shape)
+    view[...] = a
+    return view
+
+
+def as_swapped(a: NDArray) -> NDArray:
+    return a.copy() if a.dtype == bfloat16 else a.astype(a.dtype.newbyteorder())
+
+
+def as_read_only(a: NDArray) -> NDArray:
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def as_memmap(a: NDArray) -> NDArray:
+    if a.size == 0:
+        return a.copy()
+    with tempfile.TemporaryFile() as file:
+        mapped = np.memmap(file, a.dtype, "w+", shape=a.shape)
+    mapped[...] = a
+    return mapped
+
+
+def as_field(a: NDArray) -> NDArray:
+    """One field of a packed record: strides that are no multiple of the element's size."""
+    records = np.zeros(a.shape, [("flag", np.uint8), ("value", a.dtype), ("tail", np.uint16)])
+    records["value"] = a
+    return records["value"]
+
+
+LAYOUTS: dict[str, Callable[[NDArray], NDArray]] = {
+    layout.__name__.removeprefix("as_"): layout
+    for layout in (
+        as_c,
+        as_fortran,
+        as_offset,
+        as_strided,
+        as_padded,
+        as_negative,
+        as_negative_last,
+        as_axis_first,
+        as_unaligned,
+        as_swapped,
+        as_read_only,
+        as_memmap,
+        as_field,
+    )
+}
+
+
+# Values.
+
+
+def subnormal_logits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """A zero in front of logits whose probabilities are subnormal, down to below the smallest one."""
+    info = ml_dtypes.finfo(dtype)
+    largest = float(np.log(np.longdouble(info.smallest_normal)))
+    smallest = float(np.log(np.longdouble(info.smallest_subnormal)))
+    values = rng.uniform(smallest - 2, largest, shape)
+    values[..., 0] = 0
+    return values
+
+
+def near_ties(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    return 10 * (1 + float(ml_dtypes.finfo(dtype).eps) * rng.integers(0, 4, shape))
+
+
+def ahead(rng: np.random.Generator, shape: tuple[int, ...], by: float) -> NDArray:
+    """Normal logits, and one class of each slice in front of all others."""
+    values = rng.normal(size=shape)
+    first = rng.integers(0, shape[-1], (*shape[:-1], 1))
+    np.put_along_axis(values, first, np.max(values, axis=-1, keepdims=True) + by, -1)
+    return values
+
+
+def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """Every finite number is as likely as its bits."""
+    dtype = np.dtype(dtype)
+    values = np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(values), values, dtype.type(0))
+
+
+FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, ...], np.dtype], NDArray]] = {
+    **{
+        f"normal {scale:g}": lambda rng, shape, dtype, scale=scale: rng.normal(0, scale, shape)
+        for scale in (0.1, 1, 10, 40, 300, 1e4, 1e6, 1e30)
+    },
+    **{f"ahead by {by}": lambda rng, shape, dtype, by=by: ahead(rng, shape, by) for by in (5, 20, 50, 90)},
+    "near ties": near_ties,
+    "all equal": lambda rng, shape, dtype: np.broadcast_to(rng.normal(0, 10, (*shape[:-1], 1)), shape),
+    "sorted": lambda rng, shape, dtype: np.sort(rng.normal(0, 10, shape), axis=-1),
+    "sorted down": lambda rng, shape, dtype: -np.sort(rng.normal(0, 10, shape), axis=-1),
+    "subnormal results": subnormal_logits,
+    "common offset": lambda rng, shape, dtype: rng.normal(size=shape) + 2.0 ** (ml_dtypes.finfo(dtype).nmant - 2),
+    "negative offset": lambda rng, shape, dtype: rng.normal(size=shape) - 2.0 ** (ml_dtypes.finfo(dtype).nmant - 2),
+    "random bits": random_bits,
+}
+
+
+def family(name: str, shape: tuple[int, ...], dtype: np.dtype, axis: int = -1, seed: int = 0) -> NDArray:
+    """Finite logits of one family; their slices lie along `axis`."""
+    rng = np.random.default_rng([seed, *name.encode(), *shape])
+    moved = [n for i, n in enumerate(shape) if i != axis % len(shape)]
+    values = FAMILIES[name](rng, (*moved, shape[axis]), dtype)
+    limit = float(ml_dtypes.finfo(dtype).max)
+    return np.ascontiguousarray(np.moveaxis(np.clip(values, -limit, limit).astype(dtype), -1, axis))
+
+
+def zoo(dtype: DTypeLike) -> Iterator[tuple[str, NDArray]]:
+    """Small arrays of the values and shapes that code forgets."""
+    rng = np.random.default_rng(7)
+    info = ml_dtypes.finfo(dtype)
+    inf, nan, huge = np.inf, np.nan, float(info.max) / 8
+    yield "0-d", np.asarray(1.5, dtype)
+    yield "0-d nan", np.asarray(nan, dtype)
+    for shape in [(0,), (1,), (0, 3), (3, 0), (2, 0, 4), (1, 1, 1), (5,), (2, 3), (3, 1, 4), (2, 3, 4), (2, 1, 3, 5)]:
+        yield f"normal {shape}", rng.normal(0, 3, shape).astype(dtype)
+    yield "zeros", np.zeros((3, 4), dtype)
+    yield "minus zeros", np.full((3, 4), -0.0, dtype)
+    yield "huge", np.array([[huge, huge, -huge], [-huge, -huge, -huge]], dtype)
+    yield "subnormal", np.array([[info.smallest_subnormal, 0, -info.smallest_subnormal]], dtype)
+    yield "nan", np.array([[nan, 1, 2], [1, 2, 3], [-nan, nan, nan], [nan, inf, -inf]], dtype)
+    yield "inf", np.array([[inf, 1, 2], [inf, inf, 1], [-inf, 1, 2], [-inf, -inf, -inf], [inf, -inf, 0]], dtype)
+    special = np.array([nan, inf, -inf, 0, -0.0, 1, huge, -huge, info.smallest_subnormal], dtype)
+    yield "special", rng.choice(special, (20, 5))
+    wide = rng.normal(0, 5, (6, 37)).astype(dtype)
+    wide[1, 36], wide[2, 0], wide[3, 17], wide[4, :] = nan, inf, -inf, -inf
+    yield "special among many", wide
+
+
+# Functions.
+
+
+@dataclass
+class Inputs:
+    """What the functions take; the slices lie along the last axis of `x`."""
+
+    x: NDArray
+    dy: NDArray
+    where: NDArray
+    b: NDArray  # of one sign, so that sums do not cancel
+    indices: NDArray
+    probabilities: NDArray
+    log_probabilities: NDArray
+    weight: NDArray
+    upstream: NDArray
+
+    @classmethod
+    def of(cls, x: NDArray, seed: int = 0) -> "Inputs":
+        rng = np.random.default_rng([seed, *x.shape])
+        batch, classes = x.shape[:-1], x.shape[-1] if x.ndim else 1
+        probabilities = rng.uniform(0.1, 1, x.shape)
+        probabilities = probabilities / probabilities.sum(axis=-1, keepdims=True)
+        floating = x.dtype if x.dtype in FLOATING else np.dtype(np.float64)
+        return cls(
+            x=x,
+            dy=np.asarray(rng.normal(size=x.shape)).astype(floating),
+            where=np.asarray(rng.uniform(size=x.shape) < 0.7),
+            b=np.asarray(rng.choice([-1, 1]) * rng.uniform(0.5, 2, x.shape)).astype(floating),
+            indices=rng.integers(0, max(classes, 1), batch),
+            probabilities=np.asarray(probabilities).astype(floating),
+            log_probabilities=np.asarray(np.log(probabilities)).astype(floating),
+            weight=rng.uniform(0.5, 2, classes),
+            upstream=rng.normal(size=batch),
+        )
+
+    @classmethod
+    def normal(cls, shape: tuple[int, ...], dtype: DTypeLike, scale: float = 5, seed: int = 0) -> "Inputs":
+        return cls.of(np.random.default_rng([seed, *shape]).normal(0, scale, shape).astype(dtype), seed)
+
+    def map(self, change: Callable[[NDArray], NDArray]) -> "Inputs":
+        """`change` on every array but `weight`, whose only axis is the classes."""
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "weight"})
+
+    def take(self, batch: Any) -> "Inputs":
+        """Some slices, or one, of the batch."""
+        return self.map(lambda a: a[batch])
+
+    def view(self, axis: int) -> "Inputs":
+        """The class axis moved to `axis`, without a copy."""
+        return self.map(lambda a: np.moveaxis(a, -1, axis) if a.ndim == self.x.ndim else a)
+
+    def move(self, axis: int) -> "Inputs":
+        """The class axis moved to `axis`, and all in C order."""
+        return self.view(axis).map(as_c)
+
+
+Call = Callable[[ModuleType, Inputs, int], Any]
+
+TRANSFORMS: dict[str, Call] = {
+    "softmax": lambda fs, a, axis: fs.softmax(a.x, axis),
+    "softmax, temperature": lambda fs, a, axis: fs.softmax(a.x, axis, temperature=0.7),
+    "softmax, where": lambda fs, a, axis: fs.softmax(a.x, axis, where=a.where),
+    "softmax, all": lambda fs, a, axis: fs.softmax(a.x, axis, temperature=3, where=a.where, dtype=np.float64),
+    "log_softmax": lambda fs, a, axis: fs.log_softmax(a.x, axis),
+    "log_softmax, temperature": lambda fs, a, axis: fs.log_softmax(a.x, axis, temperature=0.7),
+    "log_softmax, where": lambda fs, a, axis: fs.log_softmax(a.x, axis, where=a.where),
+    "log_softmax, all": lambda fs, a, axis: fs.log_softmax(a.x, axis, temperature=3, where=a.where, dtype=np.float64),
+    "softmax_grad": lambda fs, a, axis: fs.softmax_grad(a.probabilities, a.dy, axis),
+    "softmax_grad, all": lambda fs, a, axis: fs.softmax_grad(
+        a.probabilities, a.dy, axis, temperature=0.7, where=a.where
+    ),
+    "log_softmax_grad": lambda fs, a, axis: fs.log_softmax_grad(a.log_probabilities, a.dy, axis),
+    "log_softmax_grad, all": lambda fs, a, axis: fs.log_softmax_grad(
+        a.log_probabilities, a.dy, axis, temperature=0.7, where=a.where
+    ),
+}
+
+REDUCTIONS: dict[str, Call] = {
+    "logsumexp": lambda fs, a, axis: fs.logsumexp(a.x, axis),
+    "logsumexp, where": lambda fs, a, axis: fs.logsumexp(a.x, axis, where=a.where),
+    "logsumexp, b": lambda fs, a, axis: fs.logsumexp(a.x, axis, b=a.b, return_sign=True),
+    "logsumexp, all": lambda fs, a, axis: fs.logsumexp(
+        a.x, axis, b=a.b, where=a.where, return_sign=True, dtype=np.float64
+    ),
+}
+
+
+def _loss(**options: Any) -> Call:
+    """Loss and gradient of `options`; a string names the field of the inputs that holds the value."""
+
+    def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
+        chosen = {k: getattr(a, v) if isinstance(v, str) else v for k, v in options.items()}
+        targets = chosen.pop("targets")
+        return fs.cross_entropy_with_grad(a.x, targets, axis, reduction="none", **chosen)
+
+    return call
+
+
+LOSSES: dict[str, Call] = {
+    "cross_entropy": lambda fs, a, axis: fs.cross_entropy(a.x, a.indices, axis, reduction="none"),
+    "cross_entropy_grad": lambda fs, a, axis: fs.cross_entropy_grad(a.x, a.indices, axis, reduction="none"),
+    "indices": _loss(targets="indices"),
+    "indices, weight, ignore_index": _loss(targets="indices", weight="weight", ignore_index=0),
+    "indices, all": _loss(
+        targets="indices", weight="weight", ignore_index=0, label_smoothing=0.1, temperature=0.7, upstream="upstream"
+    ),
+    "probabilities": _loss(targets="probabilities"),
+    "probabilities, all": _loss(
+        targets="probabilities", weight="weight", label_smoothing=0.1, temperature=0.7, upstream="upstream"
+    ),
+}
+
+CALLS = TRANSFORMS | REDUCTIONS | LOSSES
+
+
+def results(result: Any) -> tuple[NDArray, ...]:
+    """One call's results as arrays."""
+    return tuple(np.asarray(r) for r in (result if isinstance(result, tuple) else (result,)))
+
+
+def assert_same_bits(got: NDArray, wanted: NDArray) -> None:
+    """Equal to the last bit and in the sign of zeros; a NaN is a NaN."""
+    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+    unsigned = f"u{got.dtype.itemsize}"
+    got, wanted = np.ascontiguousarray(got), np.ascontiguousarray(wanted)
+    same = (got.view(unsigned) == wanted.view(unsigned)) | (np.isnan(got) & np.isnan(wanted))
+    different = f"{np.count_nonzero(~same)} of {same.size} entries differ, the first is"
+    assert same.all(), f"{different} {got[~same][0]} instead of {wanted[~same][0]}"
+
+
+def assert_all_same_bits(got: Any, wanted: Any) -> None:
+    for g, w in zip(results(got), results(wanted), strict=True):
+        assert_same_bits(g, w)

@@ -1,0 +1,147 @@
+"""The functions of the package in longdouble, and the distance to them in units in the last place (ULP).
+
+A longdouble with a 64-bit significand (x86) or more leaves 11 bits below float64. The steps that would lose them, the
+difference to the maximum and the quotient by the temperature, are carried in two parts; `test_precision.py` holds all
+of it against mpmath.
+"""
+
+from functools import cached_property
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+SUFFICES = np.finfo(np.longdouble).nmant >= 63
+
+Exact = NDArray[np.longdouble]
+
+
+def ulp_error(got: NDArray, wanted: Exact, unit: Exact | None = None) -> Exact:
+    """The distance of each entry of `got` to `wanted`, in ULP of `got`'s dtype at `unit` (by default `wanted`).
+
+    Where the result is subnormal, the 0.51 smallest subnormals that the last rounding may cost are taken off first; the
+    unit itself keeps shrinking, so that a flush to zero is an error of many ULP.
+    """
+    info = ml_dtypes.finfo(got.dtype)
+    got = got.astype(np.longdouble)
+    unit = np.abs(wanted if unit is None else unit)
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(got - wanted)
+    slack = np.longdouble(0.51) * np.longdouble(info.smallest_subnormal)
+    distance = np.where(np.abs(wanted) < np.longdouble(info.smallest_normal), np.maximum(distance - slack, 0), distance)
+    exponent = np.frexp(unit)[1] - 1
+    with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
+        error = np.where(unit == 0, np.inf, distance / np.ldexp(np.longdouble(1), exponent - info.nmant))
+    overflowed = np.abs(wanted) >= np.longdouble(info.max) * (1 + np.longdouble(info.eps) / 4)
+    same = (got == wanted) | (np.isnan(got) & np.isnan(wanted)) | (overflowed & (got == np.copysign(np.inf, wanted)))
+    return np.where(same | (distance == 0), 0, np.where(np.isnan(error), np.inf, error))
+
+
+def worst(got: NDArray, wanted: Exact, unit: Exact | None = None) -> float:
+    return float(np.max(ulp_error(np.asarray(got), wanted, unit), initial=0))
+
+
+class Slices:
+    """All that the functions need of `x`, whose slices lie along `axis`: finite, or -inf beside a finite value."""
+
+    def __init__(self, x: ArrayLike, axis: int = -1, temperature: float = 1.0, where: NDArray | None = None):
+        self.axis = axis
+        self.x = np.asarray(x).astype(np.longdouble)
+        if where is not None:
+            self.x = np.where(where, self.x, -np.inf)
+        self.temperature = np.longdouble(temperature)
+        self.peak = np.max(self.x, axis=axis, keepdims=True)
+        first = np.expand_dims(np.argmax(self.x, axis=axis), axis)
+        self.is_peak = np.zeros(self.x.shape, bool)
+        np.put_along_axis(self.is_peak, first, True, axis)
+        self.high, self.low = _two_part_difference(self.x, self.peak)
+        if temperature != 1:
+            self.high, self.low = _two_part_quotient(self.high, self.low, self.temperature)
+
+    @cached_property
+    def exp(self) -> Exact:
+        """exp(x - peak)"""
+        return np.exp(self.high) * (1 + self.low)
+
+    @cached_property
+    def rest(self) -> Exact:
+        """The sum of `exp` without the peak's own 1."""
+        return np.sum(np.where(self.is_peak, 0, self.exp), axis=self.axis, keepdims=True)
+
+    @cached_property
+    def softmax(self) -> Exact:
+        return self.exp / (1 + self.rest)
+
+    @cached_property
+    def others(self) -> Exact:
+        """1 - softmax, without cancellation."""
+        return np.where(self.is_peak, self.rest, 1 + self.rest - self.exp) / (1 + self.rest)
+
+    @cached_property
+    def log_softmax(self) -> Exact:
+        return self.high - (np.log1p(self.rest) - self.low)
+
+    @cached_property
+    def logsumexp(self) -> Exact:
+        return np.squeeze(self.peak + self.temperature * np.log1p(self.rest), self.axis)
+
+    def cross_entropy(self, share: Exact) -> Exact:
+        """The loss of each slice; `share` is what each class of it counts, weight included."""
+        with np.errstate(invalid="ignore"):
+            return np.sum(np.where(share == 0, 0, -share * self.log_softmax), axis=self.axis)
+
+    def cross_entropy_grad(self, share: Exact) -> Exact:
+        """softmax * sum(share) - share, arranged so that nothing cancels but what must."""
+        total = np.sum(share, axis=self.axis, keepdims=True)
+        return (self.softmax * (total - share) - share * self.others) / self.temperature
+
+
+def shares(
+    shape: tuple[int, ...],
+    axis: int,
+    targets: NDArray,
+    weight: NDArray | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Exact:
+    """What each class counts in the loss of its slice: target probability, smoothed, times weight."""
+    classes = shape[axis]
+    weights = np.ones(classes) if weight is None else weight
+    weights = np.expand_dims(weights, tuple(range(1, len(shape)))).swapaxes(0, axis).astype(np.longdouble)
+    smooth = np.longdouble(label_smoothing)
+    if targets.shape == shape and targets.dtype.kind not in "iu":
+        return (targets.astype(np.longdouble) * (1 - smooth) + smooth / classes) * weights
+    numbers = np.expand_dims(np.arange(classes), tuple(range(1, len(shape)))).swapaxes(0, axis)
+    chosen = np.expand_dims(targets, axis) == numbers
+    share = np.where(chosen, weights, 0) * (1 - smooth) * np.ones(shape, np.longdouble) + smooth / classes * weights
+    return share if ignore_index is None else np.where(np.expand_dims(targets == ignore_index, axis), 0, share)
+
+
+def _two_part_difference(a: Exact, b: Exact) -> tuple[Exact, Exact]:
+    """a - b, rounded, and what the rounding lost (Knuth's TwoSum)."""
+    with np.errstate(invalid="ignore"):
+        high = a - b
+        part = high - a
+        low = (a - (high - part)) - (b + part)
+    return high, np.where(np.isfinite(high), low, 0)
+
+
+def _two_part_quotient(high: Exact, low: Exact, divisor: np.longdouble) -> tuple[Exact, Exact]:
+    quotient = high / divisor
+    a, b = _halves(quotient)
+    c, d = _halves(divisor)
+    with np.errstate(invalid="ignore"):
+        remainder = ((high - a * c) - a * d) - b * c - b * d
+    return quotient, np.where(np.isfinite(quotient), (remainder + low) / divisor, 0)
+
+
+def _halves(a: Exact) -> tuple[Exact, Exact]:
+    """Two parts of half as many bits (Dekker)."""
+    with np.errstate(invalid="ignore"):
+        scaled = a * np.longdouble(2**32 + 1)
+        upper = scaled - (scaled - a)
+        return upper, a - upper
+
+
+def unit_roundoff(dtype: DTypeLike) -> float:
+    return float(ml_dtypes.finfo(dtype).eps) / 2

@@ -1,0 +1,509 @@
+"""Every documented error: its type, that it names what was wrong, and that nothing is written before it."""
+
+import inspect
+import re
+
+import fastsoftmax as fs
+import ml_dtypes
+import numpy as np
+import pytest
+from arrays import assert_same_bits, bfloat16
+from fastsoftmax import reference
+from numpy.exceptions import AxisError
+
+X = np.arange(12.0).reshape(3, 4)
+P = np.full((3, 4), 0.25)
+INDICES = np.array([0, 1, 3])
+SENTINEL = 77.0
+
+TRANSFORMS = {
+    "softmax": lambda **o: fs.softmax(**{"x": X} | o),
+    "log_softmax": lambda **o: fs.log_softmax(**{"x": X} | o),
+    "logsumexp": lambda **o: fs.logsumexp(**{"x": X, "axis": 1} | o),
+    "softmax_grad": lambda **o: fs.softmax_grad(**{"y": P, "dy": X} | o),
+    "log_softmax_grad": lambda **o: fs.log_softmax_grad(**{"logp": P, "dy": X} | o),
+}
+LOSSES = {
+    "cross_entropy": lambda **o: fs.cross_entropy(**{"logits": X, "targets": INDICES} | o),
+    "cross_entropy_grad": lambda **o: fs.cross_entropy_grad(**{"logits": X, "targets": INDICES} | o),
+    "cross_entropy_with_grad": lambda **o: fs.cross_entropy_with_grad(**{"logits": X, "targets": INDICES} | o),
+}
+FUNCTIONS = TRANSFORMS | LOSSES
+INPUTS = {
+    "softmax": ["x"],
+    "log_softmax": ["x"],
+    "logsumexp": ["x", "b"],
+    "softmax_grad": ["y", "dy"],
+    "log_softmax_grad": ["logp", "dy"],
+    "cross_entropy": ["logits"],
+    "cross_entropy_grad": ["logits"],
+    "cross_entropy_with_grad": ["logits"],
+}
+GRADIENTS = ["cross_entropy_grad", "cross_entropy_with_grad"]
+each_function = pytest.mark.parametrize("name", FUNCTIONS)
+each_transform = pytest.mark.parametrize("name", TRANSFORMS)
+each_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def refuses(name, error, match=None, /, **options):
+    """The call fails so, with a good `out` or without, and leaves `out` as it was."""
+    with pytest.raises(error, match=match) as raised:
+        FUNCTIONS[name](**options)
+    assert type(raised.value) is error
+    if name != "cross_entropy" and "out" not in options:
+        out = np.full(3 if name == "logsumexp" else (3, 4), SENTINEL)
+        with pytest.raises(error, match=match):
+            FUNCTIONS[name](**options, out=out)
+        assert (out == SENTINEL).all()
+
+
+# Signatures
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    {
+        "softmax": "(x, axis=-1, *, temperature=1.0, where=None, dtype=None, out=None)",
+        "log_softmax": "(x, axis=-1, *, temperature=1.0, where=None, dtype=None, out=None)",
+        "logsumexp": "(x, axis=None, *, b=None, where=None, keepdims=False, return_sign=False, dtype=None, out=None)",
+        "softmax_grad": "(y, dy, axis=-1, *, temperature=1.0, where=None, out=None)",
+        "log_softmax_grad": "(logp, dy, axis=-1, *, temperature=1.0, where=None, out=None)",
+        "cross_entropy": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
+        "temperature=1.0, reduction='mean')",
+        "cross_entropy_grad": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
+        "temperature=1.0, reduction='mean', upstream=None, out=None)",
+        "cross_entropy_with_grad": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
+        "temperature=1.0, reduction='mean', upstream=None, out=None)",
+    }.items(),
+)
+def test_signatures_are_those_of_the_contract_here_and_in_the_reference(name, parameters):
+    for module in (fs, reference):
+        signature = inspect.signature(getattr(module, name))
+        bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+        assert str(inspect.Signature(bare)) == parameters
+
+
+def test_the_package_offers_what_the_contract_lists_and_nothing_else():
+    runtime = {"set_num_threads", "get_num_threads", "num_threads", "show_config", "reference", "__version__"}
+    assert set(fs.__all__) == {*FUNCTIONS, *runtime}
+    assert set(fs.__all__) <= set(dir(fs))
+
+
+# dtypes and kinds of array
+
+UNSUPPORTED = {
+    "complex64": np.ones((3, 4), np.complex64),
+    "complex128": np.ones((3, 4), complex),
+    "longdouble": np.ones((3, 4), np.longdouble),
+    "object": np.ones((3, 4), object),
+    "str": np.full((3, 4), "1"),
+    "bytes": np.full((3, 4), b"1"),
+    "datetime64": np.zeros((3, 4), "M8[s]"),
+    "timedelta64": np.zeros((3, 4), "m8[s]"),
+    "void": np.zeros((3, 4), "V4"),
+    "record": np.zeros((3, 4), [("a", float)]),
+    "float8_e4m3fn": np.ones((3, 4), ml_dtypes.float8_e4m3fn),
+    "int4": np.ones((3, 4), ml_dtypes.int4),
+}
+
+
+@pytest.mark.parametrize("given", UNSUPPORTED.values(), ids=UNSUPPORTED)
+@each_function
+def test_an_unsupported_dtype_is_named(name, given):
+    for argument in INPUTS[name]:
+        refuses(name, TypeError, re.escape(str(given.dtype)), **{argument: given})
+
+
+@each_function
+def test_a_masked_array_is_refused(name):
+    for argument in INPUTS[name]:
+        refuses(name, TypeError, "masked", **{argument: np.ma.masked_greater(X, 5)})
+
+
+class Lazy:
+    """Stands for a dask array, which would compute itself if NumPy asked."""
+
+    shape = (3, 4)
+    dtype = np.dtype(float)
+    chunks = ((3,), (4,))
+
+    def __dask_graph__(self):
+        return {}
+
+    def __array__(self, dtype=None, copy=None):
+        raise AssertionError("computed silently")
+
+
+@each_function
+def test_an_array_that_is_not_in_memory_is_never_computed(name):
+    for argument in INPUTS[name]:
+        refuses(name, TypeError, "memory", **{argument: Lazy()})
+        refuses(name, TypeError, "memory", **{argument: [Lazy()]})
+
+
+def test_a_dask_array_is_never_computed():
+    dask_array = pytest.importorskip("dask.array")
+    with pytest.raises(TypeError, match="memory"):
+        fs.softmax(dask_array.ones((3, 4)))
+
+
+@each_function
+def test_ragged_lists_are_refused(name):
+    for argument in INPUTS[name]:
+        refuses(name, ValueError, **{argument: [[1.0, 2.0], [3.0]]})
+
+
+# axis
+
+
+@pytest.mark.parametrize("axis", [2, -3, 100])
+@each_function
+def test_an_axis_out_of_range_is_an_axis_error(name, axis):
+    refuses(name, AxisError, str(axis), axis=axis)
+
+
+@pytest.mark.parametrize("axis", [(0, 2), (-3,), (0, 1, 5)])
+@each_transform
+def test_a_tuple_with_an_axis_out_of_range_is_an_axis_error(name, axis):
+    refuses(name, AxisError, axis=axis)
+
+
+@pytest.mark.parametrize("axis", [(0, 0), (0, -2), (1, 0, -1)])
+@each_transform
+def test_a_repeated_axis_is_a_value_error(name, axis):
+    refuses(name, ValueError, axis=axis)
+
+
+@pytest.mark.parametrize("axis", [True, False, [0], [0, 1], 1.0, "0", np.array([0, 1]), (True,), (0.0,), np.True_])
+@each_function
+def test_an_axis_that_is_no_integer_is_a_type_error(name, axis):
+    refuses(name, TypeError, axis=axis)
+
+
+@pytest.mark.parametrize("axis", [None, (0,), (), (0, 1)])
+@each_loss
+def test_a_loss_has_one_axis(name, axis):
+    refuses(name, TypeError, axis=axis)
+
+
+@pytest.mark.parametrize("axis", [1, -2, (0, 0)])
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp])
+def test_a_0d_array_has_no_other_axis(function, axis):
+    with pytest.raises(ValueError):  # noqa: PT011 - AxisError is one
+        function(1.0, axis)
+
+
+@pytest.mark.parametrize("axis", [np.int64(1), np.uint8(1), np.asarray(1)])
+@each_function
+def test_a_numpy_integer_is_an_axis(name, axis):
+    FUNCTIONS[name](axis=axis)
+
+
+# temperature
+
+WITH_TEMPERATURE = [n for n in FUNCTIONS if n != "logsumexp"]
+
+
+@pytest.mark.parametrize(
+    "temperature", [0, 0.0, -0.0, -1, -1e-300, np.inf, -np.inf, np.nan, np.float32("nan"), 10**400]
+)
+@pytest.mark.parametrize("name", WITH_TEMPERATURE)
+def test_a_temperature_is_positive_and_finite(name, temperature):
+    refuses(name, ValueError, "temperature", temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [None, "1", 1j, [1.0], np.array([1.0]), np.ones(4), object(), True])
+@pytest.mark.parametrize("name", WITH_TEMPERATURE)
+def test_a_temperature_is_a_number(name, temperature):
+    refuses(name, TypeError, "temperature", temperature=temperature)
+
+
+# where
+
+
+@pytest.mark.parametrize("dtype", [int, np.uint8, float, object, "U1"])
+@each_transform
+def test_where_is_boolean(name, dtype):
+    refuses(name, TypeError, "where", where=np.ones((3, 4), dtype))
+    refuses(name, TypeError, "where", where=np.ones((3, 4), dtype).tolist())
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 1), (2, 3, 4), (1, 3, 4), (3, 5), (2, 1)], ids=str)
+@each_transform
+def test_where_broadcasts_to_x_and_not_beyond(name, shape):
+    refuses(name, ValueError, "where", where=np.ones(shape, bool))
+
+
+@each_transform
+def test_a_masked_array_is_no_where(name):
+    refuses(name, TypeError, "where", where=np.ma.masked_greater(X, 5) > 2)
+
+
+# dtype
+
+WITH_DTYPE = ["softmax", "log_softmax", "logsumexp"]
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (np.float64, np.float32),
+        (np.float64, np.float16),
+        (np.float32, np.float16),
+        (np.float32, bfloat16),
+        (np.float16, bfloat16),
+        (bfloat16, np.float16),
+        (np.int32, np.float32),
+        (np.float32, int),
+        (np.float32, complex),
+        (np.float32, np.longdouble),
+        (np.float32, object),
+        (np.float32, bool),
+    ],
+)
+@pytest.mark.parametrize("name", WITH_DTYPE)
+def test_dtype_is_float32_or_float64_and_not_narrower_than_the_input(name, given, dtype):
+    refuses(name, TypeError, "dtype", x=X.astype(given), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", WITH_DTYPE)
+def test_what_is_no_dtype_is_a_type_error(name):
+    refuses(name, TypeError, dtype="no such dtype")
+
+
+# out
+
+
+WITH_OUT = [n for n in FUNCTIONS if n != "cross_entropy"]
+
+
+@pytest.mark.parametrize("name", WITH_OUT)
+def test_out_of_a_wrong_shape_is_refused_untouched(name):
+    for shape in [(3, 1), (1, 3, 4), (4, 3), (12,), (), (0,)]:
+        out = np.full(shape, SENTINEL)
+        refuses(name, ValueError, "out", out=out)
+        assert (out == SENTINEL).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16, int, complex, object, ">f8", bool])
+@pytest.mark.parametrize("name", WITH_OUT)
+def test_out_of_a_wrong_dtype_is_refused_untouched(name, dtype):
+    out = np.ones(3 if name == "logsumexp" else (3, 4), dtype)
+    refuses(name, TypeError, "out", out=out)
+    assert (out == np.ones_like(out)).all()
+
+
+@pytest.mark.parametrize("out", [[0.0] * 3, 1.0, "out", (np.empty((3, 4)),), np.ma.ones((3, 4)), np.float64(1)])
+@pytest.mark.parametrize("name", WITH_OUT)
+def test_out_is_an_array(name, out):
+    refuses(name, TypeError, "out", out=out)
+
+
+@pytest.mark.parametrize("name", WITH_OUT)
+def test_out_that_is_read_only_is_refused_untouched(name):
+    out = np.full(3 if name == "logsumexp" else (3, 4), SENTINEL)
+    out.flags.writeable = False
+    refuses(name, ValueError, "read-only", out=out)
+    assert (out == SENTINEL).all()
+
+
+def overlapping(shape, strides):
+    room = np.full(64, SENTINEL)
+    return np.lib.stride_tricks.as_strided(room[8:], shape, [8 * s for s in strides])
+
+
+@pytest.mark.parametrize("strides", [(0, 1), (4, 0), (1, 1), (2, 1), (3, 2), (0, 0), (-1, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("name", [n for n in WITH_OUT if n != "logsumexp"])
+def test_out_whose_own_elements_overlap_is_refused_untouched(name, strides):
+    out = overlapping((3, 4), strides)
+    refuses(name, ValueError, "overlap", out=out)
+    assert (out == SENTINEL).all()
+
+
+def test_out_of_logsumexp_whose_own_elements_overlap_is_refused_untouched():
+    out = overlapping((3,), (0,))
+    refuses("logsumexp", ValueError, "overlap", out=out)
+    assert (out == SENTINEL).all()
+
+
+@pytest.mark.parametrize("strides", [(5, 1), (1, 3), (4, 1), (1, 5), (3, 10), (4, 3), (7, 2), (-4, 1)], ids=str)
+def test_out_whose_elements_interleave_without_overlap_is_taken(strides):
+    out = overlapping((3, 4), strides)
+    assert_same_bits(fs.softmax(X, out=out), fs.softmax(X))
+
+
+# logsumexp
+
+
+def test_b_that_does_not_broadcast_is_a_value_error():
+    for shape in [(3,), (2, 4), (4, 3)]:
+        refuses("logsumexp", ValueError, b=np.ones(shape))
+
+
+# y, dy
+
+
+@pytest.mark.parametrize("name", ["softmax_grad", "log_softmax_grad"])
+def test_both_arrays_of_a_gradient_have_one_shape(name):
+    for shape in [(3,), (4,), (3, 1), (4, 3), (1, 3, 4)]:
+        refuses(name, ValueError, dy=np.ones(shape))
+
+
+# targets
+
+
+@pytest.mark.parametrize(("position", "value"), [((0,), 4), ((2,), -1), ((1,), 2**40), ((2,), -(2**63)), ((1,), 2**63)])
+@each_loss
+def test_an_index_out_of_range_names_the_value_and_its_position(name, position, value):
+    targets = INDICES.astype(np.uint64 if value >= 2**63 else np.int64)
+    targets[position] = value
+    refuses(name, ValueError, rf"{value}\D.*{position[0]}|{position[0]}\D.*{value}", targets=targets)
+
+
+@each_loss
+def test_the_position_of_an_index_out_of_range_is_that_in_the_targets(name):
+    targets = np.zeros((5, 3, 6), np.int8)
+    targets[3, 1, 4] = 7
+    refuses(name, ValueError, r"7.*3, 1, 4|3, 1, 4.*7", logits=np.zeros((5, 7, 3, 6)), targets=targets, axis=1)
+    targets[3, 1, 4] = -1
+    for layout in (np.asfortranarray, lambda a: a[::-1][::-1], lambda a: np.repeat(a, 2, 1)[:, ::2]):
+        given = layout(targets)
+        refuses(name, ValueError, r"-1.*3, 1, 4|3, 1, 4.*-1", logits=np.zeros((5, 3, 6, 7)), targets=given, axis=-1)
+
+
+@each_loss
+def test_an_index_out_of_range_is_found_in_a_long_batch_before_anything_is_written(name):
+    targets = np.zeros(100_000, int)
+    targets[-1] = 2
+    logits = np.zeros((100_000, 2))
+    place = {} if name == "cross_entropy" else {"out": logits}
+    refuses(name, ValueError, "99999", logits=logits, targets=targets, **place)
+    assert (logits == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [bool, complex, object, "U1", "M8[s]"])
+@each_loss
+def test_targets_are_integers_or_floating(name, dtype):
+    for shape in [(3,), (3, 4)]:
+        refuses(name, TypeError, "targets", targets=np.zeros(shape, dtype))
+
+
+@each_loss
+def test_masked_targets_are_refused(name):
+    refuses(name, TypeError, "masked", targets=np.ma.masked_equal(INDICES, 1))
+    refuses(name, TypeError, "masked", targets=np.ma.masked_equal(P, 1))
+
+
+@pytest.mark.parametrize("targets", [np.zeros((3, 4), int), np.zeros(4, int), np.zeros((1, 3), int), np.zeros((), int)])
+@each_loss
+def test_indices_have_the_shape_of_the_logits_without_the_class_axis(name, targets):
+    refuses(name, ValueError, "targets", targets=targets)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4,), (1, 4), (3, 1), (4, 3), (1, 3, 4)], ids=str)
+@each_loss
+def test_probabilities_have_the_shape_of_the_logits(name, shape):
+    refuses(name, ValueError, "targets", targets=np.ones(shape))
+
+
+@each_loss
+def test_losses_need_a_class(name):
+    with pytest.raises(ValueError, match="class"):
+        FUNCTIONS[name](logits=np.empty((3, 0)), targets=INDICES)
+
+
+# weight, ignore_index, label_smoothing, reduction, upstream
+
+
+@pytest.mark.parametrize("weight", [[1, 1, 1], [1, 1, 1, 1, 1], [[1, 1, 1, 1]], 1.0, np.ones((3, 4)), []])
+@each_loss
+def test_weight_has_one_number_for_each_class(name, weight):
+    refuses(name, ValueError, "weight", weight=weight)
+
+
+@pytest.mark.parametrize("value", [-1, -1e-300, np.nan, np.inf, -np.inf])
+@each_loss
+def test_weights_are_finite_and_not_negative(name, value):
+    refuses(name, ValueError, "weight", weight=[1, 1, value, 1])
+
+
+@pytest.mark.parametrize("dtype", [complex, object, "U1", "M8[s]"])
+@each_loss
+def test_weights_are_real(name, dtype):
+    refuses(name, TypeError, "weight", weight=np.zeros(4, dtype))
+
+
+@each_loss
+def test_masked_weights_are_refused(name):
+    refuses(name, TypeError, "masked", weight=np.ma.ones(4))
+
+
+@pytest.mark.parametrize("value", [1.0, "1", [1], (1,), np.array([1]), 1j, True])
+@each_loss
+def test_ignore_index_is_an_integer(name, value):
+    refuses(name, TypeError, "ignore_index", ignore_index=value)
+
+
+@each_loss
+def test_probabilities_have_no_index_to_ignore(name):
+    refuses(name, ValueError, "ignore_index", targets=P, ignore_index=0)
+    refuses(name, ValueError, "ignore_index", targets=P, ignore_index=-100)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, np.nan, np.inf, -np.inf, 2, -1e-300])
+@each_loss
+def test_label_smoothing_lies_between_zero_and_one(name, value):
+    refuses(name, ValueError, "label_smoothing", label_smoothing=value)
+
+
+@pytest.mark.parametrize("value", [None, "0.1", 1j, [0.1]])
+@each_loss
+def test_label_smoothing_is_a_number(name, value):
+    refuses(name, TypeError, "label_smoothing", label_smoothing=value)
+
+
+@pytest.mark.parametrize("reduction", ["", "Mean", "average", "batchmean"])
+@each_loss
+def test_reduction_is_one_of_three(name, reduction):
+    refuses(name, ValueError, "reduction", reduction=reduction)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_upstream_has_the_shape_of_the_loss(name):
+    for reduction in ("mean", "sum"):
+        for upstream in (np.ones(3), [1.0], np.ones((3, 4))):
+            refuses(name, ValueError, "upstream", upstream=upstream, reduction=reduction)
+    for upstream in (np.ones(4), np.ones((3, 1)), np.ones((3, 4)), [1.0]):
+        refuses(name, ValueError, "upstream", upstream=upstream, reduction="none")
+
+
+@pytest.mark.parametrize("upstream", [1j, "1", np.ones(3, complex), np.ones(3, object), np.ma.ones(3)])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_upstream_is_real(name, upstream):
+    refuses(name, TypeError, "upstream", upstream=upstream, reduction="none")
+
+
+# threads, configuration
+
+
+@pytest.mark.parametrize("n", [0, -1, -(2**70)])
+def test_the_number_of_threads_is_positive(n):
+    before = fs.get_num_threads()
+    with pytest.raises(ValueError, match=str(n)):
+        fs.set_num_threads(n)
+    with pytest.raises(ValueError, match=str(n)), fs.num_threads(n):
+        pass
+    assert fs.get_num_threads() == before
+
+
+@pytest.mark.parametrize("n", [1.0, "1", None, [1]])
+def test_the_number_of_threads_is_an_integer(n):
+    with pytest.raises(TypeError):
+        fs.set_num_threads(n)
+    with pytest.raises(TypeError), fs.num_threads(n):
+        pass
+
+
+def test_show_config_has_two_modes():
+    with pytest.raises(ValueError, match="mode"):
+        fs.show_config(mode="json")

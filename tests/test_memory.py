@@ -1,0 +1,146 @@
+"""No function has a temporary of the size of its input: the peak of the process grows by the result and a few rows."""
+
+from pathlib import Path
+
+import fastsoftmax as fs
+import numpy as np
+import pytest
+from arrays import LAYOUTS, Inputs, bfloat16
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+ROWS, CLASSES = 2048, 2048
+LIMIT = 16 * CLASSES * 8 * 2 + 2**21  # sixteen float64 rows for each of two threads, and 2 MiB of the allocator's
+
+LAYOUTS_HERE = ("c", "fortran", "strided", "negative", "unaligned", "swapped")
+
+
+def resident(which):
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024
+    raise LookupError(which)
+
+
+def can_reset():
+    try:
+        RESET.write_text("5")
+        resident("VmHWM")
+    except (OSError, LookupError):
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not can_reset(), reason="the peak of resident memory cannot be reset on this system")
+
+
+def peak_growth(call):
+    """By how many bytes the resident memory was larger during `call` than before."""
+    RESET.write_text("5")
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+
+def test_the_measure_sees_a_temporary():
+    assert peak_growth(lambda: np.ones(2**22, np.uint8).sum()) >= 2**22
+
+
+CALLS = {
+    "softmax": lambda a, out: fs.softmax(a.x, out=out),
+    "softmax, in place": lambda a, out: fs.softmax(out, out=out),
+    "softmax, temperature": lambda a, out: fs.softmax(a.x, temperature=0.7, out=out),
+    "softmax, where": lambda a, out: fs.softmax(a.x, where=a.where, out=out),
+    "softmax, first axis": lambda a, out: fs.softmax(a.x, 0, out=out),
+    "softmax, first axis, where": lambda a, out: fs.softmax(a.x, 0, where=a.where, out=out),
+    "log_softmax": lambda a, out: fs.log_softmax(a.x, out=out),
+    "log_softmax, where": lambda a, out: fs.log_softmax(a.x, where=a.where, out=out),
+    "log_softmax, first axis": lambda a, out: fs.log_softmax(a.x, 0, out=out),
+    "logsumexp": lambda a, out: fs.logsumexp(a.x, -1),
+    "logsumexp, all axes": lambda a, out: fs.logsumexp(a.x),
+    "logsumexp, first axis": lambda a, out: fs.logsumexp(a.x, 0),
+    "logsumexp, where": lambda a, out: fs.logsumexp(a.x, -1, where=a.where),
+    "logsumexp, b": lambda a, out: fs.logsumexp(a.x, -1, b=a.b, where=a.where, return_sign=True),
+    "logsumexp, b of one row": lambda a, out: fs.logsumexp(a.x, 0, b=a.b[:1]),
+    "softmax_grad": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, out=out),
+    "softmax_grad, where": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, where=a.where, out=out),
+    "softmax_grad, first axis": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, 0, out=out),
+    "log_softmax_grad": lambda a, out: fs.log_softmax_grad(a.probabilities, a.dy, temperature=2, out=out),
+    "log_softmax_grad, first axis": lambda a, out: fs.log_softmax_grad(a.probabilities, a.dy, 0, out=out),
+    "cross_entropy": lambda a, out: fs.cross_entropy(a.x, a.indices),
+    "cross_entropy, weight": lambda a, out: fs.cross_entropy(a.x, a.indices, weight=a.weight, label_smoothing=0.1),
+    "cross_entropy, probabilities": lambda a, out: fs.cross_entropy(a.x, a.probabilities, label_smoothing=0.1),
+    "cross_entropy, first axis": lambda a, out: fs.cross_entropy(a.x, a.indices, 0, reduction="none"),
+    "cross_entropy_grad": lambda a, out: fs.cross_entropy_grad(a.x, a.indices, out=out),
+    "cross_entropy_grad, in place": lambda a, out: fs.cross_entropy_grad(out, a.indices, out=out),
+    "cross_entropy_with_grad": lambda a, out: fs.cross_entropy_with_grad(
+        a.x, a.indices, reduction="none", upstream=a.upstream, ignore_index=0, out=out
+    ),
+    "cross_entropy_with_grad, probabilities": lambda a, out: fs.cross_entropy_with_grad(a.x, a.probabilities, out=out),
+    "cross_entropy_with_grad, first axis": lambda a, out: fs.cross_entropy_with_grad(a.x, a.indices, 0, out=out),
+}
+
+
+def warm_up(call, dtype, layout):
+    """What is allocated once: threads and their stacks, imports."""
+    small = Inputs.normal((64, 64), dtype).map(layout)
+    call(small, np.ones_like(small.x, subok=False).astype(small.x.dtype.newbyteorder("=")))
+    fs.softmax(np.ones((1000, 1000), np.float32))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("layout", LAYOUTS_HERE)
+def test_peak_memory_grows_by_a_few_rows_whatever_the_layout(name, layout):
+    measure(CALLS[name], (ROWS, CLASSES), np.dtype("float32"), LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", [np.dtype("float16"), bfloat16, np.dtype("float64")], ids=str)
+def test_peak_memory_grows_by_a_few_rows_whatever_the_dtype(name, dtype):
+    measure(CALLS[name], (ROWS, CLASSES), dtype, LAYOUTS["c"])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_peak_memory_grows_by_a_few_rows_with_few_classes(name):
+    if "first axis" not in name:
+        measure(CALLS[name], (ROWS * CLASSES // 4, 4), np.dtype("float32"), LAYOUTS["c"])
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "softmax_grad", "cross_entropy"])
+def test_a_long_slice_needs_no_copy_of_itself(name):
+    measure(CALLS[name], (1, ROWS * CLASSES), np.dtype("float32"), LAYOUTS["c"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.bool])
+def test_integers_are_not_converted_beforehand(dtype):
+    x = np.ones((ROWS, CLASSES), dtype)
+    out, targets = np.ones((ROWS, CLASSES)), np.zeros(ROWS, int)
+    fs.softmax(x[:100], out=out[:100])
+    assert peak_growth(lambda: fs.softmax(x, out=out)) <= LIMIT
+    assert peak_growth(lambda: fs.logsumexp(x)) <= LIMIT
+    assert peak_growth(lambda: fs.cross_entropy(x, targets)) <= LIMIT
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_wider_result_needs_no_wider_copy_of_the_input(dtype):
+    x = np.ones((ROWS, CLASSES), dtype)
+    out = np.ones((ROWS, CLASSES))
+    assert peak_growth(lambda: fs.log_softmax(x, dtype=np.float64, out=out)) <= LIMIT
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint64, np.float16])
+def test_targets_are_not_converted_beforehand(dtype):
+    x = np.ones((2**21, 2), np.float32)
+    targets = np.zeros(x.shape if dtype is np.float16 else len(x), dtype)
+    out = np.ones_like(x)
+    fs.cross_entropy_grad(x[:99], targets[:99])
+    assert peak_growth(lambda: fs.cross_entropy_with_grad(x, targets, out=out)) <= LIMIT
+
+
+def measure(call, shape, dtype, layout):
+    warm_up(call, dtype, layout)
+    a = Inputs.normal(shape, dtype).map(layout)
+    out = np.ones(shape, dtype)
+    # A loss of each slice is a result, and so is a batch of sums.
+    result = 2 * 8 * max(shape[0] if shape[1] < shape[0] else 0, 0)
+    growth = peak_growth(lambda: call(a, out))
+    assert growth <= LIMIT + result, f"{growth / 2**20:.1f} MiB"

@@ -1,0 +1,72 @@
+"""The longdouble results that the accuracy tests rely on, held against mpmath with 400 digits."""
+
+import mpmath
+import numpy as np
+import precision
+import pytest
+from arrays import FAMILIES, family
+
+pytestmark = pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
+
+FLOAT64 = np.dtype("float64")
+TARGET = 3
+
+
+def by_mpmath(x, temperature=1.0):
+    """softmax, log_softmax, logsumexp, and the gradient of cross_entropy, of one slice."""
+    with mpmath.workdps(400):
+        logits = [mpmath.mpf(float(v)) / mpmath.mpf(temperature) for v in x]
+        peak = max(logits)
+        total = mpmath.fsum(mpmath.exp(v - peak) for v in logits)
+        softmax = [mpmath.exp(v - peak) / total for v in logits]
+        log_softmax = [v - peak - mpmath.log(total) for v in logits]
+        grad = [p / temperature for p in softmax]
+        grad[TARGET] = -mpmath.fsum(p for i, p in enumerate(softmax) if i != TARGET) / temperature
+        return tuple(
+            np.array([_longdouble(v) for v in values])
+            for values in (softmax, log_softmax, [temperature * (peak + mpmath.log(total))], grad)
+        )
+
+
+def _longdouble(value):
+    mantissa, exponent = mpmath.frexp(value)
+    high = float(mantissa)
+    return np.ldexp(np.longdouble(high) + np.longdouble(float(mantissa - high)), max(int(exponent), -99_999))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_longdouble_results_are_right_to_a_fiftieth_of_a_float64_ulp(name, temperature):
+    for x in family(name, (2, 40), FLOAT64):
+        slices = precision.Slices(x, temperature=temperature)
+        softmax, log_softmax, logsumexp, grad = by_mpmath(x, temperature)
+        share = precision.shares(x.shape, 0, np.asarray(TARGET))
+        assert error(slices.softmax, softmax) <= 0.02
+        assert error(slices.log_softmax, log_softmax) <= 0.02
+        assert error(slices.logsumexp, logsumexp[0], np.maximum(abs(logsumexp[0]), abs(x).max())) <= 0.02
+        assert error(slices.cross_entropy(share), -log_softmax[TARGET]) <= 0.02
+        assert error(slices.cross_entropy_grad(share), grad) <= 0.02
+
+
+def error(got, wanted, unit=None):
+    """In float64's units, wherever float64 reaches."""
+    unit = np.abs(wanted if unit is None else unit)
+    reaches = unit >= np.finfo(np.float64).smallest_subnormal
+    scale = np.where(reaches, unit, 1) * np.finfo(np.float64).eps / 2
+    return float(np.max(np.where(reaches & (got != wanted), np.abs(got - wanted) / scale, 0)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_one_ulp_is_the_spacing_of_the_numbers(dtype):
+    one = np.ones(1, dtype)
+    assert precision.worst(np.nextafter(one, one * 2), one.astype(np.longdouble)) == 1
+    assert precision.worst(np.nextafter(one, one * 0), one.astype(np.longdouble)) == 0.5
+    assert precision.worst(one, one.astype(np.longdouble)) == 0
+
+
+def test_a_flush_to_zero_is_an_error_of_many_ulp():
+    smallest = np.finfo(np.float32).smallest_subnormal
+    assert precision.worst(np.zeros(1, np.float32), np.full(1, smallest, np.longdouble)) > 1e6
+    assert precision.worst(np.zeros(1, np.float32), np.full(1, 0.4 * smallest, np.longdouble)) == 0
+    assert precision.worst(np.ones(1, np.float32), np.zeros(1, np.longdouble)) == np.inf
+    assert precision.worst(np.full(1, np.nan, np.float32), np.zeros(1, np.longdouble)) == np.inf

@@ -1,0 +1,190 @@
+"""A slice's result depends on the slice alone: the same bits in every batch, layout, number of threads and call."""
+
+import fastsoftmax as fs
+import numpy as np
+import pytest
+from arrays import CALLS, FLOATING, LAYOUTS, LOSSES, Inputs, assert_all_same_bits, assert_same_bits, results
+
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+each_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
+
+SHAPES = [(37, 2), (37, 10), (19, 33), (5, 100), (2, 3, 70), (3, 1025), (2, 5000), (2, 3, 2, 5)]
+LONG_SHAPES = [(2, 70_001), (1, 200_003)]
+
+
+PARTS = [((23, 40), np.s_[:1]), ((23, 40), np.s_[:, :1]), ((5, 23, 40), np.s_[:]), ((23, 40), np.s_[:1, :1])]
+
+
+def reduced_losses(module, a, axis):
+    """What depends on the whole batch, in its order."""
+    for reduction in ("mean", "sum"):
+        for targets in (a.indices, a.probabilities):
+            for options in ({}, {"weight": a.weight, "label_smoothing": 0.1}):
+                yield from module.cross_entropy_with_grad(a.x, targets, axis, reduction=reduction, **options)
+
+
+def reduced(module, a, axis):
+    return tuple(reduced_losses(module, a, axis))
+
+
+WITH_REDUCTIONS = CALLS | {"cross_entropy, mean and sum": reduced}
+each_call_and_reduction = pytest.mark.parametrize("call", WITH_REDUCTIONS.values(), ids=WITH_REDUCTIONS)
+
+
+def moved_back(result, ndim, axis):
+    """The class axis of those results that have it, last again."""
+    return tuple(np.moveaxis(r, axis, -1) if r.ndim == ndim else r for r in results(result))
+
+
+@pytest.mark.core
+@each_dtype
+@each_call_and_reduction
+def test_in_every_layout(call, dtype):
+    for shape in SHAPES:
+        inputs = Inputs.normal(shape, dtype)
+        wanted = call(fs, inputs, -1)
+        for layout in LAYOUTS.values():
+            assert_all_same_bits(call(fs, inputs.map(layout), -1), wanted)
+
+
+@pytest.mark.core
+@each_dtype
+@each_call_and_reduction
+def test_wherever_the_class_axis_is(call, dtype):
+    for shape in SHAPES:
+        inputs = Inputs.normal(shape, dtype)
+        wanted = call(fs, inputs, -1)
+        for axis in range(-len(shape), len(shape)):
+            moved = inputs.move(axis)
+            assert_all_same_bits(moved_back(call(fs, moved, axis), len(shape), axis), wanted)
+            reverse = moved.map(np.asfortranarray)
+            assert_all_same_bits(moved_back(call(fs, reverse, axis), len(shape), axis), wanted)
+
+
+@each_dtype
+@each_call_and_reduction
+def test_in_every_layout_of_a_long_slice(call, dtype):
+    for shape in LONG_SHAPES:
+        inputs = Inputs.normal(shape, dtype)
+        wanted = call(fs, inputs, -1)
+        for name in ("strided", "negative", "axis_first", "unaligned", "swapped"):
+            assert_all_same_bits(call(fs, inputs.map(LAYOUTS[name]), -1), wanted)
+
+
+@pytest.mark.core
+@each_dtype
+@each_call
+def test_of_a_slice_alone_and_in_its_batch(call, dtype):
+    for shape in [(37, 2), (37, 10), (35, 33), (5, 300), (2, 5000)]:
+        inputs = Inputs.normal(shape, dtype)
+        wanted = results(call(fs, inputs, -1))
+        for i in range(shape[0]):
+            assert_all_same_bits(call(fs, inputs.take(i), -1), tuple(w[i] for w in wanted))
+
+
+@pytest.mark.core
+@each_dtype
+@each_call
+def test_of_a_batch_in_chunks(call, dtype):
+    for shape in [(131, 2), (131, 7), (67, 40), (20, 1025)]:
+        inputs = Inputs.normal(shape, dtype)
+        wanted = results(call(fs, inputs, -1))
+        for size in (1, 5, 16, 17, 64):
+            for axis in (0, 1):
+                for start in range(0, shape[0], size):
+                    chunk = slice(start, start + size)
+                    got = call(fs, inputs.take(chunk).move(axis), axis)
+                    assert_all_same_bits(moved_back(got, 2, axis), tuple(w[chunk] for w in wanted))
+
+
+@pytest.mark.core
+@each_dtype
+@each_call
+def test_of_a_slice_in_a_batch_of_other_values(call, dtype):
+    """A neighbour that needs the careful path must not change what others get."""
+    for shape in [(37, 2), (37, 10), (35, 33), (5, 300), (2, 5000)]:
+        inputs = Inputs.normal(shape, dtype)
+        wanted = results(call(fs, inputs, -1))
+        for value in (np.nan, -np.inf, 6e4, -6e4):
+            others = inputs.map(np.copy)
+            others.x[::2] = others.dy[::2] = value
+            for axis in (0, 1):
+                got = moved_back(call(fs, others.move(axis), axis), 2, axis)
+                assert_all_same_bits(tuple(g[1::2] for g in got), tuple(w[1::2] for w in wanted))
+
+
+@each_dtype
+@each_call
+def test_of_broadcast_arrays_and_their_copies(call, dtype):
+    inputs = Inputs.normal((23, 40), dtype)
+    for shape, part in PARTS:
+
+        def broadcast(a, shape=shape, part=part):
+            return np.broadcast_to(a[part], shape) if a.ndim == 2 else np.broadcast_to(a, shape[:-1])
+
+        given = inputs.map(broadcast)
+        for axis in range(len(shape)):
+            assert_all_same_bits(call(fs, given.view(axis), axis), call(fs, given.move(axis), axis))
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+@each_dtype
+@each_call_and_reduction
+def test_for_every_number_of_threads(call, dtype, n, threads):
+    for shape in [(20_011, 3), (4_099, 33), (67, 5000), (3, 100_003)]:
+        inputs = Inputs.normal(shape, dtype)
+        with threads(1):
+            wanted = call(fs, inputs, -1)
+        with threads(n):
+            assert_all_same_bits(call(fs, inputs, -1), wanted)
+            assert_all_same_bits(moved_back(call(fs, inputs.move(0), 0), 2, 0), wanted)
+
+
+@pytest.mark.parametrize("call", WITH_REDUCTIONS.values(), ids=WITH_REDUCTIONS)
+def test_for_every_number_of_threads_of_one_very_long_slice(call, threads):
+    inputs = Inputs.normal((1, 1_000_003), np.float32)
+    with threads(1):
+        wanted = call(fs, inputs, -1)
+    for n in (2, 5):
+        with threads(n):
+            assert_all_same_bits(call(fs, inputs, -1), wanted)
+
+
+@each_call_and_reduction
+def test_again_after_every_other_call(call):
+    inputs = Inputs.normal((33, 100), np.float32)
+    wanted = call(fs, inputs, -1)
+    for other in WITH_REDUCTIONS.values():
+        other(fs, Inputs.normal((7, 1000), np.float64), -1)
+        assert_all_same_bits(call(fs, inputs, -1), wanted)
+
+
+@each_dtype
+def test_with_and_without_out_and_in_place(dtype):
+    for shape in SHAPES:
+        a = Inputs.normal(shape, dtype)
+        for function in (fs.softmax, fs.log_softmax):
+            wanted = function(a.x)
+            assert_same_bits(function(a.x, out=LAYOUTS["strided"](a.x)), wanted)
+            place = a.x.copy()
+            assert_same_bits(function(place, out=place), wanted)
+            place = LAYOUTS["negative"](a.x)
+            assert_same_bits(function(place, out=place), wanted)
+
+
+@each_dtype
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp])
+def test_with_a_mask_of_ones(function, dtype):
+    for shape in SHAPES:
+        a = Inputs.normal(shape, dtype)
+        for axis in range(len(shape)):
+            assert_same_bits(function(a.x, axis, where=True), function(a.x, axis))
+
+
+@pytest.mark.parametrize("call", LOSSES.values(), ids=LOSSES)
+def test_of_a_loss_whatever_the_dtype_of_its_targets(call):
+    a = Inputs.normal((67, 10), np.float32)
+    wanted = call(fs, a, -1)
+    for dtype in (np.int8, np.uint16, np.uint64):
+        a.indices = a.indices.astype(dtype)
+        assert_all_same_bits(call(fs, a, -1), wanted)

@@ -1,0 +1,151 @@
+"""Every SIMD target that the machine can run: the core of the suite on each, the choice, what an import leaves."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fastsoftmax as fs
+import numpy as np
+import pytest
+from fastsoftmax import _core
+
+CORE = _core.describe()
+TARGETS = CORE["targets_usable"]
+TESTS = Path(__file__).parent
+
+
+def run(arguments, environment, **variables):
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment | variables, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_core_of_the_suite_passes_on_every_target(target, environment):
+    if target == CORE["target"]:
+        pytest.skip(f"{target} is the target in use here: the suite itself runs on it")
+    done = run(
+        ["-m", "pytest", "-m", "core", "-q", "-p", "no:cacheprovider", "--no-showlocals", str(TESTS)],
+        environment,
+        FASTSOFTMAX_TARGET=target,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
+    assert f"fastsoftmax target {target} " in done.stdout
+    assert re.search(r"\d+ passed", done.stdout)
+
+
+# Choice
+
+
+def test_the_best_usable_target_is_in_use(environment):
+    done = run(["-c", "from fastsoftmax import _core; print(_core.describe()['target'])"], unforced(environment))
+    assert done.stdout.split() == [TARGETS[-1]]
+
+
+def unforced(environment):
+    return {k: v for k, v in environment.items() if k != "FASTSOFTMAX_TARGET"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_can_be_forced(target, environment):
+    code = "import fastsoftmax; print(fastsoftmax.show_config(mode='dicts')['targets']['in use'])"
+    assert run(["-c", code], environment, FASTSOFTMAX_TARGET=target).stdout.split() == [target]
+
+
+@pytest.mark.parametrize("target", ["sse9", "AVX2 ", "baseline,avx2"])
+def test_an_unknown_target_fails_the_import_with_the_names_there_are(target, environment):
+    done = run(["-c", "import fastsoftmax"], environment, FASTSOFTMAX_TARGET=target)
+    assert done.returncode != 0
+    assert "ImportError" in done.stderr
+    assert target in done.stderr
+    for usable in TARGETS:
+        assert usable in done.stderr
+
+
+def test_a_target_that_the_machine_lacks_fails_the_import_with_the_names_there_are(environment):
+    lacking = set(CORE["targets_built"]) - set(TARGETS)
+    if not lacking:
+        pytest.skip("the machine has every target that was built")
+    for target in lacking:
+        done = run(["-c", "import fastsoftmax"], environment, FASTSOFTMAX_TARGET=target)
+        assert done.returncode != 0
+        assert "ImportError" in done.stderr
+        for usable in TARGETS:
+            assert usable in done.stderr
+
+
+def test_usable_targets_are_built_and_baseline_is_among_them():
+    assert set(TARGETS) <= set(CORE["targets_built"])
+    assert CORE["target"] in TARGETS
+    assert TARGETS[0] in ("baseline", "neon")
+
+
+def test_targets_agree_to_a_few_ulp(environment, tmp_path):
+    """They need not have the same bits: not every machine has fused multiplication."""
+    x = np.random.default_rng(0).normal(0, 10, (50, 333)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    code = "import sys, numpy as np, fastsoftmax as fs; np.save(sys.argv[2], fs.softmax(np.load(sys.argv[1])))"
+    for target in TARGETS:
+        done = run(["-c", code, tmp_path / "x.npy", tmp_path / "y.npy"], environment, FASTSOFTMAX_TARGET=target)
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_array_max_ulp(np.load(tmp_path / "y.npy"), fs.softmax(x), 4)
+
+
+# Configuration
+
+
+def test_python_m_prints_the_configuration(environment, capsys):
+    fs.show_config()
+    printed = capsys.readouterr().out
+    done = run(["-m", "fastsoftmax"], environment)
+    assert done.stdout == printed
+    for word in (fs.__version__, np.__version__, CORE["compiler"], *CORE["targets_built"], CORE["target"]):
+        assert word in printed
+
+
+def test_show_config_as_dicts_prints_nothing(capsys):
+    config = fs.show_config(mode="dicts")
+    assert capsys.readouterr().out == ""
+    assert config["fastsoftmax"] == fs.__version__
+    assert config["targets"]["in use"] == CORE["target"]
+    assert config["openmp"] == CORE["openmp"]
+    assert config["threads"] == fs.get_num_threads()
+
+
+# What an import leaves behind
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_subnormal_numbers_survive_the_import_and_a_call(target, environment):
+    code = (
+        "import numpy as np, fastsoftmax as fs\n"
+        "def alive():\n"
+        "    tiny = np.finfo(np.float64).smallest_normal, np.finfo(np.float32).smallest_normal\n"
+        "    halves = [np.full(99, t) * t.dtype.type(0.5) for t in tiny]\n"
+        "    return all((h > 0).all() and (h + h == t).all() for h, t in zip(halves, tiny))\n"
+        "before = alive()\n"
+        "fs.softmax(np.ones((2000, 1000)))\n"
+        "print(before, alive())"
+    )
+    done = run(["-c", code], environment, FASTSOFTMAX_TARGET=target)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_the_import_needs_numpy_alone(environment):
+    code = "import sys, fastsoftmax; print(*sorted({m.split('.')[0] for m in sys.modules} - sys.stdlib_module_names))"
+    modules = set(run(["-c", code], environment).stdout.split())
+    assert {"fastsoftmax", "numpy"} <= modules
+    assert not modules & {"ml_dtypes", "scipy", "torch", "threadpoolctl", "sklearn"}
+
+
+def test_the_extension_exports_its_entry_alone():
+    """A symbol that several targets share would be taken from one of them, and might be code that the machine lacks."""
+    nm = shutil.which("nm")
+    if nm is None or sys.platform != "linux":
+        pytest.skip("needs nm, for ELF files")
+    listed = subprocess.run([nm, "-D", "--defined-only", _core.__file__], capture_output=True, text=True, check=True)
+    symbols = [line.split()[-1] for line in listed.stdout.splitlines()]
+    ours = [s for s in symbols if "fastsoftmax" in s.lower() or s.startswith("PyInit")]
+    assert ours == ["PyInit__core"]

@@ -1,0 +1,242 @@
+"""Threads: their number, fork, callers in parallel, and the GIL."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fastsoftmax as fs
+import numpy as np
+import pytest
+from arrays import CALLS, Inputs, assert_all_same_bits, results
+from fastsoftmax import _core
+
+TIME_LIMIT = 30
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+needs_openmp = pytest.mark.skipif(_core.describe()["openmp"] is None, reason="built without OpenMP: one thread")
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Enough work to wake every thread."""
+    return Inputs.normal((2000, 500), np.float32)
+
+
+# Their number
+
+
+@needs_openmp
+def test_num_threads_limits_for_its_block_and_puts_back(threads):
+    with threads(4):
+        with fs.num_threads(3):
+            assert fs.get_num_threads() == 3
+            with fs.num_threads(2):
+                assert fs.get_num_threads() == 2
+            assert fs.get_num_threads() == 3
+        assert fs.get_num_threads() == 4
+
+
+@needs_openmp
+def test_num_threads_puts_back_after_an_error(threads):
+    with threads(4):
+        with pytest.raises(KeyError), fs.num_threads(1):
+            raise KeyError
+        assert fs.get_num_threads() == 4
+
+
+def test_one_thread_is_always_possible():
+    with fs.num_threads(1):
+        assert fs.get_num_threads() == 1
+
+
+@needs_openmp
+def test_the_smaller_of_both_limits_counts():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    with threadpoolctl.threadpool_limits(3, user_api="openmp"):
+        for asked, given in [(2, 2), (3, 3), (5, 3), (np.int64(1), 1), (2**40, 3)]:
+            with fs.num_threads(asked):
+                assert fs.get_num_threads() == given
+
+
+@needs_openmp
+@pytest.mark.parametrize("n", [1, 3])
+def test_omp_num_threads_is_honoured(n, environment):
+    code = "import fastsoftmax; print(fastsoftmax.get_num_threads())"
+    got = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"OMP_NUM_THREADS": str(n)}, capture_output=True, check=True
+    )
+    assert int(got.stdout) == n
+
+
+def test_the_limit_is_that_of_the_process():
+    with fs.num_threads(1), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fs.get_num_threads).result() == 1
+
+
+@needs_openmp
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to count threads")
+def test_small_work_wakes_no_thread(environment):
+    code = (
+        "import os, numpy as np, fastsoftmax as fs\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "fs.softmax(np.ones((10, 10))); fs.cross_entropy(np.ones((100, 10)), np.zeros(100, int))\n"
+        "small = len(os.listdir('/proc/self/task'))\n"
+        "fs.softmax(np.ones((1000, 1000)))\n"
+        "print(small - before, len(os.listdir('/proc/self/task')) - before)"
+    )
+    got = subprocess.run(
+        [sys.executable, "-c", code], env=environment | {"OMP_NUM_THREADS": "3"}, capture_output=True, check=True
+    )
+    assert got.stdout.split() == [b"0", b"2"]
+
+
+# Fork
+
+
+def compute(inputs):
+    return [results(call(fs, inputs, -1)) for call in CALLS.values()]
+
+
+def assert_same(got, wanted):
+    for g, w in zip(got, wanted, strict=True):
+        assert_all_same_bits(g, w)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_computes_on_one_thread_and_ends(large, threads):
+    with threads(2):
+        wanted = compute(large)
+        child = os.fork()
+        if child == 0:
+            try:
+                assert fs.get_num_threads() == 1
+                assert_same(compute(large), wanted)
+                fs.set_num_threads(2)
+                assert_same(compute(large), wanted)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert wait(child) == 0
+        assert_same(compute(large), wanted)
+
+
+def wait(child):
+    """The exit code of `child`, or None if it had to be killed at the time limit."""
+    for _ in range(TIME_LIMIT * 20):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_multiprocessing_gives_the_same_bits(method, large, threads):
+    with threads(2):
+        wanted = fs.softmax(large.x)
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            for got in pool.map_async(fs.softmax, [large.x] * 3).get(TIME_LIMIT):
+                assert_all_same_bits(got, wanted)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_while_another_thread_computes_gives_a_working_child(large, threads):
+    with threads(2):
+        wanted = fs.softmax(large.x)
+        stop = threading.Event()
+
+        def keep_computing():
+            while not stop.is_set():
+                fs.softmax(large.x)
+
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(keep_computing)
+            try:
+                for _ in range(10):
+                    child = os.fork()
+                    if child == 0:
+                        os._exit(0 if np.array_equal(fs.softmax(large.x), wanted) else 1)
+                    assert wait(child) == 0
+            finally:
+                stop.set()
+            running.result()
+
+
+# Callers in parallel
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_sixteen_python_threads_at_once_get_the_same_bits(large, n, threads):
+    with threads(n):
+        wanted = compute(large)
+        start = threading.Barrier(16)
+
+        def after_all_are_ready(_):
+            start.wait(TIME_LIMIT)
+            return compute(large)
+
+        with ThreadPoolExecutor(16) as pool:
+            for got in pool.map(after_all_are_ready, range(16)):
+                assert_same(got, wanted)
+
+
+def test_the_limit_may_change_while_others_compute(large):
+    wanted = fs.softmax(large.x)
+    before = fs.get_num_threads()
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(fs.softmax, large.x) for _ in range(40)]
+        for n in range(40):
+            fs.set_num_threads(1 + n % 4)
+        for r in running:
+            assert_all_same_bits(r.result(), wanted)
+    fs.set_num_threads(2**31 - 1)
+    assert fs.get_num_threads() == before
+
+
+def test_another_openmp_user_in_the_process_is_no_trouble(large, threads):
+    """scikit-learn's loops are OpenMP regions, of the same or of another runtime."""
+    cluster = pytest.importorskip("sklearn.cluster")
+    with threads(2):
+        wanted = fs.softmax(large.x)
+        with ThreadPoolExecutor(2) as pool:
+            fit = pool.submit(cluster.KMeans(3, n_init=1, max_iter=5, random_state=0).fit, large.x[:, :20])
+            for _ in range(10):
+                assert_all_same_bits(fs.softmax(large.x), wanted)
+            fit.result()
+        assert_all_same_bits(fs.softmax(large.x), wanted)
+
+
+# The GIL
+
+
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "softmax_grad", "indices"])
+def test_other_python_threads_run_while_a_kernel_does(name):
+    inputs = Inputs.normal((12_000, 1000), np.float64)
+    spans = []
+
+    def call():
+        start = time.perf_counter()
+        CALLS[name](fs, inputs, -1)
+        spans.append((start, time.perf_counter()))
+
+    with fs.num_threads(1):
+        worker = threading.Thread(target=call)
+        worker.start()
+        ticks = []
+        while worker.is_alive():
+            ticks.append(time.perf_counter())
+            time.sleep(1e-4)
+        worker.join()
+    ((start, end),) = spans
+    margin = (end - start) / 4
+    assert any(start + margin < tick < end - margin for tick in ticks)

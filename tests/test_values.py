@@ -1,0 +1,220 @@
+"""What NaN, infinities, empty arrays and subnormal numbers give, in every loop shape and for every function."""
+
+import fastsoftmax as fs
+import numpy as np
+import pytest
+from arrays import FLOATING, assert_all_same_bits
+from ml_dtypes import finfo
+
+pytestmark = pytest.mark.core
+
+SHAPES = [(1, 1), (1, 2), (40, 3), (3, 10), (50, 33), (3, 300), (2, 5000), (1, 70_001)]
+
+each_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def along_both_axes(x):
+    """The slices as rows, and as columns."""
+    return (x, 1), (np.ascontiguousarray(x.T), 0)
+
+
+def places(classes):
+    return {0, classes // 2, classes - 1}
+
+
+@pytest.fixture
+def logits(dtype, shape, rng):
+    return rng.normal(size=shape).astype(dtype)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+@each_shape
+@each_dtype
+def test_nan_and_inf_fill_their_slice_with_nan_and_no_other(logits, dtype, shape, value):
+    clean = fs.softmax(logits), fs.log_softmax(logits), fs.logsumexp(logits, 1)
+    for place in places(shape[1]):
+        x = logits.copy()
+        x[-1, place] = value
+        for a, axis in along_both_axes(x):
+            p, logp = (np.moveaxis(f(a, axis), axis, 1) for f in (fs.softmax, fs.log_softmax))
+            lse = fs.logsumexp(a, axis)
+            assert np.isnan(p[-1]).all()
+            assert np.isnan(logp[-1]).all()
+            assert lse[-1] == np.inf if value == np.inf else np.isnan(lse[-1])
+            assert_all_same_bits((p[:-1], logp[:-1], lse[:-1]), tuple(c[:-1] for c in clean))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@each_shape
+@each_dtype
+def test_nan_and_inf_make_loss_and_gradient_of_their_slice_nan(logits, dtype, shape, value):
+    targets = np.zeros(shape[0], int)
+    for place in places(shape[1]):
+        x = logits.copy()
+        x[-1, place] = value
+        for a, axis in along_both_axes(x):
+            for t in (targets, np.moveaxis(np.full(shape, 1 / shape[1], np.float32), 1, axis)):
+                loss, grad = fs.cross_entropy_with_grad(a, t, axis, reduction="none")
+                assert np.isnan(loss).tolist() == [False] * (shape[0] - 1) + [True]
+                nans = np.isnan(np.moveaxis(grad, axis, 1))
+                assert nans[-1].all()
+                assert not nans[:-1].any()
+
+
+@each_shape
+@each_dtype
+def test_minus_infinity_has_probability_exactly_zero(dtype, shape, rng):
+    x = rng.normal(size=shape).astype(dtype)
+    hidden = rng.uniform(size=shape) < 0.5
+    hidden[:, 0] = False
+    x[hidden] = -np.inf
+    for a, axis in along_both_axes(x):
+        p, logp = (np.moveaxis(f(a, axis), axis, 1) for f in (fs.softmax, fs.log_softmax))
+        assert (p[hidden] == 0).all()
+        assert not np.signbit(p).any()
+        assert (logp[hidden] == -np.inf).all()
+        assert (p[~hidden] > 0).all()
+        assert np.isfinite(logp[~hidden]).all()
+        assert np.isfinite(fs.logsumexp(a, axis)).all()
+
+
+@each_shape
+@each_dtype
+def test_all_minus_infinity_is_no_distribution(dtype, shape):
+    for a, axis in along_both_axes(np.full(shape, -np.inf, dtype)):
+        assert np.isnan(fs.softmax(a, axis)).all()
+        assert np.isnan(fs.log_softmax(a, axis)).all()
+        assert (fs.logsumexp(a, axis) == -np.inf).all()
+
+
+@each_shape
+@each_dtype
+def test_a_masked_slice_keeps_nan_to_the_entries_that_take_part(dtype, shape, rng):
+    x = rng.normal(size=shape).astype(dtype)
+    shown = rng.uniform(size=shape) < 0.5
+    shown[:, 0] = True
+    x[:, 0] = np.nan
+    for (a, axis), (mask, _) in zip(along_both_axes(x), along_both_axes(shown), strict=True):
+        p, logp = fs.softmax(a, axis, where=mask), fs.log_softmax(a, axis, where=mask)
+        assert (np.isnan(p) == mask).all()
+        assert (p[~mask] == 0).all()
+        assert (np.isnan(logp) == mask).all()
+        assert (logp[~mask] == -np.inf).all()
+        assert np.isnan(fs.logsumexp(a, axis, where=mask)).all()
+
+
+@each_shape
+@each_dtype
+def test_a_gradient_is_nan_where_its_slice_holds_nan_and_nowhere_else(dtype, shape, rng):
+    y = fs.softmax(rng.normal(size=shape)).astype(dtype)
+    dy = rng.normal(size=shape).astype(dtype)
+    dy[-1, shape[1] // 2] = np.nan
+    for (a, axis), (b, _) in zip(along_both_axes(y), along_both_axes(dy), strict=True):
+        for function in (fs.softmax_grad, fs.log_softmax_grad):
+            nans = np.isnan(np.moveaxis(function(a, b, axis), axis, 1))
+            assert nans[-1].all()
+            assert not nans[:-1].any()
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 4), (0,)], ids=str)
+def test_empty_in_empty_out(dtype, shape):
+    x = np.empty(shape, dtype)
+    for axis in (*range(x.ndim), None, ()):
+        for got in (fs.softmax(x, axis), fs.log_softmax(x, axis), fs.softmax_grad(x, x, axis)):
+            assert (got.shape, got.dtype) == (shape, dtype)
+        got = np.asarray(fs.logsumexp(x, axis))
+        assert got.shape == np.sum(np.empty(shape), axis).shape
+        assert (got == -np.inf).all()
+
+
+def test_an_empty_class_axis_has_no_loss():
+    for targets in (np.empty(2, int), np.empty((2, 0))):
+        for function in (fs.cross_entropy, fs.cross_entropy_grad, fs.cross_entropy_with_grad):
+            with pytest.raises(ValueError, match="class"):
+                function(np.empty((2, 0)), targets)
+
+
+@each_shape
+@each_dtype
+def test_probabilities_below_the_smallest_normal_number_are_not_flushed(dtype, shape):
+    info = finfo(dtype)
+    x = np.full(shape, np.log(np.longdouble(info.smallest_normal)) - 2).astype(dtype)
+    x[:, 0] = 0
+    if shape[1] > 1:
+        for a, axis in along_both_axes(x):
+            p = np.moveaxis(fs.softmax(a, axis), axis, 1)[:, 1:].astype(np.longdouble)
+            assert (p > 0).all()
+            assert (p < np.longdouble(info.smallest_normal)).all()
+
+
+@each_shape
+@each_dtype
+def test_subnormal_inputs_count(dtype, shape):
+    tiny = finfo(dtype).smallest_subnormal
+    y, dy = np.full(shape, tiny, dtype), np.ones(shape, dtype)
+    dy[:, 0] = -3
+    for (a, axis), (b, _) in zip(along_both_axes(y), along_both_axes(dy), strict=True):
+        got = np.moveaxis(fs.softmax_grad(a, b, axis), axis, 1)
+        assert (got[:, 1:] == tiny).all()
+
+
+@each_dtype
+def test_probabilities_lie_between_zero_and_one(dtype, rng):
+    for shape in SHAPES:
+        for scale in (1e-3, 1, 30, 1e4):
+            p = fs.softmax(rng.normal(0, scale, shape).astype(dtype))
+            assert ((p >= 0) & (p <= 1)).all()
+            assert not np.signbit(p).any()
+            logp = fs.log_softmax(rng.normal(0, scale, shape).astype(dtype))
+            assert (logp <= 0).all()
+
+
+@each_dtype
+def test_one_class_has_probability_one(dtype):
+    for value in (-3, 0, 1e4, finfo(dtype).max, finfo(dtype).min, finfo(dtype).smallest_subnormal):
+        x = np.full((20, 1), value, dtype)
+        assert (fs.softmax(x) == 1).all()
+        assert (fs.log_softmax(x) == 0).all()
+        assert (fs.logsumexp(x, 1) == x[:, 0]).all()
+        loss, grad = fs.cross_entropy_with_grad(x, np.zeros(20, int), reduction="none")
+        assert (loss == 0).all()
+        assert (grad == 0).all()
+
+
+@each_dtype
+def test_the_ends_of_the_range_do_not_overflow_on_the_way(dtype):
+    info = finfo(dtype)
+    x = np.array([info.max, info.min, 0, info.max], dtype)
+    np.testing.assert_array_equal(fs.softmax(x).astype(float), [0.5, 0, 0, 0.5])
+    assert fs.logsumexp(x) == info.max
+    np.testing.assert_array_equal(fs.softmax(np.full(4, info.min, dtype)).astype(float), 0.25)
+    assert fs.logsumexp(np.full(4, info.min, dtype)) == info.min
+
+
+@each_dtype
+def test_small_losses_are_not_lost_beside_a_dominant_class(dtype):
+    x = np.zeros((1, 3), dtype)
+    x[0, 0] = 80
+    loss, grad = fs.cross_entropy_with_grad(x, [0])
+    rest = 2 * np.exp(-80.0)
+    np.testing.assert_allclose(float(loss), rest, 1e-6)
+    np.testing.assert_allclose(float(grad[0, 0]), float(np.float64(-rest).astype(dtype)), 1e-6)
+    np.testing.assert_allclose(float(fs.log_softmax(x.astype(np.float32))[0, 0]), -rest, 1e-6)
+
+
+def test_no_value_raises_a_warning_whatever_numpy_is_told():
+    special = np.array([[np.nan, np.inf, -np.inf, 0], [1e308, -1e308, 5e-324, 1], [-np.inf] * 4])
+    with np.errstate(all="raise"):
+        for x in (special, special.T):
+            fs.softmax(x)
+            fs.log_softmax(x, temperature=1e-300)
+            fs.logsumexp(x, -1, b=x, return_sign=True)
+            fs.logsumexp(x)
+            fs.softmax_grad(x, x)
+            fs.log_softmax_grad(x, x)
+            fs.cross_entropy_with_grad(x, np.zeros(len(x), int))
+            fs.cross_entropy_with_grad(x, x, label_smoothing=0.5)
+            fs.cross_entropy_with_grad(x, np.full(len(x), -1), ignore_index=-1)
+        fs.cross_entropy_with_grad(np.empty((0, 3)), np.empty(0, int))

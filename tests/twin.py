@@ -1,0 +1,45 @@
+"""`fastsoftmax.reference`, the readable twin, run beside the package on the same inputs."""
+
+import fastsoftmax as fs
+import ml_dtypes
+import numpy as np
+from arrays import FLOATING, Inputs, results
+from fastsoftmax import reference
+from numpy.typing import NDArray
+
+
+def outcome(call, module, inputs, axis):
+    try:
+        return results(call(module, inputs, axis))
+    except (TypeError, ValueError) as error:
+        return type(error)
+
+
+def widened(inputs: Inputs) -> Inputs:
+    """The same numbers in float64, in which the twin's own error is far below the narrower types' roundings."""
+    return inputs.map(lambda a: a.astype(np.float64) if a.dtype in FLOATING else a)
+
+
+def largest(a: NDArray) -> float:
+    a = a.astype(np.float64)
+    return np.max(np.abs(a), initial=0, where=np.isfinite(a))
+
+
+def assert_agrees(call, inputs: Inputs, axis) -> None:
+    """In value, dtype, shape and in whether it raises.
+
+    Relative to the largest entry, the package is granted four of its dtype's roundings, and the twin 64 of float64's;
+    how small entries fare is for the accuracy tests.
+    """
+    got, twin = (outcome(call, module, inputs, axis) for module in (fs, reference))
+    if isinstance(twin, type) or isinstance(got, type):
+        assert got is twin
+        return
+    for g, t, w in zip(got, twin, outcome(call, reference, widened(inputs), axis), strict=True):
+        assert (g.dtype, g.shape) == (t.dtype, t.shape)
+        info = ml_dtypes.finfo(g.dtype)
+        with np.errstate(over="ignore"):
+            wanted = w.astype(g.dtype).astype(np.float64)
+        size = max(largest(wanted), largest(inputs.x)) if g.ndim < inputs.x.ndim else largest(wanted)
+        tolerance = (4 * float(info.eps) + 64 * np.finfo(np.float64).eps) * size + float(info.smallest_normal)
+        np.testing.assert_allclose(g.astype(np.float64), wanted, rtol=0, atol=tolerance)
