@@ -41,7 +41,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        words = [self.operation.replace("_with_", " + ").replace("grad", "gradient").replace("_gradient", " gradient")]
+        operation = self.operation.replace("_with_grad", " + gradient").replace("_grad", " gradient")
+        words = [operation.replace("_step", " step")]
         if self.dtype != "float32":
             words.append(self.dtype)
         if self.axis % len(self.shape) != len(self.shape) - 1:

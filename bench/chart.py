@@ -49,10 +49,15 @@ def draw(path: Path, about: dict[str, Any], results: Sequence[CaseResult]) -> li
         axes.text(1.01, -0.9, "times as fast as\nthe fastest other", color=FAINT, fontsize=8, **margin)
         _dress(axes, [result.case.name for result in results], heights)
         _label_contenders(axes, rivals)
-        # Left of the axes there is room for it, too: the names of the cases are long.
-        figure.legend(loc="outside upper left", ncols=4, frameon=False, handletextpad=0.3)
-        title = "fastsoftmax beside " + _enumerate(["NumPy" if name == "reference" else name for name in rivals])
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, weight="bold")
+        figure.legend(
+            loc="outside upper left",
+            ncols=4,
+            frameon=False,
+            handletextpad=0.3,
+            title="fastsoftmax beside " + _enumerate(["NumPy" if name == "reference" else name for name in rivals]),
+            title_fontproperties={"size": 14, "weight": "bold"},
+            alignment="left",
+        )
         origin = f"{machine.sentence(about)}\n{machine.versions(about)}; {about['date']}"
         figure.supxlabel(origin, x=0.01, ha="left", fontsize=7.5, color=FAINT)
         path.parent.mkdir(parents=True, exist_ok=True)

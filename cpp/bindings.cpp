@@ -182,18 +182,18 @@ void plain_exp(const py::array& x, const py::array& out, const std::string& targ
     const Kernels& k = named_kernels(target);
     void* to = const_cast<void*>(out.data());
     if (x.itemsize() == 4)
-        k.exp_float(static_cast<const float*>(x.data()), x.size(), static_cast<float*>(to));
+        k.in_float.exp(static_cast<const float*>(x.data()), x.size(), static_cast<float*>(to));
     else
-        k.exp_double(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
+        k.in_double.exp(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
 }
 
 void plain_log1p(const py::array& x, const py::array& out, const std::string& target) {
     const Kernels& k = named_kernels(target);
     void* to = const_cast<void*>(out.data());
     if (out.itemsize() == 4)
-        k.log1p_float(static_cast<const double*>(x.data()), x.size(), static_cast<float*>(to));
+        k.in_float.log1p(static_cast<const double*>(x.data()), x.size(), static_cast<float*>(to));
     else
-        k.log1p_double(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
+        k.in_double.log1p(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
 }
 
 }  // namespace

@@ -79,6 +79,13 @@ struct Axes {
     // The last axis: one element, unmoving, where there is none.
     Axis last() const { return count ? axis[count - 1] : Axis{1, {}}; }
 
+    // So many elements further along the last axis.
+    Offsets moved(Offsets offsets, std::ptrdiff_t elements) const {
+        if (count)
+            for (int r = 0; r < roles; ++r) offsets[r] += elements * axis[count - 1].strides[r];
+        return offsets;
+    }
+
     // Calls f(offsets, position, length) for each stretch of [begin, end) along the last axis.
     template <class F>
     void for_stretches(std::ptrdiff_t begin, std::ptrdiff_t end, F f) const {

@@ -41,6 +41,11 @@ def worst(got: NDArray, wanted: Exact, unit: Exact | None = None) -> float:
     return float(np.max(ulp_error(np.asarray(got), wanted, unit), initial=0))
 
 
+def assert_within(bound: float, got: NDArray, wanted: Exact, unit: Exact | None = None) -> None:
+    error = worst(got, wanted, unit)
+    assert error <= bound, f"{error:.4g} ULP"
+
+
 class Slices:
     """All that the functions need of `x`, whose slices lie along `axis`: finite, or -inf beside a finite value."""
 

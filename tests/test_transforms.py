@@ -21,6 +21,7 @@ from arrays import (
     zoo,
 )
 from fastsoftmax import reference
+from precision import assert_within
 from twin import assert_agrees, widened
 
 CALLS = TRANSFORMS | REDUCTIONS
@@ -153,8 +154,8 @@ def test_any_real_number_is_a_temperature(function, temperature, rng):
 def test_temperature_does_not_round_the_quotient_to_half_precision(dtype, rng):
     x = rng.normal(0, 30, (50, 100)).astype(dtype)
     exact = precision.Slices(x, temperature=3)
-    assert precision.worst(fs.softmax(x, temperature=3), exact.softmax) <= 0.51
-    assert precision.worst(fs.log_softmax(x, temperature=3), exact.log_softmax) <= 0.51
+    assert_within(0.51, fs.softmax(x, temperature=3), exact.softmax)
+    assert_within(0.51, fs.log_softmax(x, temperature=3), exact.log_softmax)
 
 
 def test_the_gradient_is_by_the_unscaled_logits(rng):
@@ -203,7 +204,7 @@ def test_masked_entries_are_as_if_absent(dtype, rng):
     assert (fs.softmax_grad(y, dy, where=shown)[~shown] == 0).all()
     assert (fs.log_softmax_grad(logp, dy, where=shown)[~shown] == 0).all()
     exact = precision.Slices(x[shown])
-    assert precision.worst(fs.logsumexp(x, where=shown), exact.logsumexp, np.abs(exact.peak).max()) <= 1
+    assert_within(1, fs.logsumexp(x, where=shown), exact.logsumexp, np.abs(exact.peak).max())
 
 
 def test_a_slice_without_a_true_entry_has_no_probability_anywhere():
@@ -226,10 +227,10 @@ def test_dtype_widens_without_rounding_to_the_input_first(dtype, wanted, rng):
     for function, result in [(fs.softmax, exact.softmax), (fs.log_softmax, exact.log_softmax)]:
         got = function(x, dtype=wanted)
         assert got.dtype == wanted
-        assert precision.worst(got, result) <= 2
+        assert_within(2, got, result)
     got = fs.logsumexp(x, -1, dtype=wanted)
     assert got.dtype == wanted
-    assert precision.worst(got, exact.logsumexp, np.maximum(abs(exact.logsumexp), abs(exact.peak[:, 0]))) <= 1
+    assert_within(1, got, exact.logsumexp, np.maximum(abs(exact.logsumexp), abs(exact.peak[:, 0])))
 
 
 @pytest.mark.parametrize(("y", "dy"), [(np.float32, np.float64), (np.float64, np.float32), (bfloat16, np.float32)])

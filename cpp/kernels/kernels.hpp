@@ -43,11 +43,10 @@ enum Operation : int {
 };
 constexpr int operations = 7;
 
-// An array as a kernel walks it: strides in bytes.
+// An array as a kernel walks it: the stride from slice to slice in bytes.
 struct Strided {
     std::byte* data = nullptr;
     std::ptrdiff_t slice_stride = 0;
-    std::ptrdiff_t class_stride = 0;
 };
 
 // Neighbouring slices at constant strides, and what one operation needs of them. Arrays of pointers to one value a slice
@@ -64,10 +63,10 @@ struct Run {
     // Cross-entropy: loss = chosen * -log p[target] + sum over classes of terms * -log p; its gradient times `scale`.
     const std::int64_t* target = nullptr;  // null: `terms` alone; an entry of -1: an ignored slice
     const double* chosen = nullptr;
-    const double* spread = nullptr;  // the sum of a slice's terms
-    const double* scale = nullptr;   // gradient alone
-    const void* terms = nullptr;     // of the type computed in, one a class for all slices; null: none
-    bool terms_tiled = false;        // or, for columns, a pack a class: a term for each slice
+    const double* scale = nullptr;  // gradient alone
+    const void* terms = nullptr;    // of the type computed in, one a class for all slices; null: none
+    double spread = 0;              // the sum of these
+    bool own_terms = false;         // or one a class for each slice, in rows or tiles as the scores are
 };
 
 // What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are
@@ -85,12 +84,32 @@ struct Statistics {
 // summation, so never to depend on anything. 16384 float32 are half of the smallest second-level cache in use.
 constexpr std::ptrdiff_t block_classes = 16384;
 
+// What is done in T, float or double.
+template <class T>
+struct KernelsIn {
+    // Slices in tiles: a pack of slices at a time, class by class. Results take the place of scores.
+    void (*tiles[operations])(const Run&);
+
+    // Elements to rows and tiles of T, and back. Strides in bytes.
+    void (*gather_row[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count, T* to);
+    void (*scatter_row[floating_types])(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride);
+    void (*gather_tiles[element_types])(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride,
+                                        bool swapped, std::ptrdiff_t slices, std::ptrdiff_t classes,
+                                        std::ptrdiff_t tile_classes, T* to);
+    void (*scatter_tiles[floating_types])(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes,
+                                          std::ptrdiff_t tile_classes, std::byte* to, std::ptrdiff_t slice_stride,
+                                          std::ptrdiff_t class_stride);
+
+    // The bare functions, for the tests of their error.
+    void (*exp)(const T* x, std::ptrdiff_t count, T* to);
+    void (*log1p)(const double* x, std::ptrdiff_t count, T* to);
+};
+
 struct Kernels {
     const char* name;
 
-    // Whole slices. rows: class_stride is one element; columns: slice_stride is one element.
+    // Slices in rows: the classes are contiguous.
     void (*rows[operations][floating_types])(const Run&);
-    void (*columns[operations][floating_types])(const Run&);
 
     // One long row (the run's only slice) in blocks, for threads that share it: measure each block, merge them in order,
     // conclude what is one value a slice, write each block.
@@ -99,22 +118,11 @@ struct Kernels {
     void (*conclude[operations][floating_types])(const Run&, const Statistics&);
     void (*write[operations][floating_types])(const Run&, const Statistics&, std::ptrdiff_t begin, std::ptrdiff_t end);
 
-    // `count` elements `stride` bytes apart to contiguous float or double, and back from there.
-    void (*gather_float[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count,
-                                        float* to);
-    void (*gather_double[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count,
-                                         double* to);
-    void (*scatter_float[floating_types])(const float* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride);
-    void (*scatter_double[floating_types])(const double* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride);
+    KernelsIn<float> in_float;
+    KernelsIn<double> in_double;
 
     // log|sum of b exp(x)| and the sign of the sum.
     void (*logsumexp_weighed)(const double* x, const double* b, std::ptrdiff_t count, double* log, double* sign);
-
-    // The bare functions, for the tests of their error.
-    void (*exp_float)(const float* x, std::ptrdiff_t count, float* to);
-    void (*exp_double)(const double* x, std::ptrdiff_t count, double* to);
-    void (*log1p_float)(const double* x, std::ptrdiff_t count, float* to);
-    void (*log1p_double)(const double* x, std::ptrdiff_t count, double* to);
 };
 
 }  // namespace fastsoftmax

@@ -1,4 +1,4 @@
-// From exponentials, scores and the statistics of their slices to results, a pack at a time. Rows and columns share these.
+// From exponentials, scores and the statistics of their slices to results, a pack at a time. Rows and tiles share these.
 #pragma once
 
 #include "elements.hpp"

@@ -234,11 +234,20 @@ FASTSOFTMAX_ONCE void write_transform_gradient(const Run& run, const Row<E>& row
 
 // The row of what multiplies each -log p in the loss; null: none.
 template <class T>
-FASTSOFTMAX_INLINE const T* terms_of(const Run& run) {
-    return static_cast<const T*>(run.terms);
+FASTSOFTMAX_INLINE const T* terms_of(const Run& run, std::ptrdiff_t slice) {
+    if (!run.terms) return nullptr;
+    return static_cast<const T*>(run.terms) + (run.own_terms ? slice * run.classes : 0);
 }
 
 FASTSOFTMAX_INLINE bool ignored(const Run& run, std::ptrdiff_t slice) { return run.target && run.target[slice] < 0; }
+
+template <class T>
+FASTSOFTMAX_ONCE double sum_of(const T* terms, std::ptrdiff_t classes) {
+    Accumulator<T> sum;
+    for_packs(terms, 0, classes, T(0), [&](Pack<T> u, std::ptrdiff_t) __attribute__((always_inline)) { sum.add(u); });
+    const Two<double> total = sum.total();
+    return total.high + total.low;
+}
 
 // Sum of terms * -log p over a row; a term of 0 counts as nothing whatever the score.
 template <class E>
@@ -270,7 +279,7 @@ FASTSOFTMAX_ONCE double loss_of(const Run& run, const Row<E>& row, std::ptrdiff_
     if (run.target && run.chosen[slice] != 0)
         loss = run.chosen[slice] *
                lane(minus_log_probability<T>(g.group[0], broadcast<double>(target_score), run.temperature), 0);
-    if (const T* terms = terms_of<T>(run)) loss += weighed_loss(run, row, g, terms);
+    if (const T* terms = terms_of<T>(run, slice)) loss += weighed_loss(run, row, g, terms);
     return loss;
 }
 
@@ -279,9 +288,9 @@ FASTSOFTMAX_ONCE void write_cross_entropy_grad(const Run& run, const Row<E>& row
                                                  std::ptrdiff_t begin, std::ptrdiff_t end, bool kept) {
     using T = Compute<E>;
     const Groups<T> g = groups_of<T>(s);
-    const T* terms = terms_of<T>(run);
-    const double chosen = run.target ? run.chosen[slice] : 0, spread = run.terms ? run.spread[slice] : 0;
-    const double total = chosen + spread, scale = run.scale[slice];
+    const T* terms = terms_of<T>(run, slice);
+    const double chosen = run.target ? run.chosen[slice] : 0, scale = run.scale[slice];
+    const double total = chosen + (run.own_terms ? sum_of(terms, run.classes) : run.spread);
     const std::ptrdiff_t target = run.target ? run.target[slice] : -1;
     const bool target_here = begin <= target && target < end, max_here = begin <= s.argmax && s.argmax < end;
 

@@ -1,7 +1,8 @@
 // Compiled once per target with its own flags; FASTSOFTMAX_TARGET_NAME is the target's name. Everything but the table is
 // local to the file, so that the linker can never take another target's copy.
-#include "columns.hpp"
+#include "gather.hpp"
 #include "rows.hpp"
+#include "tiles.hpp"
 #include "weighed.hpp"
 
 namespace {
@@ -11,7 +12,6 @@ using namespace fastsoftmax;
 template <Operation op, class E, int element>
 void fill_kernels(Kernels& k) {
     k.rows[op][element] = ::rows<op, E>;
-    k.columns[op][element] = ::columns<op, E>;
     k.measure[op][element] = ::measure_row<op, E>;
     k.conclude[op][element] = ::conclude_long_row<op, E>;
     k.write[op][element] = ::write_row<op, E>;
@@ -20,90 +20,28 @@ void fill_kernels(Kernels& k) {
 template <Operation op>
 void fill_operation(Kernels& k) {
     k.merge[op] = ::merge_row<op>;
+    k.in_float.tiles[op] = ::tiles<op, float>;
+    k.in_double.tiles[op] = ::tiles<op, double>;
     fill_kernels<op, Half, float16>(k);
     fill_kernels<op, BFloat16, bfloat16>(k);
     fill_kernels<op, float, float32>(k);
     fill_kernels<op, double, float64>(k);
 }
 
-template <class I>
-FASTSOFTMAX_INLINE I bytes_reversed(I bits) {
-    if constexpr (sizeof(I) == 2) return static_cast<I>(__builtin_bswap16(bits));
-    if constexpr (sizeof(I) == 4) return __builtin_bswap32(bits);
-    if constexpr (sizeof(I) == 8) return __builtin_bswap64(bits);
-    return bits;
-}
-
-template <std::size_t size>
-struct BitsOf;
-template <>
-struct BitsOf<1> {
-    using type = std::uint8_t;
-};
-template <>
-struct BitsOf<2> {
-    using type = std::uint16_t;
-};
-template <>
-struct BitsOf<4> {
-    using type = std::uint32_t;
-};
-template <>
-struct BitsOf<8> {
-    using type = std::uint64_t;
-};
-
-template <class E, class T>
-FASTSOFTMAX_INLINE T converted(E element) {
-    if constexpr (std::is_same_v<E, Half> || std::is_same_v<E, BFloat16>)
-        return static_cast<T>(to_compute(element));
-    else
-        return static_cast<T>(element);
-}
-
-template <class E, class T>
-void gather(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count, T* to) {
-    if constexpr (std::is_same_v<E, Half> || std::is_same_v<E, BFloat16> || std::is_same_v<E, T>) {
-        if (stride == static_cast<std::ptrdiff_t>(sizeof(E)) && !swapped && std::is_same_v<Compute<E>, T>) {
-            const E* p = reinterpret_cast<const E*>(from);
-            std::ptrdiff_t i = 0;
-            for (; i + pack_lanes<E> <= count; i += pack_lanes<E>) store_pack(to + i, load(p + i));
-            from += i * stride;
-            to += i;
-            count -= i;
-        }
-    }
-    using Bits = typename BitsOf<sizeof(E)>::type;
-    for (std::ptrdiff_t i = 0; i < count; ++i, from += stride) {
-        Bits bits;
-        __builtin_memcpy(&bits, from, sizeof bits);
-        if (swapped) bits = bytes_reversed(bits);
-        to[i] = converted<E, T>(same_bits<E>(bits));
-    }
-}
-
-template <class T, class E>
-void scatter(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride) {
-    for (std::ptrdiff_t i = 0; i < count; ++i, to += stride) {
-        E element;
-        if constexpr (std::is_same_v<E, double>)
-            element = static_cast<double>(from[i]);
-        else
-            element = from_compute<E>(static_cast<float>(from[i]));
-        __builtin_memcpy(to, &element, sizeof element);
-    }
-}
-
 template <class E, int element>
 void fill_gather(Kernels& k) {
-    k.gather_float[element] = gather<E, float>;
-    k.gather_double[element] = gather<E, double>;
+    k.in_float.gather_row[element] = ::gather_row<E, float>;
+    k.in_float.gather_tiles[element] = ::gather_tiles<E, float>;
+    k.in_double.gather_row[element] = ::gather_row<E, double>;
+    k.in_double.gather_tiles[element] = ::gather_tiles<E, double>;
 }
 
 template <class E, int element>
 void fill_scatter(Kernels& k) {
-    k.scatter_float[element] = scatter<float, E>;
-    k.scatter_double[element] = scatter<double, E>;
+    k.in_float.scatter_row[element] = ::scatter_row<E, float>;
+    k.in_float.scatter_tiles[element] = ::scatter_tiles<E, float>;
+    k.in_double.scatter_row[element] = ::scatter_row<E, double>;
+    k.in_double.scatter_tiles[element] = ::scatter_tiles<E, double>;
 }
 
 // With reference exponent_bias the exponential is the plain one, down to the smallest normal number.
@@ -153,10 +91,10 @@ Kernels make_kernels() {
     fill_scatter<float, float32>(k);
     fill_scatter<double, float64>(k);
     k.logsumexp_weighed = ::logsumexp_weighed;
-    k.exp_float = plain_exp<float>;
-    k.exp_double = plain_exp<double>;
-    k.log1p_float = plain_log1p<float>;
-    k.log1p_double = plain_log1p<double>;
+    k.in_float.exp = plain_exp<float>;
+    k.in_double.exp = plain_exp<double>;
+    k.in_float.log1p = plain_log1p<float>;
+    k.in_double.log1p = plain_log1p<double>;
     return k;
 }
 

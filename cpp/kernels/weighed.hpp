@@ -83,13 +83,13 @@ void logsumexp_weighed(const double* x, const double* b, std::ptrdiff_t count, d
     Accumulator<double> sum;
     for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
         const Split weight = split(w);
-        const Pack<double> score = max(lowest, v - shift);
+        const Mask<double> absent = equal(w, zero);
+        const Pack<double> score = select(absent, zero, max(lowest, v - shift));
         const Pack<double> n = round_to_integer(score * log2e);
         const Double2 value = exp_reduced({score, zero}, n);
         const Pack<double> k = n + weight.exponent - reference;
         const Mask<double> counts = less(broadcast(-800.0), k) & less(none, v);
         const Pack<double> power = power_of_two(max(broadcast(-800.0), k)) * weight.mantissa;
-        const Mask<double> absent = equal(w, zero);
         const Pack<double> factor = select(absent, zero, select(counts, power, zero));
         sum.add_product(value.high, factor);
         sum.add(value.low * factor);

@@ -1,5 +1,6 @@
-// The same passes over neighbouring slices whose same class is contiguous: a pack holds one class of as many slices as it
-// has lanes. Sums keep the order of rows (class c to partial sum c mod 16 or 8, folded in halves), so the bits are theirs.
+// The same passes over a tile: one class of as many slices as a pack has lanes, then the next class. Slices with few classes
+// and slices whose classes are apart in memory come this way. Sums keep the order of rows (class c to partial sum c mod 16
+// or 8, folded in halves), so the bits are theirs. Results replace scores.
 #pragma once
 
 #include <limits>
@@ -8,72 +9,41 @@
 
 namespace {
 
-// Up to a pack of neighbouring slices.
-template <class E>
-struct Column {
-    const std::byte* x;
-    const std::byte* dy;
-    std::byte* out;
-    std::ptrdiff_t x_stride, dy_stride, out_stride;
-    std::ptrdiff_t count;
+template <class T>
+struct Tile {
+    T* x;
+    const T* dy;
 
-    Column(const Run& run, std::ptrdiff_t slice, std::ptrdiff_t count_)
-        : x(run.x.data + slice * static_cast<std::ptrdiff_t>(sizeof(E))),
-          dy(run.dy.data + slice * static_cast<std::ptrdiff_t>(sizeof(E))),
-          out(run.out.data + slice * static_cast<std::ptrdiff_t>(sizeof(E))),
-          x_stride(run.x.class_stride),
-          dy_stride(run.dy.class_stride),
-          out_stride(run.out.class_stride),
-          count(count_) {}
+    FASTSOFTMAX_INLINE Pack<T> score(std::ptrdiff_t c) const { return load_pack<T>(x + c * Pack<T>::lanes); }
+    FASTSOFTMAX_INLINE Pack<T> upstream(std::ptrdiff_t c) const { return load_pack<T>(dy + c * Pack<T>::lanes); }
+    FASTSOFTMAX_INLINE void write(std::ptrdiff_t c, Pack<T> value) const { store_pack(x + c * Pack<T>::lanes, value); }
 
-    FASTSOFTMAX_INLINE Pack<Compute<E>> load_class(const std::byte* from, std::ptrdiff_t stride, std::ptrdiff_t c) const {
-        const E* p = reinterpret_cast<const E*>(from + c * stride);
-        return count == pack_lanes<E> ? load(p) : load_first(p, count, Compute<E>(0));
+    // One class of each slice: that of lane i is classes[i].
+    FASTSOFTMAX_ONCE Pack<T> pick(const std::int64_t* classes) const {
+        T values[Pack<T>::lanes];
+        for (int i = 0; i < Pack<T>::lanes; ++i) values[i] = x[classes[i] * Pack<T>::lanes + i];
+        return load_pack<T>(values);
     }
-    FASTSOFTMAX_INLINE Pack<Compute<E>> score(std::ptrdiff_t c) const { return load_class(x, x_stride, c); }
-    FASTSOFTMAX_INLINE Pack<Compute<E>> upstream(std::ptrdiff_t c) const { return load_class(dy, dy_stride, c); }
-    FASTSOFTMAX_INLINE Pack<Compute<E>> written(std::ptrdiff_t c) const { return load_class(out, out_stride, c); }
-    FASTSOFTMAX_INLINE void write(std::ptrdiff_t c, Pack<Compute<E>> value) const {
-        E* p = reinterpret_cast<E*>(out + c * out_stride);
-        if (count == pack_lanes<E>)
-            store(p, value);
-        else
-            store_first(p, value, count);
-    }
-    // One class of each slice: that of lane i is classes[i]; negative: 0.
-    FASTSOFTMAX_ONCE Pack<Compute<E>> pick(const std::byte* from, std::ptrdiff_t stride,
-                                             const std::int64_t* classes) const {
-        Compute<E> values[pack_lanes<E>] = {};
-        for (std::ptrdiff_t i = 0; i < count; ++i) {
-            if (classes[i] < 0) continue;
-            E element;
-            __builtin_memcpy(&element, from + classes[i] * stride + i * static_cast<std::ptrdiff_t>(sizeof(E)),
-                             sizeof element);
-            values[i] = to_compute(element);
-        }
-        return load_pack<Compute<E>>(values);
-    }
-    FASTSOFTMAX_ONCE void put(const std::int64_t* classes, Pack<Compute<E>> value) const {
-        for (std::ptrdiff_t i = 0; i < count; ++i) {
-            if (classes[i] < 0) continue;
-            const E element = from_compute<E>(lane(value, static_cast<int>(i)));
-            __builtin_memcpy(out + classes[i] * out_stride + i * static_cast<std::ptrdiff_t>(sizeof(E)), &element,
-                             sizeof element);
-        }
+    // Negative: none.
+    FASTSOFTMAX_ONCE void put(const std::int64_t* classes, Pack<T> value) const {
+        T values[Pack<T>::lanes];
+        store_pack(values, value);
+        for (int i = 0; i < Pack<T>::lanes; ++i)
+            if (classes[i] >= 0) x[classes[i] * Pack<T>::lanes + i] = values[i];
     }
 };
 
 // Accumulator's sums, a slice a lane.
 template <class T>
-struct ColumnSum;
+struct TileSum;
 
 template <>
-struct ColumnSum<float> {
+struct TileSum<float> {
     Pack<double> low[16], high[16];
     int width;
 
     // Partial sums that no class falls to are 0 and may be left out.
-    FASTSOFTMAX_INLINE explicit ColumnSum(std::ptrdiff_t classes) : width(1) {
+    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : width(1) {
         while (width < 16 && width < classes) width *= 2;
         for (int i = 0; i < width; ++i) low[i] = high[i] = broadcast(0.0);
     }
@@ -97,10 +67,10 @@ struct ColumnSum<float> {
 };
 
 template <>
-struct ColumnSum<double> {
+struct TileSum<double> {
     Double2 parts[8];
 
-    FASTSOFTMAX_INLINE explicit ColumnSum(std::ptrdiff_t) {
+    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t) {
         for (auto& p : parts) p = {broadcast(0.0), broadcast(0.0)};
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<double> x) {
@@ -128,7 +98,7 @@ struct ColumnSum<double> {
     }
 };
 
-// The statistics of a column's slices over a block of classes.
+// The statistics of a tile's slices over a block of classes.
 template <class T>
 struct Measured {
     Groups<T> groups;
@@ -142,10 +112,9 @@ FASTSOFTMAX_ONCE bool any_shift(const Groups<T>& g) {
     return any;
 }
 
-template <bool apart, bool keep, class E>
-FASTSOFTMAX_ONCE Measured<Compute<E>> measure_column_exponentials(const Column<E>& column, std::ptrdiff_t begin,
+template <bool apart, bool keep, class T>
+FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std::ptrdiff_t begin,
                                                                     std::ptrdiff_t end, double temperature) {
-    using T = Compute<E>;
     using I = Integer<T>;
     constexpr T lowest = -__builtin_inf();
     Measured<T> measured;
@@ -155,7 +124,7 @@ FASTSOFTMAX_ONCE Measured<Compute<E>> measure_column_exponentials(const Column<E
     Pack<T> largest = broadcast(lowest);
     Pack<I> position = broadcast(I(0));
     for (std::ptrdiff_t c = begin; c < end; ++c) {
-        const Pack<T> v = column.score(c);
+        const Pack<T> v = tile.score(c);
         if constexpr (apart) position = select(less(largest, v), broadcast(static_cast<I>(c - begin)), position);
         largest = max(v, largest);
     }
@@ -174,12 +143,12 @@ FASTSOFTMAX_ONCE Measured<Compute<E>> measure_column_exponentials(const Column<E
         infinite = infinite | equal(s.max, broadcast(infinity));
     }
 
-    ColumnSum<T> sum(end - begin);
+    TileSum<T> sum(end - begin);
     Pack<T> largest_exponential = broadcast(T(0));
     with_exponential(g, any_shift(g), temperature, [&](auto exp) __attribute__((always_inline)) {
         for (std::ptrdiff_t c = begin; c < end; ++c) {
-            const Pack<T> e = exp(column.score(c));
-            if constexpr (keep) column.write(c, e);
+            const Pack<T> e = exp(tile.score(c));
+            if constexpr (keep) tile.write(c, e);
             if constexpr (apart)
                 sum.add(c - begin, select(equal(position, broadcast(static_cast<I>(c - begin))), broadcast(T(0)), e));
             else
@@ -198,7 +167,7 @@ FASTSOFTMAX_ONCE Measured<Compute<E>> measure_column_exponentials(const Column<E
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
         for (std::ptrdiff_t c = begin; c < end; ++c) {
-            const Pack<T> v = column.score(c);
+            const Pack<T> v = tile.score(c);
             nan = select(equal(v, v), nan, v);
         }
         const PerSlice<T> found = exactly(nan);
@@ -214,16 +183,15 @@ FASTSOFTMAX_ONCE Measured<Compute<E>> measure_column_exponentials(const Column<E
     return measured;
 }
 
-template <Operation op, class E>
-FASTSOFTMAX_ONCE Measured<Compute<E>> measure_column_gradient(const Column<E>& column, std::ptrdiff_t begin,
+template <Operation op, class T>
+FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Tile<T>& tile, std::ptrdiff_t begin,
                                                                 std::ptrdiff_t end) {
-    using T = Compute<E>;
-    ColumnSum<T> sum(end - begin);
+    TileSum<T> sum(end - begin);
     for (std::ptrdiff_t c = begin; c < end; ++c) {
         if constexpr (op == fastsoftmax::softmax_grad)
-            sum.add_product(c - begin, column.score(c), column.upstream(c));
+            sum.add_product(c - begin, tile.score(c), tile.upstream(c));
         else
-            sum.add(c - begin, column.upstream(c));
+            sum.add(c - begin, tile.upstream(c));
     }
     const Two<PerSlice<T>> total = sum.total();
     Measured<T> measured = {};
@@ -231,13 +199,13 @@ FASTSOFTMAX_ONCE Measured<Compute<E>> measure_column_gradient(const Column<E>& c
     return measured;
 }
 
-template <Operation op, class E, bool keep>
-inline Measured<Compute<E>> measure_column_block(const Run& run, const Column<E>& column, std::ptrdiff_t begin,
+template <Operation op, class T, bool keep>
+inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
                                                  std::ptrdiff_t end) {
     if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
-        return measure_column_gradient<op>(column, begin, end);
+        return measure_tile_gradient<op>(tile, begin, end);
     else
-        return measure_column_exponentials<op != fastsoftmax::softmax, keep>(column, begin, end, run.temperature);
+        return measure_tile_exponentials<op != fastsoftmax::softmax, keep>(tile, begin, end, run.temperature);
 }
 
 template <class T>
@@ -274,16 +242,15 @@ inline Measured<T> measured_of(const Statistics* slices) {
     return measured;
 }
 
-template <Operation op, class E, bool keep>
-inline Measured<Compute<E>> measure_column(const Run& run, const Column<E>& column) {
-    using T = Compute<E>;
+template <Operation op, class T, bool keep>
+inline Measured<T> measure_tile(const Run& run, const Tile<T>& tile) {
     constexpr std::ptrdiff_t block = fastsoftmax::block_classes;
-    if (run.classes <= block) return measure_column_block<op, E, keep>(run, column, 0, run.classes);
+    if (run.classes <= block) return measure_tile_block<op, T, keep>(run, tile, 0, run.classes);
     Statistics merged[Pack<T>::lanes];
     for (std::ptrdiff_t begin = 0; begin < run.classes; begin += block) {
         const std::ptrdiff_t end = run.classes - begin < block ? run.classes : begin + block;
-        const Measured<T> measured = measure_column_block<op, E, false>(run, column, begin, end);
-        for (int i = 0; i < static_cast<int>(column.count); ++i) {
+        const Measured<T> measured = measure_tile_block<op, T, false>(run, tile, begin, end);
+        for (int i = 0; i < Pack<T>::lanes; ++i) {
             const Statistics s = statistics_of(measured, i);
             if (begin == 0)
                 merged[i] = s;
@@ -296,46 +263,36 @@ inline Measured<Compute<E>> measure_column(const Run& run, const Column<E>& colu
     return measured_of<T>(merged);
 }
 
-template <class E>
-FASTSOFTMAX_ONCE void write_column_log_softmax(const Run& run, const Column<E>& column,
-                                                 const Measured<Compute<E>>& measured) {
-    using T = Compute<E>;
+template <class T>
+FASTSOFTMAX_ONCE void write_tile_log_softmax(const Run& run, const Tile<T>& tile,
+                                                 const Measured<T>& measured) {
     const LogProbability<T> log_probability(measured.groups, run.temperature);
     const Dominance<T> dominance(measured.groups);
     for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
-        const Pack<T> v = column.score(c);
-        column.write(c, run.temperature == 1 ? log_probability.plain(v) : log_probability.scaled(v));
+        const Pack<T> v = tile.score(c);
+        tile.write(c, run.temperature == 1 ? log_probability.plain(v) : log_probability.scaled(v));
     }
     std::int64_t dominant[Pack<T>::lanes];
     Integer<T> mask[Pack<T>::lanes];
     store_pack(mask, dominance.mask);
     for (int i = 0; i < Pack<T>::lanes; ++i) dominant[i] = mask[i] ? measured.argmax[i] : -1;
-    column.put(dominant, dominance.log_probability);
+    tile.put(dominant, dominance.log_probability);
 }
 
-// Loss and, with op cross_entropy_grad, gradient of a column whose slices are measured.
-template <Operation op, class E, bool kept>
-FASTSOFTMAX_ONCE void conclude_column_loss(const Run& run, const Column<E>& column, std::ptrdiff_t slice,
-                                             const Measured<Compute<E>>& measured, Pack<Compute<E>> target_scores) {
-    using T = Compute<E>;
+// Loss and, with op cross_entropy_grad, gradient of a tile whose `count` slices, from `slice` of the run on, are measured.
+template <Operation op, class T, bool kept>
+FASTSOFTMAX_ONCE void conclude_tile_loss(const Run& run, const Tile<T>& tile, std::ptrdiff_t slice, std::ptrdiff_t count,
+                                         const Measured<T>& measured, const std::int64_t* target, Pack<T> target_scores) {
     constexpr int lanes = Pack<T>::lanes;
     const Groups<T>& g = measured.groups;
     const T* terms = static_cast<const T*>(run.terms);
     const auto term = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
-        return run.terms_tiled ? load_pack<T>(terms + c * lanes) : broadcast(terms[c]);
+        return run.own_terms ? load_pack<T>(terms + (slice * run.classes + c * lanes)) : broadcast(terms[c]);
     };
-    const auto term_of_slice = [&](std::int64_t c, std::ptrdiff_t i) {
-        return static_cast<double>(terms[run.terms_tiled ? c * lanes + i : c]);
+    const auto term_of_slice = [&](std::int64_t c, int i) {
+        return static_cast<double>(terms[run.own_terms ? slice * run.classes + c * lanes + i : c]);
     };
-    // Without targets there is none to ignore, and none apart.
-    constexpr std::int64_t no_class = std::numeric_limits<std::int64_t>::max();
-    std::int64_t target[lanes];
-    double chosen_weights[lanes] = {};
-    for (std::ptrdiff_t i = 0; i < column.count; ++i) {
-        target[i] = run.target ? run.target[slice + i] : no_class;
-        if (run.target) chosen_weights[i] = run.chosen[slice + i];
-    }
-    const PerSlice<T> chosen = PerSlice<T>::of(chosen_weights, column.count);
+    const PerSlice<T> chosen = run.target ? PerSlice<T>::of(run.chosen + slice, count) : PerSlice<T>::all(0);
     const PerSlice<T> scores = exactly(target_scores);
     const Pack<double> zero = broadcast(0.0);
 
@@ -348,9 +305,9 @@ FASTSOFTMAX_ONCE void conclude_column_loss(const Run& run, const Column<E>& colu
         const LogProbability<T> log_probability(g, run.temperature);
         const Dominance<T> dominance(g);
         const Pack<T> largest = part(g, [](const Group& s) __attribute__((always_inline)) { return s.max; });
-        ColumnSum<T> sum(run.classes);
+        TileSum<T> sum(run.classes);
         for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
-            const Pack<T> v = column.score(c);
+            const Pack<T> v = tile.score(c);
             const Pack<T> general = run.temperature == 1 ? log_probability.plain(v) : log_probability.scaled(v);
             const Pack<T> log = select(equal(v, largest) & dominance.mask, dominance.log_probability, general);
             const Pack<T> u = term(c);
@@ -361,31 +318,45 @@ FASTSOFTMAX_ONCE void conclude_column_loss(const Run& run, const Column<E>& colu
     }
     bool any_ignored = false;
     Integer<T> ignored_lanes[lanes] = {};
-    for (std::ptrdiff_t i = 0; i < column.count; ++i) {
-        const bool is_ignored = target[i] < 0;
+    double losses[lanes];
+    for (int i = 0; i < groups<T>; ++i) store_pack(losses + i * Pack<double>::lanes, loss.group[i]);
+    for (int i = 0; i < count; ++i) {
+        const bool is_ignored = run.target && run.target[slice + i] < 0;
         any_ignored |= is_ignored;
         ignored_lanes[i] = is_ignored ? -1 : 0;
-        run.value[slice + i] = is_ignored ? 0 : lane(loss.group[i / Pack<double>::lanes], static_cast<int>(i) % Pack<double>::lanes);
+        run.value[slice + i] = is_ignored ? 0 : losses[i];
     }
     if constexpr (op == fastsoftmax::cross_entropy_grad) {
-        const PerSlice<T> scale = PerSlice<T>::of(run.scale + slice, column.count);
-        const PerSlice<T> spread = terms ? PerSlice<T>::of(run.spread + slice, column.count) : PerSlice<T>::all(0);
+        const PerSlice<T> scale = PerSlice<T>::of(run.scale + slice, count);
+        PerSlice<T> spread = PerSlice<T>::all(run.spread);
+        if (run.own_terms) {
+            TileSum<T> sum(run.classes);
+            for (std::ptrdiff_t c = 0; c < run.classes; ++c) sum.add(c, term(c));
+            const Two<PerSlice<T>> both = sum.total();
+            for (int i = 0; i < groups<T>; ++i) spread.group[i] = both.high.group[i] + both.low.group[i];
+        }
         PerSlice<T> total, numerator;
         for (int i = 0; i < groups<T>; ++i) {
             total.group[i] = chosen.group[i] + spread.group[i];
             numerator.group[i] = total.group[i] * scale.group[i];
         }
         double target_weights[lanes] = {}, max_weights[lanes] = {};
-        std::int64_t largest[lanes];
+        std::int64_t at_target[lanes], at_max[lanes];
         bool scales_fit = true;
-        for (std::ptrdiff_t i = 0; i < column.count; ++i) {
-            largest[i] = -1;
-            if (target[i] < 0) continue;
-            const std::int64_t argmax = measured.argmax[i];
-            max_weights[i] = (target[i] == argmax ? chosen_weights[i] : 0) + (terms ? term_of_slice(argmax, i) : 0);
-            if (max_weights[i] != 0) largest[i] = argmax;
-            if (run.target) target_weights[i] = chosen_weights[i] + (terms ? term_of_slice(target[i], i) : 0);
-            scales_fit = scales_fit && (!terms || fits_float(run.scale[slice + i]));
+        for (int i = 0; i < lanes; ++i) {
+            at_target[i] = at_max[i] = -1;
+            if (i >= count || ignored_lanes[i]) continue;
+            const std::int64_t largest = measured.argmax[i];
+            if (run.target) {
+                at_target[i] = target[i];
+                target_weights[i] = run.chosen[slice + i] + (terms ? term_of_slice(target[i], i) : 0);
+                if (target[i] == largest) max_weights[i] = run.chosen[slice + i];
+            }
+            if (terms) {
+                max_weights[i] += term_of_slice(largest, i);
+                scales_fit = scales_fit && fits_float(run.scale[slice + i]);
+            }
+            if (max_weights[i] != 0) at_max[i] = largest;
         }
         const Probability<T> probability(g, numerator);
         const Pack<T> factor = rounded(scale);
@@ -394,74 +365,79 @@ FASTSOFTMAX_ONCE void conclude_column_loss(const Run& run, const Column<E>& colu
         with_exponential(g, any_shift(g), run.temperature, [&](auto exp) __attribute__((always_inline)) {
             target_exponentials = exp(target_scores);
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
-                const Pack<T> e = kept ? column.written(c) : exp(column.score(c));
+                const Pack<T> e = kept ? tile.score(c) : exp(tile.score(c));
                 Pack<T> value;
                 if (probability.wide || !scales_fit) {
                     PerSlice<T> exact = probability.widely(e);
-                    const PerSlice<T> u = terms ? exactly(term(c)) : PerSlice<T>::all(0);
-                    if (terms)
-                        for (int i = 0; i < groups<T>; ++i)
-                            exact.group[i] = exact.group[i] - u.group[i] * scale.group[i];
+                    if (terms) {
+                        const PerSlice<T> u = exactly(term(c));
+                        for (int i = 0; i < groups<T>; ++i) exact.group[i] = exact.group[i] - u.group[i] * scale.group[i];
+                    }
                     value = rounded(exact);
                 } else {
                     value = terms ? probability(e, term(c) * factor) : probability(e);
                 }
-                column.write(c, any_ignored ? select(ignored, broadcast(T(0)), value) : value);
+                tile.write(c, any_ignored ? select(ignored, broadcast(T(0)), value) : value);
             }
         });
-        const GradientEnds<T> ends(g, target_exponentials, total, PerSlice<T>::of(target_weights, column.count),
-                                   PerSlice<T>::of(max_weights, column.count), scale);
-        if (run.target) column.put(target, rounded(ends.at_target));
-        column.put(largest, rounded(ends.at_max));
+        const GradientEnds<T> ends(g, target_exponentials, total, PerSlice<T>::of(target_weights, lanes),
+                                   PerSlice<T>::of(max_weights, lanes), scale);
+        tile.put(at_target, rounded(ends.at_target));
+        tile.put(at_max, rounded(ends.at_max));
     }
 }
 
-template <Operation op, class E>
-void columns(const Run& run) {
-    using T = Compute<E>;
+template <Operation op, class T, bool keep>
+FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptrdiff_t slice, std::ptrdiff_t count) {
+    constexpr int lanes = Pack<T>::lanes;
     constexpr bool loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
-    constexpr bool may_keep =
-        (op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad) && std::is_same_v<E, T>;
-    for (std::ptrdiff_t slice = 0; slice < run.slices; slice += pack_lanes<E>) {
-        const std::ptrdiff_t left = run.slices - slice;
-        const Column<E> column(run, slice, left < pack_lanes<E> ? left : pack_lanes<E>);
-        const auto finish = [&](auto keeps) __attribute__((always_inline)) {
-            constexpr bool keep = decltype(keeps)::value;
-            Pack<T> target_scores = broadcast(T(0));
-            if constexpr (loss)
-                if (run.target) target_scores = column.pick(column.x, column.x_stride, run.target + slice);
-            const Measured<T> measured = measure_column<op, E, keep>(run, column);
-            if constexpr (op == fastsoftmax::softmax) {
-                const Probability<T> probability(measured.groups);
-                with_exponential(measured.groups, any_shift(measured.groups), run.temperature, [&](auto exp) __attribute__((always_inline)) {
-                    for (std::ptrdiff_t c = 0; c < run.classes; ++c)
-                        column.write(c, probability(keep ? column.written(c) : exp(column.score(c))));
-                });
-            } else if constexpr (op == fastsoftmax::log_softmax) {
-                write_column_log_softmax(run, column, measured);
-            } else if constexpr (op == fastsoftmax::logsumexp) {
-                for (std::ptrdiff_t i = 0; i < column.count; ++i)
-                    run.value[slice + i] = 0;
-                for (int k = 0; k < groups<T>; ++k) {
-                    const Pack<double> value = log_sum_exp<T>(measured.groups.group[k]);
-                    for (int i = 0; i < Pack<double>::lanes && k * Pack<double>::lanes + i < column.count; ++i)
-                        run.value[slice + k * Pack<double>::lanes + i] = lane(value, i);
-                }
-            } else if constexpr (loss) {
-                conclude_column_loss<op, E, keep>(run, column, slice, measured, target_scores);
-            } else {
-                const TransformGradient<op, T> gradient(measured.groups, run.temperature);
-                for (std::ptrdiff_t c = 0; c < run.classes; ++c)
-                    column.write(c, gradient(column.score(c), column.upstream(c)));
-            }
-        };
-        if constexpr (may_keep) {
-            if (run.classes <= fastsoftmax::block_classes && !run.terms) {
-                finish(std::true_type{});
-                continue;
-            }
+    std::int64_t target[lanes] = {};
+    Pack<T> target_scores = broadcast(T(0));
+    if constexpr (loss) {
+        if (run.target) {
+            for (int i = 0; i < count; ++i) target[i] = run.target[slice + i] < 0 ? 0 : run.target[slice + i];
+            target_scores = tile.pick(target);
         }
-        finish(std::false_type{});
+    }
+    const Measured<T> measured = measure_tile<op, T, keep>(run, tile);
+    if constexpr (op == fastsoftmax::softmax) {
+        const Probability<T> probability(measured.groups);
+        if constexpr (keep) {
+            for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(tile.score(c)));
+        } else {
+            with_exponential(measured.groups, any_shift(measured.groups), run.temperature,
+                             [&](auto exp) __attribute__((always_inline)) {
+                                 for (std::ptrdiff_t c = 0; c < run.classes; ++c)
+                                     tile.write(c, probability(exp(tile.score(c))));
+                             });
+        }
+    } else if constexpr (op == fastsoftmax::log_softmax) {
+        write_tile_log_softmax(run, tile, measured);
+    } else if constexpr (op == fastsoftmax::logsumexp) {
+        double values[lanes];
+        for (int i = 0; i < groups<T>; ++i)
+            store_pack(values + i * Pack<double>::lanes, log_sum_exp<T>(measured.groups.group[i]));
+        for (int i = 0; i < count; ++i) run.value[slice + i] = values[i];
+    } else if constexpr (loss) {
+        conclude_tile_loss<op, T, keep>(run, tile, slice, count, measured, target, target_scores);
+    } else {
+        const TransformGradient<op, T> gradient(measured.groups, run.temperature);
+        for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.upstream(c)));
+    }
+}
+
+template <Operation op, class T>
+void tiles(const Run& run) {
+    constexpr int lanes = Pack<T>::lanes;
+    constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
+    for (std::ptrdiff_t slice = 0; slice < run.slices; slice += lanes) {
+        const std::ptrdiff_t offset = slice * run.classes, left = run.slices - slice;
+        const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset, reinterpret_cast<const T*>(run.dy.data) + offset};
+        const std::ptrdiff_t count = left < lanes ? left : lanes;
+        if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
+            compute_tile<op, T, may_keep>(run, tile, slice, count);
+        else
+            compute_tile<op, T, false>(run, tile, slice, count);
     }
 }
 

@@ -1,0 +1,292 @@
+#include "batch.hpp"
+
+#include <cstdlib>
+#include <limits>
+
+#include "targets.hpp"
+
+namespace fastsoftmax {
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+// Slices of at most this many classes go through tiles: a pack holds one class of many slices, where a row would leave most
+// of a pack empty.
+constexpr std::ptrdiff_t few_classes = 32;
+// So many elements pay for waking another thread.
+constexpr std::ptrdiff_t elements_per_thread = 16384;
+// Tiles are taken together up to this size (half of a first-level cache) and number (a page of one class).
+constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
+
+std::ptrdiff_t bytes_of(ElementType type) {
+    constexpr std::ptrdiff_t bytes[element_types] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
+    return bytes[type];
+}
+
+bool computed_in_float(ElementType type) { return type == float16 || type == bfloat16 || type == float32; }
+
+template <class T>
+const KernelsIn<T>& kernels_in() {
+    if constexpr (sizeof(T) == 4)
+        return kernels().in_float;
+    else
+        return kernels().in_double;
+}
+
+}  // namespace
+
+Batch::Batch(Operation operation, Slices& slices, double temperature, bool in_order)
+    : operation_(operation), slices_(slices), temperature_(temperature), classes_(slices.classes.size()) {
+    slices.classes.simplify();
+    if (!in_order) sort_batch();
+    slices.batch.simplify();
+    in_float_ = computed_in_float(slices.arrays[scores].type);
+    if (has_upstream()) in_float_ = in_float_ && computed_in_float(slices.arrays[second].type);
+    if (has_output()) in_float_ = in_float_ && computed_in_float(slices.arrays[output].type);
+    if (operation == logsumexp) in_float_ = in_float_ && computed_in_float(slices.arrays[value].type);
+    // Outside this range the parts of the reciprocal of the temperature are no normal floats.
+    in_float_ = in_float_ && temperature > 0x1p-100 && temperature < 0x1p100;
+    choose_loop(in_order);
+    count_ = slices.batch.size();
+    if (count_ == 0) return;
+    along_ = slices.batch.last().size;
+    units_along_ = (along_ + unit_ - 1) / unit_;
+    units_ = count_ / along_ * units_along_;
+}
+
+// Neighbours in memory become neighbours in the loop, where the order of slices is free.
+void Batch::sort_batch() {
+    const auto distance = [](const Axis& axis) { return std::abs(axis.strides[scores]) + std::abs(axis.strides[output]); };
+    const auto begin = slices_.batch.axis.begin();
+    std::stable_sort(begin, begin + slices_.batch.count,
+                     [&](const Axis& a, const Axis& b) { return distance(a) > distance(b); });
+}
+
+bool Batch::rows_in_place() const {
+    if (slices_.has(mask) || slices_.classes.count > 1) return false;
+    const ElementType type = slices_.arrays[scores].type;
+    if (type >= floating_types || in_float_ != computed_in_float(type)) return false;
+    for (const Role r : {scores, has_upstream() ? second : scores, has_output() ? output : scores}) {
+        const Array& array = slices_.arrays[r];
+        if (array.type != type || array.swapped) return false;
+        if (classes_ > 1 && slices_.classes.last().strides[r] != bytes_of(type)) return false;
+    }
+    return true;
+}
+
+void Batch::choose_loop(bool in_order) {
+    if (classes_ > few_classes && rows_in_place()) {
+        loop_ = Loop::rows;
+        at_once_ = std::numeric_limits<std::ptrdiff_t>::max();
+        return;
+    }
+    // An axis of neighbouring slices that are contiguous becomes the last one, unless that breaks the order asked for.
+    Axes& batch = slices_.batch;
+    const std::ptrdiff_t bytes = bytes_of(slices_.arrays[scores].type);
+    const bool strided_classes = slices_.classes.last().strides[scores] != bytes;
+    bool neighbours = false;
+    for (int i = batch.count - 1; strided_classes && !neighbours && i >= (in_order ? batch.count - 1 : 0); --i) {
+        // Fewer neighbours than half a pack are better taken row by row.
+        if (i < 0 || batch.axis[i].strides[scores] != bytes || batch.axis[i].size < lanes() / 2) continue;
+        std::rotate(batch.axis.begin() + i, batch.axis.begin() + i + 1, batch.axis.begin() + batch.count);
+        neighbours = true;
+    }
+    if (!neighbours && classes_ > few_classes) return;
+    loop_ = Loop::tiles;
+    unit_ = lanes();
+    const std::ptrdiff_t tile_bytes = std::max<std::ptrdiff_t>(classes_, 1) * 64;
+    at_once_ = unit_ * std::clamp<std::ptrdiff_t>(bytes_at_once / tile_bytes, 1, tiles_at_once);
+}
+
+int Batch::threads_for(std::ptrdiff_t slices) const {
+    const std::ptrdiff_t worth = slices * std::max<std::ptrdiff_t>(classes_, 1) / elements_per_thread;
+    if (worth < 2) return 1;
+    return static_cast<int>(std::min<std::ptrdiff_t>(worth, get_num_threads()));
+}
+
+bool Batch::shares_slices(int threads) const {
+    return threads > 1 && classes_ > block_classes && loop_ != Loop::tiles && units_ < 4 * static_cast<std::ptrdiff_t>(threads);
+}
+
+// Doubles for one array's row or tiles, in whole cache lines.
+std::ptrdiff_t Batch::operand_size() const {
+    const std::ptrdiff_t elements = classes_ * (loop_ == Loop::tiles ? at_once_ : 1);
+    return (elements * width() + 63) / 64 * 8;
+}
+
+Strided Batch::strided(Role role, const Offsets& offsets) const {
+    return {slices_.arrays[role].data + offsets[role], slices_.batch.last().strides[role]};
+}
+
+// Calls f with a null pointer to the type computed in.
+template <class F>
+void Batch::in_type(F f) const {
+    if (in_float_)
+        f(static_cast<float*>(nullptr));
+    else
+        f(static_cast<double*>(nullptr));
+}
+
+void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const {
+    run.slices = length;
+    run.classes = classes_;
+    run.temperature = temperature_;
+    if (loop_ == Loop::rows) {
+        run.x = strided(scores, offsets);
+        if (has_upstream()) run.dy = strided(second, offsets);
+        if (has_output()) run.out = strided(output, offsets);
+        kernels().rows[operation_][slices_.arrays[scores].type](run);
+        return;
+    }
+    double* dy = scratch + operand_size();
+    run.x = run.out = {reinterpret_cast<std::byte*>(scratch), 0};
+    run.dy = {reinterpret_cast<std::byte*>(dy), 0};
+    gather(scores, offsets, length, scratch);
+    if (has_upstream()) gather(second, offsets, length, dy);
+    in_type([&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        if (loop_ == Loop::tiles) {
+            kernels_in<T>().tiles[operation_](run);
+            if (has_output()) scatter_tiles(offsets, length, reinterpret_cast<T*>(scratch));
+        } else {
+            kernels().rows[operation_][in_float_ ? float32 : float64](run);
+            if (has_output()) scatter_row(offsets, 0, classes_, reinterpret_cast<T*>(scratch));
+        }
+    });
+}
+
+void Batch::apply_shared(Run run, const Offsets& offsets, int threads, double* scratch) const {
+    run.slices = 1;
+    run.classes = classes_;
+    run.temperature = temperature_;
+    const std::ptrdiff_t blocks = (classes_ + block_classes - 1) / block_classes;
+    const auto for_blocks = [&](const auto& body) {
+        parallel_for(threads, [&](int part) {
+            for (std::ptrdiff_t b = blocks * part / threads; b < blocks * (part + 1) / threads; ++b)
+                body(b, b * block_classes, std::min((b + 1) * block_classes, classes_));
+        });
+    };
+    in_type([&](auto* pointer) {
+        using T = std::remove_pointer_t<decltype(pointer)>;
+        ElementType type = slices_.arrays[scores].type;
+        if (loop_ == Loop::rows) {
+            run.x = strided(scores, offsets);
+            if (has_upstream()) run.dy = strided(second, offsets);
+            if (has_output()) run.out = strided(output, offsets);
+        } else {
+            type = in_float_ ? float32 : float64;
+            T* x = reinterpret_cast<T*>(scratch);
+            T* dy = reinterpret_cast<T*>(scratch + operand_size());
+            run.x = run.out = {reinterpret_cast<std::byte*>(x), 0};
+            run.dy = {reinterpret_cast<std::byte*>(dy), 0};
+            for_blocks([&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
+                gather_row(scores, offsets, begin, end, x);
+                if (has_upstream()) gather_row(second, offsets, begin, end, dy);
+            });
+        }
+        const std::unique_ptr<Statistics[]> measured(new Statistics[blocks]);
+        for_blocks([&](std::ptrdiff_t b, std::ptrdiff_t begin, std::ptrdiff_t end) {
+            measured[b] = kernels().measure[operation_][type](run, begin, end);
+        });
+        for (std::ptrdiff_t b = 1; b < blocks; ++b) kernels().merge[operation_](run, measured[0], measured[b]);
+        kernels().conclude[operation_][type](run, measured[0]);
+        if (!has_output()) return;
+        for_blocks([&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
+            kernels().write[operation_][type](run, measured[0], begin, end);
+            if (loop_ == Loop::gathered_rows) scatter_row(offsets, begin, end, reinterpret_cast<T*>(run.out.data));
+        });
+    });
+}
+
+void Batch::gather(Role role, const Offsets& offsets, std::ptrdiff_t length, double* to) const {
+    in_type([&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        if (loop_ == Loop::tiles)
+            gather_tiles(role, offsets, length, reinterpret_cast<T*>(to));
+        else
+            gather_row(role, offsets, 0, classes_, reinterpret_cast<T*>(to));
+    });
+}
+
+void Batch::gather_doubles(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, double* to) const {
+    gather_row(role, offsets, begin, end, to);
+}
+
+// What stands for an entry that the mask leaves out: a score of -inf, a y or a gradient of 0, take no part.
+double Batch::fill_of(Role role) const { return role == scores && operation_ != softmax_grad ? -infinity : 0; }
+
+namespace {
+
+template <class T>
+void fill_masked(const std::byte* present, std::ptrdiff_t stride, std::ptrdiff_t count, double fill, T* to,
+                 std::ptrdiff_t step) {
+    for (std::ptrdiff_t i = 0; i < count; ++i)
+        if (present[i * stride] == std::byte{0}) to[i * step] = static_cast<T>(fill);
+}
+
+}  // namespace
+
+template <class T>
+void Batch::gather_row(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const {
+    const Array& array = slices_.arrays[role];
+    const Offsets strides = slices_.classes.last().strides;
+    slices_.classes.for_stretches(begin, end, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t length) {
+        kernels_in<T>().gather_row[array.type](array.data + offsets[role] + at[role], strides[role], array.swapped, length,
+                                               to + c);
+        if (slices_.has(mask))
+            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill_of(role), to + c,
+                        1);
+    });
+}
+
+template <class T>
+void Batch::scatter_row(const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const {
+    const Array& array = slices_.arrays[output];
+    const Offsets strides = slices_.classes.last().strides;
+    const double fill = operation_ == log_softmax ? -infinity : 0;
+    slices_.classes.for_stretches(begin, end, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t length) {
+        if (slices_.has(mask))
+            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill, from + c, 1);
+        kernels_in<T>().scatter_row[array.type](from + c, length, array.data + offsets[output] + at[output],
+                                                strides[output]);
+    });
+}
+
+template <class T>
+void Batch::gather_tiles(Role role, const Offsets& offsets, std::ptrdiff_t length, T* to) const {
+    const Array& array = slices_.arrays[role];
+    const std::ptrdiff_t class_stride = slices_.classes.last().strides[role];
+    slices_.classes.for_stretches(0, classes_, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t stretch) {
+        kernels_in<T>().gather_tiles[array.type](array.data + offsets[role] + at[role], slices_.batch.last().strides[role],
+                                                 class_stride, array.swapped, length, stretch, classes_, to + c * lanes());
+    });
+    if (slices_.has(mask)) fill_tiles(offsets, length, fill_of(role), to);
+}
+
+template <class T>
+void Batch::scatter_tiles(const Offsets& offsets, std::ptrdiff_t length, T* from) const {
+    if (slices_.has(mask)) fill_tiles(offsets, length, operation_ == log_softmax ? -infinity : 0, from);
+    const Array& array = slices_.arrays[output];
+    const std::ptrdiff_t class_stride = slices_.classes.last().strides[output];
+    slices_.classes.for_stretches(0, classes_, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t stretch) {
+        kernels_in<T>().scatter_tiles[array.type](from + c * lanes(), length, stretch, classes_,
+                                                  array.data + offsets[output] + at[output],
+                                                  slices_.batch.last().strides[output], class_stride);
+    });
+}
+
+template <class T>
+void Batch::fill_tiles(const Offsets& offsets, std::ptrdiff_t length, double fill, T* tiles) const {
+    const Offsets along = slices_.batch.last().strides;
+    const Offsets strides = slices_.classes.last().strides;
+    slices_.classes.for_stretches(0, classes_, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t stretch) {
+        for (std::ptrdiff_t s = 0; s < length; ++s) {
+            T* slice = tiles + s / lanes() * classes_ * lanes() + s % lanes();
+            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask] + s * along[mask], strides[mask], stretch, fill,
+                        slice + c * lanes(), lanes());
+        }
+    });
+}
+
+}  // namespace fastsoftmax

@@ -1,0 +1,115 @@
+// One operation on one batch: the shape of its loop, the share of a thread, and the way of slices to a kernel and back.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "slices.hpp"
+#include "threads.hpp"
+
+namespace fastsoftmax {
+
+// How a loop goes over slices.
+enum class Loop {
+    rows,           // in place: classes are contiguous
+    gathered_rows,  // through a row of the thread's own: any strides, types and masks
+    tiles,          // through tiles of the thread's own: few classes, or neighbouring slices contiguous
+};
+
+class Batch {
+  public:
+    // With `in_order` slices are met in C order; else in the order of their memory.
+    Batch(Operation operation, Slices& slices, double temperature, bool in_order);
+
+    std::ptrdiff_t count() const { return count_; }
+    std::ptrdiff_t classes() const { return classes_; }
+    Loop loop() const { return loop_; }
+    bool in_float() const { return in_float_; }
+    bool has_output() const { return slices_.has(output); }
+
+    // Work is dealt out in units of neighbouring slices along the last batch axis; the first slice of a unit.
+    std::ptrdiff_t units() const { return units_; }
+    std::ptrdiff_t unit_slices() const { return unit_; }
+    std::ptrdiff_t slice_of(std::ptrdiff_t unit) const {
+        return unit == units_ ? count_ : unit / units_along_ * along_ + unit % units_along_ * unit_;
+    }
+
+    // The most slices that `apply` takes at once.
+    std::ptrdiff_t slices_at_once() const { return at_once_; }
+
+    // How many threads are worth waking for so many slices, and whether they should share each slice: there are too few.
+    int threads_for(std::ptrdiff_t slices) const;
+    bool shares_slices(int threads) const;
+
+    // Doubles of memory that `apply` needs of each thread, and `apply_shared` in all.
+    std::ptrdiff_t scratch_size() const { return loop_ == Loop::rows ? 0 : operands() * operand_size(); }
+
+    // Calls body(offsets, first, length, scratch) for runs of neighbouring slices that make up the units [begin, end), on so
+    // many threads. `extra`: doubles that the body needs behind what `apply` does.
+    template <class Body>
+    void for_runs(std::ptrdiff_t begin, std::ptrdiff_t end, int threads, std::ptrdiff_t most, std::ptrdiff_t extra,
+                  Body body) const {
+        const std::ptrdiff_t size = scratch_size() + extra, work = end - begin;
+        const std::unique_ptr<double[]> scratch(new double[threads * size]);
+        parallel_for(threads, [&](int part) {
+            std::ptrdiff_t unit = begin + work * part / threads;
+            const std::ptrdiff_t stop = begin + work * (part + 1) / threads;
+            while (unit < stop) {
+                const std::ptrdiff_t in_line = units_along_ - unit % units_along_;
+                const std::ptrdiff_t taken = std::min({stop - unit, in_line, std::max<std::ptrdiff_t>(most / unit_, 1)});
+                const std::ptrdiff_t first = slice_of(unit);
+                const std::ptrdiff_t last = taken == in_line ? (unit / units_along_ + 1) * along_ : slice_of(unit + taken);
+                body(slices_.batch.at(first), first, last - first, scratch.get() + part * size);
+                unit += taken;
+            }
+        });
+    }
+
+    // Applies the kernel to up to `slices_at_once` neighbours. The run brings what is one value a slice.
+    void apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const;
+
+    // One slice on all threads, in blocks.
+    void apply_shared(Run run, const Offsets& offsets, int threads, double* scratch) const;
+
+    // Neighbouring slices of the array in `role` as the kernel wants them: a row (of one slice) or tiles.
+    void gather(Role role, const Offsets& offsets, std::ptrdiff_t length, double* to) const;
+
+    // Of one slice: classes [begin, end) as doubles.
+    void gather_doubles(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, double* to) const;
+
+  private:
+    const Operation operation_;
+    Slices& slices_;
+    const double temperature_;
+    std::ptrdiff_t classes_, count_ = 0;
+    bool in_float_;
+    Loop loop_ = Loop::gathered_rows;
+    std::ptrdiff_t unit_ = 1, along_ = 1, units_along_ = 1, units_ = 0, at_once_ = 1;
+
+    bool has_upstream() const { return operation_ == softmax_grad || operation_ == log_softmax_grad; }
+    int operands() const { return has_upstream() ? 2 : 1; }
+    int lanes() const { return in_float_ ? 16 : 8; }
+    std::ptrdiff_t width() const { return in_float_ ? 4 : 8; }
+    std::ptrdiff_t operand_size() const;
+
+    template <class F>
+    void in_type(F f) const;
+
+    void choose_loop(bool in_order);
+    bool rows_in_place() const;
+    void sort_batch();
+    Strided strided(Role role, const Offsets& offsets) const;
+    double fill_of(Role role) const;
+    template <class T>
+    void gather_row(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const;
+    template <class T>
+    void scatter_row(const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const;
+    template <class T>
+    void gather_tiles(Role role, const Offsets& offsets, std::ptrdiff_t length, T* to) const;
+    template <class T>
+    void scatter_tiles(const Offsets& offsets, std::ptrdiff_t length, T* from) const;
+    template <class T>
+    void fill_tiles(const Offsets& offsets, std::ptrdiff_t length, double fill, T* tiles) const;
+};
+
+}  // namespace fastsoftmax

@@ -1,0 +1,263 @@
+// Cross-entropy: targets, weights and the reduction round the kernels.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "batch.hpp"
+#include "elements.hpp"
+#include "operations.hpp"
+
+namespace fastsoftmax {
+
+namespace {
+
+// Losses to be reduced are held for so many slices at a time.
+constexpr std::ptrdiff_t losses_held = 65536;
+
+// A sum in order of position alone: eight partial sums of two doubles each, so that it is right to the last digit.
+class OrderedSum {
+  public:
+    void add(const double* values, std::ptrdiff_t count) {
+        for (std::ptrdiff_t i = 0; i < count; ++i) add_to((position_ + i) % 8, values[i]);
+        position_ += count;
+    }
+    void add(double value) { add(&value, 1); }
+
+    double total() const {
+        OrderedSum all;
+        double plain = 0;
+        for (int k = 0; k < 8; ++k) {
+            all.add_to(0, high_[k]);
+            all.low_[0] += low_[k];
+            plain += high_[k];
+        }
+        // The error of an infinite sum is NaN; the sum itself is right.
+        return std::isfinite(plain) ? all.high_[0] + all.low_[0] : plain;
+    }
+
+  private:
+    double high_[8] = {}, low_[8] = {};
+    std::ptrdiff_t position_ = 0;
+
+    void add_to(std::ptrdiff_t k, double x) {
+        const double sum = high_[k] + x, back = sum - high_[k];
+        low_[k] += (high_[k] - (sum - back)) + (x - back);
+        high_[k] = sum;
+    }
+};
+
+class CrossEntropy {
+  public:
+    CrossEntropy(Slices& slices, const Loss& loss)
+        : slices_(slices),
+          loss_(loss),
+          batch_(slices.has(output) ? cross_entropy_grad : cross_entropy, slices, loss.temperature, reduced()) {
+        if (!loss.probabilities && loss.label_smoothing > 0) {
+            shared_terms_.reset(new double[batch_.classes()]);
+            in_type([&](auto* type) {
+                auto* terms = reinterpret_cast<decltype(type)>(shared_terms_.get());
+                OrderedSum sum;
+                for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) {
+                    terms[c] = static_cast<std::remove_pointer_t<decltype(type)>>(term(c, 0));
+                    sum.add(terms[c]);
+                }
+                shared_spread_ = sum.total();
+            });
+        }
+        count_samples();
+    }
+
+    void compute() {
+        const int threads = batch_.threads_for(std::min(batch_.count(), losses_held));
+        if (!shared_terms_ && !loss_.probabilities && batch_.shares_slices(threads))
+            compute_shared(threads);
+        else
+            compute_batch(threads);
+        if (reduced() && slices_.has(value)) {
+            const double total = sum_.total();
+            const bool mean = loss_.reduction == Reduction::mean;
+            const double undefined = std::numeric_limits<double>::quiet_NaN();
+            write_double(slices_.arrays[value], 0, mean ? none_counts_ ? undefined : total / divisor_ : total);
+        }
+    }
+
+  private:
+    Slices& slices_;
+    const Loss& loss_;
+    const Batch batch_;
+    std::unique_ptr<double[]> shared_terms_;  // of label smoothing, in the type computed in
+    double shared_spread_ = 0;
+    double divisor_ = 1;  // of a mean
+    bool none_counts_ = false;
+    OrderedSum sum_;
+
+    bool reduced() const { return loss_.reduction != Reduction::none; }
+
+    template <class F>
+    void in_type(F f) const {
+        if (batch_.in_float())
+            f(static_cast<float*>(nullptr));
+        else
+            f(static_cast<double*>(nullptr));
+    }
+
+    // What multiplies -log p of class c, from its probability.
+    double term(std::ptrdiff_t c, double probability) const {
+        const double even = loss_.label_smoothing / static_cast<double>(batch_.classes());
+        const double smoothed = (1 - loss_.label_smoothing) * probability + even;
+        return loss_.weight ? loss_.weight[c] * smoothed : smoothed;
+    }
+
+    void count_samples() {
+        if (loss_.reduction != Reduction::mean) return;
+        if (loss_.probabilities || !(loss_.weight || loss_.ignore_index)) {
+            divisor_ = static_cast<double>(batch_.count());
+            none_counts_ = batch_.count() == 0;
+            return;
+        }
+        OrderedSum weights;
+        none_counts_ = true;
+        slices_.batch.for_stretches(0, batch_.count(), [&](const Offsets& at, std::ptrdiff_t, std::ptrdiff_t length) {
+            for (std::ptrdiff_t i = 0; i < length; ++i) {
+                const std::int64_t t = target_of(slices_.batch.moved(at, i));
+                if (t < 0) continue;
+                none_counts_ = false;
+                weights.add(loss_.weight ? loss_.weight[t] : 1);
+            }
+        });
+        // Weights that sum to 0 leave nothing defined, whatever smoothing adds.
+        divisor_ = weights.total() == 0 ? std::numeric_limits<double>::quiet_NaN() : weights.total();
+    }
+
+    // -1: ignored.
+    std::int64_t target_of(const Offsets& at) const {
+        const std::int64_t t = read_index(slices_.arrays[target], at[target]);
+        return loss_.ignore_index && t == *loss_.ignore_index ? -1 : t;
+    }
+
+    // The values of one slice.
+    struct Sample {
+        std::int64_t target = 0;
+        double chosen = 0, scale = 0;
+    };
+
+    Sample sample_at(const Offsets& at) const {
+        Sample s;
+        const double from_above =
+            slices_.has(upstream) ? read_double(slices_.arrays[upstream], at[upstream]) : loss_.upstream;
+        s.scale = from_above / divisor_ / loss_.temperature;
+        if (loss_.probabilities) return s;
+        s.target = target_of(at);
+        if (s.target < 0)
+            s.scale = 0;  // whatever comes from above
+        else
+            s.chosen = (1 - loss_.label_smoothing) * (loss_.weight ? loss_.weight[s.target] : 1);
+        return s;
+    }
+
+    void compute_batch(int threads) {
+        const std::ptrdiff_t most = std::min(batch_.slices_at_once(), slices_per_call);
+        // Probabilities stand beside the scores.
+        const std::ptrdiff_t rows = batch_.loop() == Loop::tiles ? batch_.slices_at_once() : 1;
+        const std::ptrdiff_t extra = loss_.probabilities ? rows * batch_.classes() : 0;
+        std::unique_ptr<double[]> held;
+        if (reduced()) held.reset(new double[std::min(batch_.count(), losses_held)]);
+        const std::ptrdiff_t step = reduced() ? losses_held / batch_.unit_slices() : batch_.units();
+        for (std::ptrdiff_t begin = 0; begin < batch_.units(); begin += step) {
+            const std::ptrdiff_t end = std::min(begin + step, batch_.units()), origin = batch_.slice_of(begin);
+            batch_.for_runs(begin, end, threads, loss_.probabilities ? rows : most, extra,
+                            [&](const Offsets& at, std::ptrdiff_t first, std::ptrdiff_t length, double* scratch) {
+                                compute_run(at, length, scratch, reduced() ? held.get() + (first - origin) : nullptr);
+                            });
+            if (reduced()) sum_.add(held.get(), batch_.slice_of(end) - origin);
+        }
+    }
+
+    // Neighbouring slices; their losses go to `held`, or to the array of losses.
+    void compute_run(const Offsets& first, std::ptrdiff_t length, double* scratch, double* held) const {
+        std::int64_t targets[slices_per_call];
+        double chosen[slices_per_call], scale[slices_per_call], losses[slices_per_call];
+        for (std::ptrdiff_t i = 0; i < length; ++i) {
+            const Sample s = sample_at(slices_.batch.moved(first, i));
+            targets[i] = s.target;
+            chosen[i] = s.chosen;
+            scale[i] = s.scale;
+        }
+        Run run;
+        run.value = held ? held : losses;
+        run.scale = scale;
+        if (loss_.probabilities) {
+            double* terms = scratch + batch_.scratch_size();
+            gather_terms(first, length, terms);
+            run.terms = terms;
+            run.own_terms = true;
+        } else {
+            run.target = targets;
+            run.chosen = chosen;
+            run.terms = shared_terms_.get();
+            run.spread = shared_spread_;
+        }
+        batch_.apply(run, first, length, scratch);
+        if (held || !slices_.has(value)) return;
+        for (std::ptrdiff_t i = 0; i < length; ++i)
+            write_double(slices_.arrays[value], slices_.batch.moved(first, i)[value], losses[i]);
+    }
+
+    // Probabilities as terms: a row, or tiles as the scores are.
+    void gather_terms(const Offsets& first, std::ptrdiff_t length, double* to) const {
+        batch_.gather(second, first, length, to);
+        if (!loss_.weight && loss_.label_smoothing == 0) return;
+        in_type([&](auto* type) {
+            using T = std::remove_pointer_t<decltype(type)>;
+            T* terms = reinterpret_cast<T*>(to);
+            const std::ptrdiff_t classes = batch_.classes();
+            const std::ptrdiff_t lanes = batch_.loop() == Loop::tiles ? batch_.unit_slices() : 1;
+            const std::ptrdiff_t tiles = (length + lanes - 1) / lanes;
+            for (std::ptrdiff_t i = 0; i < tiles * classes * lanes; ++i)
+                terms[i] = static_cast<T>(term(i / lanes % classes, terms[i]));
+        });
+    }
+
+    void compute_shared(int threads) {
+        const std::unique_ptr<double[]> scratch(new double[batch_.scratch_size()]);
+        for (std::ptrdiff_t i = 0; i < batch_.count(); ++i) {
+            const Offsets at = slices_.batch.at(i);
+            const Sample s = sample_at(at);
+            double result = 0;
+            Run run;
+            run.value = &result;
+            run.target = &s.target;
+            run.chosen = &s.chosen;
+            run.scale = &s.scale;
+            if (s.target < 0)
+                batch_.apply(run, at, 1, scratch.get());  // there are but zeros to write
+            else
+                batch_.apply_shared(run, at, threads, scratch.get());
+            if (reduced())
+                sum_.add(result);
+            else if (slices_.has(value))
+                write_double(slices_.arrays[value], at[value], result);
+        }
+    }
+};
+
+}  // namespace
+
+void cross_entropy_loss(Slices& slices, const Loss& loss) { CrossEntropy(slices, loss).compute(); }
+
+std::ptrdiff_t find_invalid_target(Slices& slices, std::ptrdiff_t classes, std::optional<std::int64_t> ignore_index) {
+    std::ptrdiff_t found = -1;
+    const std::ptrdiff_t count = slices.batch.size();
+    slices.batch.simplify();
+    slices.batch.for_stretches(0, count, [&](const Offsets& at, std::ptrdiff_t position, std::ptrdiff_t length) {
+        for (std::ptrdiff_t i = 0; i < length && found < 0; ++i) {
+            const std::int64_t t = read_index(slices.arrays[target], slices.batch.moved(at, i)[target]);
+            const bool valid = (t >= 0 && t < classes) || (ignore_index && t == *ignore_index);
+            if (!valid) found = position + i;
+        }
+    });
+    return found;
+}
+
+}  // namespace fastsoftmax
