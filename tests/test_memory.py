@@ -1,5 +1,6 @@
 """No function has a temporary of the size of its input: the peak of the process grows by the result and a few rows."""
 
+import ctypes
 from pathlib import Path
 
 import fastsoftmax as fs
@@ -11,7 +12,7 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ROWS, CLASSES = 2048, 2048
 LIMIT = 16 * CLASSES * 8 * 2 + 2**21  # sixteen float64 rows for each of two threads, and 2 MiB of the allocator's
 
-LAYOUTS_HERE = ("c", "fortran", "strided", "negative", "unaligned", "swapped")
+LAYOUTS_HERE = ("c", "fortran", "strided", "swapped")
 
 
 def resident(which):
@@ -21,20 +22,22 @@ def resident(which):
     raise LookupError(which)
 
 
-def can_reset():
+def can_measure():
     try:
+        ctypes.CDLL(None).malloc_trim
         RESET.write_text("5")
         resident("VmHWM")
-    except (OSError, LookupError):
+    except (OSError, AttributeError, LookupError):
         return False
     return True
 
 
-pytestmark = pytest.mark.skipif(not can_reset(), reason="the peak of resident memory cannot be reset on this system")
+pytestmark = pytest.mark.skipif(not can_measure(), reason="needs Linux with glibc to measure the peak of a call")
 
 
 def peak_growth(call):
     """By how many bytes the resident memory was larger during `call` than before."""
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed would hide what this one takes
     RESET.write_text("5")
     before = resident("VmRSS")
     call()
@@ -42,7 +45,7 @@ def peak_growth(call):
 
 
 def test_the_measure_sees_a_temporary():
-    assert peak_growth(lambda: np.ones(2**22, np.uint8).sum()) >= 2**22
+    assert peak_growth(lambda: np.ones(2**24, np.uint8).sum()) >= 2**23
 
 
 CALLS = {
@@ -82,8 +85,7 @@ CALLS = {
 
 def warm_up(call, dtype, layout):
     """What is allocated once: threads and their stacks, imports."""
-    small = Inputs.normal((64, 64), dtype).map(layout)
-    call(small, np.ones_like(small.x, subok=False).astype(small.x.dtype.newbyteorder("=")))
+    call(Inputs.normal((64, 64), dtype).map(layout), np.ones((64, 64), dtype))
     fs.softmax(np.ones((1000, 1000), np.float32))
 
 
@@ -136,11 +138,17 @@ def test_targets_are_not_converted_beforehand(dtype):
     assert peak_growth(lambda: fs.cross_entropy_with_grad(x, targets, out=out)) <= LIMIT
 
 
+def repeated(shape, dtype):
+    """Inputs of the shape; the values of a few, again and again."""
+    few = Inputs.normal((64, shape[1] if shape[1] < 64 else 64), dtype)
+    large = few.map(lambda a: np.resize(a, shape if a.ndim == 2 else shape[:1]))
+    large.weight = np.ones(shape[1])
+    return large
+
+
 def measure(call, shape, dtype, layout):
     warm_up(call, dtype, layout)
-    a = Inputs.normal(shape, dtype).map(layout)
+    a = repeated(shape, dtype).map(layout)
     out = np.ones(shape, dtype)
-    # A loss of each slice is a result, and so is a batch of sums.
-    result = 2 * 8 * max(shape[0] if shape[1] < shape[0] else 0, 0)
     growth = peak_growth(lambda: call(a, out))
-    assert growth <= LIMIT + result, f"{growth / 2**20:.1f} MiB"
+    assert growth <= LIMIT + 2 * 8 * shape[0], f"{growth / 2**20:.1f} MiB"  # sums and signs, a loss of each slice

@@ -80,7 +80,7 @@ def test_torch_defines_the_same_logsumexp(rng):
         np.testing.assert_allclose(fs.logsumexp(x, axis), to_numpy(torch.logsumexp(torch.from_numpy(x), axis)), RTOL)
 
 
-LOSS_SHAPES = [((7,), 0), ((9, 5), 1), ((4, 5, 6), 1), ((3, 5, 2, 4), 1)]  # torch has the class axis there
+LOSS_SHAPES = [((7,), 0), ((9, 5), 1), ((3, 5, 2, 4), 1)]  # torch has the class axis there
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

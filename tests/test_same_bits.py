@@ -9,7 +9,6 @@ each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 each_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 
 SHAPES = [(37, 2), (37, 10), (19, 33), (5, 100), (2, 3, 70), (3, 1025), (2, 5000), (2, 3, 2, 5)]
-LONG_SHAPES = [(2, 70_001), (1, 200_003)]
 
 
 PARTS = [((23, 40), np.s_[:1]), ((23, 40), np.s_[:, :1]), ((5, 23, 40), np.s_[:]), ((23, 40), np.s_[:1, :1])]
@@ -64,11 +63,10 @@ def test_wherever_the_class_axis_is(call, dtype):
 @each_dtype
 @each_call_and_reduction
 def test_in_every_layout_of_a_long_slice(call, dtype):
-    for shape in LONG_SHAPES:
-        inputs = Inputs.normal(shape, dtype)
-        wanted = call(fs, inputs, -1)
-        for name in ("strided", "negative", "axis_first", "unaligned", "swapped"):
-            assert_all_same_bits(call(fs, inputs.map(LAYOUTS[name]), -1), wanted)
+    inputs = Inputs.normal((2, 70_001), dtype)
+    wanted = call(fs, inputs, -1)
+    for name in ("strided", "axis_first", "unaligned", "swapped"):
+        assert_all_same_bits(call(fs, inputs.map(LAYOUTS[name]), -1), wanted)
 
 
 @pytest.mark.core
@@ -127,11 +125,11 @@ def test_of_broadcast_arrays_and_their_copies(call, dtype):
             assert_all_same_bits(call(fs, given.view(axis), axis), call(fs, given.move(axis), axis))
 
 
-@pytest.mark.parametrize("n", [2, 3, 8])
+@pytest.mark.parametrize("n", [2, 5])
 @each_dtype
 @each_call_and_reduction
 def test_for_every_number_of_threads(call, dtype, n, threads):
-    for shape in [(20_011, 3), (4_099, 33), (67, 5000), (3, 100_003)]:
+    for shape in [(15_001, 3), (1_031, 33), (13, 5000), (2, 70_001)]:
         inputs = Inputs.normal(shape, dtype)
         with threads(1):
             wanted = call(fs, inputs, -1)

@@ -78,6 +78,7 @@ struct Statistics {
     double reference = 0;     // an integer
     double top[2] = {0, 0};   // the exponential of the largest entry; NaN where max is infinite
     double rest[2] = {0, 0};  // the sum of the others'; of the gradients of the transforms: their sum over the slice
+    double target_score = 0;  // of a loss: set by `conclude`, before the scores may be overwritten
 };
 
 // A slice of more classes than this is summed in blocks of this many, from the first class on: a part of the order of
@@ -115,7 +116,7 @@ struct Kernels {
     // conclude what is one value a slice, write each block.
     Statistics (*measure[operations][floating_types])(const Run&, std::ptrdiff_t begin, std::ptrdiff_t end);
     void (*merge[operations])(const Run&, Statistics& left, const Statistics& right);
-    void (*conclude[operations][floating_types])(const Run&, const Statistics&);
+    void (*conclude[operations][floating_types])(const Run&, Statistics&);
     void (*write[operations][floating_types])(const Run&, const Statistics&, std::ptrdiff_t begin, std::ptrdiff_t end);
 
     KernelsIn<float> in_float;

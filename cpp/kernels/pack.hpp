@@ -33,8 +33,10 @@ constexpr int pack_registers = pack_bytes / register_bytes;
 
 #if defined(__FMA__) || defined(__aarch64__)
 constexpr bool has_fma = true;
+#define FASTSOFTMAX_FMA FASTSOFTMAX_INLINE
 #else
 constexpr bool has_fma = false;
+#define FASTSOFTMAX_FMA FASTSOFTMAX_ONCE  // too long to be repeated
 #endif
 
 template <class T>
@@ -251,7 +253,7 @@ FASTSOFTMAX_INLINE Pack<float> to_float(DoublePair d) {
 
 // a * b + c, rounded once. Without FMA: float by way of double (a double rounding in rare cases), double by Dekker's exact
 // product, which needs |a|, |b| < 2^996.
-FASTSOFTMAX_INLINE Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double> c) {
+FASTSOFTMAX_FMA Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double> c) {
     for (int i = 0; i < pack_registers; ++i) {
 #if defined(__AVX512F__)
         c.r[i] = _mm512_fmadd_pd(a.r[i], b.r[i], c.r[i]);
@@ -276,7 +278,7 @@ FASTSOFTMAX_INLINE Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double>
     return c;
 }
 
-FASTSOFTMAX_INLINE Pack<float> fma(Pack<float> a, Pack<float> b, Pack<float> c) {
+FASTSOFTMAX_FMA Pack<float> fma(Pack<float> a, Pack<float> b, Pack<float> c) {
 #if defined(__AVX512F__)
     return {{_mm512_fmadd_ps(a.r[0], b.r[0], c.r[0])}};
 #elif defined(__AVX2__)
@@ -368,6 +370,12 @@ template <class T>
 FASTSOFTMAX_INLINE T lane(const Pack<T>& a, int i) {
     constexpr int width = register_bytes / static_cast<int>(sizeof(T));
     return a.r[i / width][i % width];
+}
+
+// Lane i in every lane.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> spread(const Pack<T>& a, int i) {
+    return broadcast(lane(a, i));
 }
 
 }  // namespace

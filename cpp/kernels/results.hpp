@@ -17,6 +17,9 @@ struct PerSlice {
         for (auto& g : p.group) g = broadcast(value);
         return p;
     }
+    FASTSOFTMAX_INLINE double at(int i) const {
+        return lane(group[i / Pack<double>::lanes], i % Pack<double>::lanes);
+    }
     // Of `count` neighbouring slices; 0 in the lanes beyond.
     FASTSOFTMAX_ONCE static PerSlice of(const double* values, std::ptrdiff_t count) {
         double padded[Pack<T>::lanes] = {};
@@ -45,19 +48,33 @@ FASTSOFTMAX_INLINE PerSlice<T> exactly(Pack<T> values) {
     }
 }
 
-// Calls body(exp) with what gives the exponentials of scores of these slices; `shifted`: whether any has a shift.
-template <class T, class Body>
-FASTSOFTMAX_INLINE void with_exponential(const Groups<T>& g, bool shifted, double temperature, Body body) {
-    const Exponential<T> exp = exponential(g);
-    if (temperature == 1 && !shifted) {
-        body([&](Pack<T> v) __attribute__((always_inline)) { return exp(v); });
-    } else {
-        const Scaling<T> scale = scaling(g, exp, temperature);
-        body([&](Pack<T> v) __attribute__((always_inline)) {
-            const Two<Pack<T>> y = scale(v);
-            return exp(y.high, y.low);
-        });
+// Exponentials of scores, one slice a lane; of lane i alone for rows.
+template <class T>
+struct PlainExp {
+    Exponential<T> exp;
+    FASTSOFTMAX_INLINE PlainExp of_lane(int i) const { return {{exp, i}}; }
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const { return exp(x); }
+};
+
+template <class T>
+struct ScaledExp {
+    Exponential<T> exp;
+    Scaling<T> scale;
+    FASTSOFTMAX_INLINE ScaledExp of_lane(int i) const { return {{exp, i}, {scale, i}}; }
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const {
+        const Two<Pack<T>> y = scale(x);
+        return exp(y.high, y.low);
     }
+};
+
+// Calls body(exp) with the one of these that the slices need.
+template <class T, class Body>
+FASTSOFTMAX_INLINE void with_exponential(const Groups<T>& g, double temperature, Body body) {
+    const Exponential<T> exp = exponential(g);
+    if (temperature == 1 && !any_shift(g))
+        body(PlainExp<T>{exp});
+    else
+        body(ScaledExp<T>{exp, scaling(g, exp, temperature)});
 }
 
 // Whether both parts of x are normal floats, or it is 0.
@@ -100,7 +117,21 @@ struct Probability {
         }
     }
 
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const { return fma(e, factor.high, e * factor.low); }
+    FASTSOFTMAX_INLINE Probability of_lane(int i) const {
+        Probability one = *this;
+        one.factor = {spread(factor.high, i), spread(factor.low, i)};
+        one.whole = PerSlice<T>::all(whole.at(i));
+        return one;
+    }
+
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
+        // Dekker's product loses its error where that is subnormal.
+        if constexpr (sizeof(T) == 8 && !has_fma) {
+            const Pack<T> raised = e * broadcast(T(0x1p300));
+            return fma(raised, factor.high, raised * factor.low) * broadcast(T(0x1p-300));
+        }
+        return fma(e, factor.high, e * factor.low);
+    }
 
     // Less a term.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> term) const {
@@ -120,6 +151,9 @@ template <class T>
 struct Dominance {
     Mask<T> mask;
     Pack<T> log_probability;
+
+    FASTSOFTMAX_INLINE Dominance(const Dominance& all, int i)
+        : mask(spread(all.mask, i)), log_probability(spread(all.log_probability, i)) {}
 
     FASTSOFTMAX_ONCE explicit Dominance(const Groups<T>& g) {
         const Pack<T> ratio =
@@ -141,6 +175,9 @@ struct LogProbability {
     FASTSOFTMAX_ONCE LogProbability(const Groups<T>& g, double temperature)
         : scale(shift(g), temperature, broadcast(floor_for(temperature))),
           offset(log_offset(g, temperature, temperature != 1)) {}
+
+    FASTSOFTMAX_INLINE LogProbability(const LogProbability& all, int i)
+        : scale(all.scale, i), offset{spread(all.offset.high, i), spread(all.offset.low, i)} {}
 
     // Temperature 1: no shift.
     FASTSOFTMAX_INLINE Pack<T> plain(Pack<T> x) const { return (x - offset.high) - offset.low; }
@@ -219,6 +256,9 @@ struct TransformGradient {
             low.group[i] = g.group[i].rest.low * broadcast(unscale);
         }
     }
+
+    FASTSOFTMAX_INLINE TransformGradient(const TransformGradient& all, int i)
+        : high(PerSlice<T>::all(all.high.at(i))), low(PerSlice<T>::all(all.low.at(i))), inverse(all.inverse) {}
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
         if constexpr (op == fastsoftmax::log_softmax_grad) {

@@ -1,21 +1,27 @@
-// The passes over slices whose classes are contiguous. A row is measured (its maximum, then the sum of its exponentials),
+// The passes over slices whose classes are contiguous. Rows are measured (the maximum, then the sum of the exponentials),
 // then written. Where float or double come out, the exponentials wait in the row of the output, else they are computed twice.
+// Short rows go together, up to as many as a pack has lanes, so that what happens once a slice happens for all of them at once.
 #pragma once
 
-#include "results.hpp"
+#include "losses.hpp"
 
 namespace {
 
+// Some neighbouring rows of a run.
 template <class E>
-struct Row {
-    const E* x;
-    const E* dy;
-    E* out;
+struct Rows {
+    const Run& run;
+    std::ptrdiff_t first;
+    int count;
 
-    Row(const Run& run, std::ptrdiff_t slice)
-        : x(reinterpret_cast<const E*>(run.x.data + slice * run.x.slice_stride)),
-          dy(reinterpret_cast<const E*>(run.dy.data + slice * run.dy.slice_stride)),
-          out(reinterpret_cast<E*>(run.out.data + slice * run.out.slice_stride)) {}
+    FASTSOFTMAX_INLINE const E* x(int i) const { return at(run.x, i); }
+    FASTSOFTMAX_INLINE const E* dy(int i) const { return at(run.dy, i); }
+    FASTSOFTMAX_INLINE E* out(int i) const { return at(run.out, i); }
+
+  private:
+    FASTSOFTMAX_INLINE E* at(const Strided& array, int i) const {
+        return reinterpret_cast<E*>(array.data + (first + i) * array.slice_stride);
+    }
 };
 
 // Calls f(pack, position) for classes [begin, end); lanes beyond the end hold `fill`.
@@ -35,8 +41,8 @@ FASTSOFTMAX_INLINE void store_in(E* out, std::ptrdiff_t i, std::ptrdiff_t end, P
 }
 
 template <class E>
-FASTSOFTMAX_INLINE Pack<Compute<E>> load_in(const E* x, std::ptrdiff_t i, std::ptrdiff_t end) {
-    return i + pack_lanes<E> <= end ? load(x + i) : load_first(x + i, end - i, Compute<E>(0));
+FASTSOFTMAX_INLINE Pack<Compute<E>> load_in(const E* x, std::ptrdiff_t i, std::ptrdiff_t end, Compute<E> fill = 0) {
+    return i + pack_lanes<E> <= end ? load(x + i) : load_first(x + i, end - i, fill);
 }
 
 template <class E>
@@ -53,13 +59,12 @@ FASTSOFTMAX_INLINE Compute<E> row_max(const E* x, std::ptrdiff_t begin, std::ptr
 }
 
 template <class E>
-FASTSOFTMAX_ONCE std::ptrdiff_t first_equal(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, Compute<E> value) {
+FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, Compute<E> value) {
     const auto wanted = broadcast(value);
     std::ptrdiff_t i = begin;
     for (; i + pack_lanes<E> <= end; i += pack_lanes<E>)
         if (const std::uint32_t bits = equal_bits(load(x + i), wanted)) return i + __builtin_ctz(bits);
-    const std::uint32_t bits = equal_bits(load_first(x + i, end - i, Compute<E>(__builtin_nan(""))), wanted);
-    return i + __builtin_ctz(bits);
+    return i + __builtin_ctz(equal_bits(load_first(x + i, end - i, Compute<E>(__builtin_nan(""))), wanted));
 }
 
 template <class E>
@@ -78,102 +83,113 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
     return select(equal(iota<I>(), broadcast(static_cast<I>(index - i))), broadcast(T(0)), value);
 }
 
-// The sum of the exponentials of [begin, end) except that of `apart` (none: -1), all of them kept at `kept` if asked.
+// The sum of the exponentials of [begin, end) except that of class `apart`, all of them kept at `kept` if asked.
 template <bool keep, class E, class Exp>
 FASTSOFTMAX_INLINE Two<double> sum_exponentials(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, std::ptrdiff_t apart,
                                                 Compute<E>* kept, Exp exp) {
     using T = Compute<E>;
+    constexpr int lanes = pack_lanes<E>;
     constexpr T lowest = -__builtin_inf();
     Accumulator<T> sum;
-    const auto visit = [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-        const Pack<T> e = exp(v);
+    const auto some = [&](std::ptrdiff_t i) __attribute__((always_inline)) {
+        const Pack<T> e = exp(load_in(x, i, end, lowest));
         if constexpr (keep) store_in(kept, i, end, e);
-        sum.add(e);
+        sum.add(without(e, i, apart));
     };
+    // Whole packs up to the one with `apart` in it, that one, whole packs on to the end, what is left.
     std::ptrdiff_t i = begin;
-    if (apart >= 0) {
-        const std::ptrdiff_t pack = apart - (apart - begin) % pack_lanes<E>;
-        for_packs(x, begin, pack, lowest, visit);
-        const std::ptrdiff_t next = pack + pack_lanes<E>;
-        i = next < end ? next : end;
-        for_packs(x, pack, i, lowest, [&](Pack<T> v, std::ptrdiff_t at) __attribute__((always_inline)) {
-            const Pack<T> e = exp(v);
-            if constexpr (keep) store_in(kept, at, end, e);
-            sum.add(without(e, at, apart));
-        });
+    std::ptrdiff_t stop = apart < 0 ? end : apart - (apart - begin) % lanes;
+    while (true) {
+        for (; i + lanes <= stop; i += lanes) {
+            const Pack<T> e = exp(load(x + i));
+            if constexpr (keep) store(kept + i, e);
+            sum.add(e);
+        }
+        if (i >= end) break;
+        some(i);
+        i += lanes;
+        stop = end;
     }
-    for_packs(x, i, end, lowest, visit);
     return sum.total();
 }
 
 // Measures a block for everything that is made of exponentials. With `apart` the largest is left out of the sum, so that
 // what the others make up is exact however small it is; without, it is taken out again (softmax has no use for more).
 template <bool apart, bool keep, class E>
-FASTSOFTMAX_ONCE Statistics measure_exponentials(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, double temperature,
-                                                   Compute<E>* kept) {
+FASTSOFTMAX_ONCE Measured<Compute<E>> measure_exponentials(const Rows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     using T = Compute<E>;
-    Statistics s;
-    s.max = row_max(x, begin, end);
-    s.argmax = begin;
-    if (!(s.max > -infinity && s.max < infinity)) {
-        s.top[0] = __builtin_nan("");
-        s.rest[0] = has_nan(x, begin, end) ? __builtin_nan("") : 0;
-        return s;
+    constexpr int lanes = Pack<T>::lanes;
+    Measured<T> measured;
+    Groups<T>& g = measured.groups;
+    T maxima[lanes] = {};
+    for (int i = 0; i < rows.count; ++i) maxima[i] = row_max(rows.x(i), begin, end);
+    const Pack<T> largest = load_pack<T>(maxima);
+    set_maxima(g, exactly(largest).group, rows.run.temperature);
+
+    double high[lanes] = {}, low[lanes] = {};
+    Pack<T> largest_exponentials = broadcast(T(0));
+    with_exponential(g, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
+        for (int i = 0; i < rows.count; ++i) {
+            measured.argmax[i] = begin;
+            std::ptrdiff_t left_out = -1;
+            // Where nothing is finite, nothing is largest.
+            if (apart && maxima[i] - maxima[i] == 0) measured.argmax[i] = left_out = first_equal(rows.x(i), begin, end, maxima[i]);
+            T* kept = nullptr;
+            if constexpr (keep) kept = rows.out(i);
+            const Two<double> rest = sum_exponentials<keep>(rows.x(i), begin, end, left_out, kept, exp.of_lane(i));
+            high[i] = rest.high;
+            low[i] = rest.low;
+        }
+        if constexpr (!apart) largest_exponentials = exp(largest);
+    });
+    for (int i = 0; i < rows.count; ++i) {
+        // Of a row whose largest is +inf, `rest` tells whether it has a NaN.
+        if (maxima[i] == T(infinity)) {
+            high[i] = has_nan(rows.x(i), begin, end) ? __builtin_nan("") : 0;
+            low[i] = 0;
+        }
     }
-    const Pack<double> max = broadcast(s.max), shift = shift_for<T>(max, temperature);
-    const Double2 scaled = scaled_max<T>(max, shift, temperature);
-    const Pack<double> reference = reference_for(scaled.high);
-    s.shift = lane(shift, 0);
-    s.reference = lane(reference, 0);
-    set(s.top, exp_of_max<T>(scaled, reference));
-    if constexpr (apart) s.argmax = first_equal(x, begin, end, static_cast<T>(s.max));
-
-    Two<double> rest;
-    with_exponential(groups_of<T>(s), s.shift != 0, temperature, [&](auto exp) __attribute__((always_inline)) {
-        rest = sum_exponentials<keep>(x, begin, end, apart ? s.argmax : -1, kept, exp);
-        if constexpr (!apart) {
-            const double largest = lane(exp(broadcast(static_cast<T>(s.max))), 0);
-            rest = add(rest, {-largest, 0.0});
-        }
-    });
-    s.rest[0] = rest.high;
-    s.rest[1] = rest.low;
-    return s;
+    const PerSlice<T> again = exactly(largest_exponentials);
+    for (int i = 0; i < groups<T>; ++i) {
+        const std::ptrdiff_t offset = i * Pack<double>::lanes;
+        g.group[i].rest = {load_pack<double>(high + offset), load_pack<double>(low + offset)};
+        if constexpr (!apart) g.group[i].rest = add(g.group[i].rest, {-again.group[i], broadcast(0.0)});
+    }
+    return measured;
 }
 
-// Sum of y * dy, or of dy, over a block.
+// Sums of y * dy, or of dy, over a block.
 template <Operation op, class E>
-FASTSOFTMAX_ONCE Statistics measure_gradient(const Row<E>& row, std::ptrdiff_t begin, std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE Measured<Compute<E>> measure_gradients(const Rows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     using T = Compute<E>;
-    Accumulator<T> sum;
-    for_packs(row.dy, begin, end, T(0), [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
-        if constexpr (op == fastsoftmax::log_softmax_grad) {
-            sum.add(dy);
-        } else {
-            sum.add_product(load_in(row.x, i, end), dy);
-        }
-    });
-    const Two<double> total = sum.total();
-    Statistics s;
-    s.rest[0] = total.high;
-    s.rest[1] = total.low;
-    return s;
+    constexpr int lanes = Pack<T>::lanes;
+    double high[lanes] = {}, low[lanes] = {};
+    for (int r = 0; r < rows.count; ++r) {
+        Accumulator<T> sum;
+        for_packs(rows.dy(r), begin, end, T(0), [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
+            if constexpr (op == fastsoftmax::softmax_grad)
+                sum.add_product(load_in(rows.x(r), i, end), dy);
+            else
+                sum.add(dy);
+        });
+        const Two<double> total = sum.total();
+        high[r] = total.high;
+        low[r] = total.low;
+    }
+    Measured<T> measured = {};
+    for (int i = 0; i < groups<T>; ++i) {
+        const std::ptrdiff_t offset = i * Pack<double>::lanes;
+        measured.groups.group[i].rest = {load_pack<double>(high + offset), load_pack<double>(low + offset)};
+    }
+    return measured;
 }
 
-template <Operation op, class E>
-FASTSOFTMAX_INLINE Statistics measure_block(const Run& run, const Row<E>& row, std::ptrdiff_t begin, std::ptrdiff_t end) {
+template <Operation op, bool keep, class E>
+FASTSOFTMAX_INLINE Measured<Compute<E>> measure(const Rows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
-        return measure_gradient<op>(row, begin, end);
+        return measure_gradients<op>(rows, begin, end);
     else
-        return measure_exponentials<op != fastsoftmax::softmax, false>(row.x, begin, end, run.temperature,
-                                                                       static_cast<Compute<E>*>(nullptr));
-}
-
-inline void merge_blocks(Operation op, const Run& run, Statistics& left, const Statistics& right) {
-    if (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
-        merge_sums(run, left, right);
-    else
-        merge_exponentials(run, left, right);
+        return measure_exponentials<op != fastsoftmax::softmax, keep>(rows, begin, end);
 }
 
 // Stores f(x) of [begin, end).
@@ -184,248 +200,256 @@ FASTSOFTMAX_INLINE void transform(const E* x, E* out, std::ptrdiff_t begin, std:
     });
 }
 
-template <class E>
-FASTSOFTMAX_ONCE void write_softmax(const Run& run, const Row<E>& row, const Statistics& s, std::ptrdiff_t begin,
-                                      std::ptrdiff_t end, bool kept) {
+// Calls body(i, from, exp) for each row: where the scores, or the exponentials kept in the output, are read and what makes
+// exponentials of them.
+template <bool kept, class E, class Body>
+FASTSOFTMAX_INLINE void with_exponentials(const Rows<E>& rows, const Groups<Compute<E>>& g, Body body) {
     using T = Compute<E>;
-    const Groups<T> g = groups_of<T>(s);
-    const Probability<T> probability(g);
-    if constexpr (std::is_same_v<E, T>) {
-        if (kept)
-            return transform(row.out, row.out, begin, end, [&](Pack<T> e, std::ptrdiff_t) __attribute__((always_inline)) {
-                return probability(e);
-            });
+    if constexpr (kept) {
+        for (int i = 0; i < rows.count; ++i)
+            body(i, static_cast<const E*>(rows.out(i)), [](Pack<T> e) __attribute__((always_inline)) { return e; });
+    } else {
+        with_exponential(g, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
+            for (int i = 0; i < rows.count; ++i) body(i, rows.x(i), exp.of_lane(i));
+        });
     }
-    with_exponential(g, s.shift != 0, run.temperature, [&](auto exp) __attribute__((always_inline)) {
-        transform(row.x, row.out, begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+}
+
+template <bool kept, class E>
+FASTSOFTMAX_ONCE void write_softmax(const Rows<E>& rows, const Groups<Compute<E>>& g, std::ptrdiff_t begin,
+                                    std::ptrdiff_t end) {
+    using T = Compute<E>;
+    const Probability<T> probabilities(g);
+    with_exponentials<kept>(rows, g, [&](int i, const E* from, auto exp) __attribute__((always_inline)) {
+        const auto probability = probabilities.of_lane(i);
+        transform(from, rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
             return probability(exp(v));
         });
     });
 }
 
 template <class E>
-FASTSOFTMAX_ONCE void write_log_softmax(const Run& run, const Row<E>& row, const Statistics& s, std::ptrdiff_t begin,
-                                          std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE void write_log_softmax(const Rows<E>& rows, const Measured<Compute<E>>& measured, std::ptrdiff_t begin,
+                                        std::ptrdiff_t end) {
     using T = Compute<E>;
-    const Groups<T> g = groups_of<T>(s);
-    const LogProbability<T> log_probability(g, run.temperature);
-    if (run.temperature == 1)
-        transform(row.x, row.out, begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-            return log_probability.plain(v);
-        });
-    else
-        transform(row.x, row.out, begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-            return log_probability.scaled(v);
-        });
-    const Dominance<T> dominance(g);
-    if (begin <= s.argmax && s.argmax < end && lane(dominance.mask, 0))
-        row.out[s.argmax] = from_compute<E>(lane(dominance.log_probability, 0));
+    const LogProbability<T> all(measured.groups, rows.run.temperature);
+    const Dominance<T> dominance(measured.groups);
+    for (int i = 0; i < rows.count; ++i) {
+        const LogProbability<T> log_probability(all, i);
+        if (rows.run.temperature == 1)
+            transform(rows.x(i), rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+                return log_probability.plain(v);
+            });
+        else
+            transform(rows.x(i), rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+                return log_probability.scaled(v);
+            });
+        const std::int64_t largest = measured.argmax[i];
+        if (begin <= largest && largest < end && lane(dominance.mask, i))
+            rows.out(i)[largest] = from_compute<E>(lane(dominance.log_probability, i));
+    }
 }
 
 template <Operation op, class E>
-FASTSOFTMAX_ONCE void write_transform_gradient(const Run& run, const Row<E>& row, const Statistics& s,
-                                                 std::ptrdiff_t begin, std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<E>& rows, const Groups<Compute<E>>& g, std::ptrdiff_t begin,
+                                               std::ptrdiff_t end) {
     using T = Compute<E>;
-    const TransformGradient<op, T> gradient(groups_of<T>(s), run.temperature);
-    transform(row.dy, row.out, begin, end, [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
-        return gradient(load_in(row.x, i, end), dy);
-    });
+    const TransformGradient<op, T> all(g, rows.run.temperature);
+    for (int r = 0; r < rows.count; ++r) {
+        const TransformGradient<op, T> gradient(all, r);
+        transform(rows.dy(r), rows.out(r), begin, end, [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
+            return gradient(load_in(rows.x(r), i, end), dy);
+        });
+    }
 }
 
-// The row of what multiplies each -log p in the loss; null: none.
-template <class T>
-FASTSOFTMAX_INLINE const T* terms_of(const Run& run, std::ptrdiff_t slice) {
-    if (!run.terms) return nullptr;
-    return static_cast<const T*>(run.terms) + (run.own_terms ? slice * run.classes : 0);
-}
-
-FASTSOFTMAX_INLINE bool ignored(const Run& run, std::ptrdiff_t slice) { return run.target && run.target[slice] < 0; }
-
-template <class T>
-FASTSOFTMAX_ONCE double sum_of(const T* terms, std::ptrdiff_t classes) {
-    Accumulator<T> sum;
-    for_packs(terms, 0, classes, T(0), [&](Pack<T> u, std::ptrdiff_t) __attribute__((always_inline)) { sum.add(u); });
-    const Two<double> total = sum.total();
-    return total.high + total.low;
-}
-
-// Sum of terms * -log p over a row; a term of 0 counts as nothing whatever the score.
+// The terms of row i: each its own, or one row for all; null: none.
 template <class E>
-FASTSOFTMAX_ONCE double weighed_loss(const Run& run, const Row<E>& row, const Groups<Compute<E>>& g,
-                                       const Compute<E>* terms) {
-    using T = Compute<E>;
-    const LogProbability<T> log_probability(g, run.temperature);
-    const Dominance<T> dominance(g);
-    const Pack<T> max = part(g, [](const Group& s) __attribute__((always_inline)) { return s.max; });
-    Accumulator<T> sum;
-    for_packs(row.x, 0, run.classes, T(0), [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-        const Pack<T> u = load_in(terms, i, run.classes);
-        const Pack<T> general = run.temperature == 1 ? log_probability.plain(v) : log_probability.scaled(v);
-        const Pack<T> log = select(equal(v, max) & dominance.mask, dominance.log_probability, general);
-        const Mask<T> absent = equal(u, broadcast(T(0)));
-        sum.add_product(u, select(absent, broadcast(T(0)), -log));
-    });
-    const Two<double> total = sum.total();
-    return total.high + total.low;
-}
-
-// The loss of one slice, before the exponentials may overwrite its scores.
-template <class E>
-FASTSOFTMAX_ONCE double loss_of(const Run& run, const Row<E>& row, std::ptrdiff_t slice, const Statistics& s,
-                                  Compute<E> target_score) {
-    using T = Compute<E>;
-    const Groups<T> g = groups_of<T>(s);
-    double loss = 0;
-    if (run.target && run.chosen[slice] != 0)
-        loss = run.chosen[slice] *
-               lane(minus_log_probability<T>(g.group[0], broadcast<double>(target_score), run.temperature), 0);
-    if (const T* terms = terms_of<T>(run, slice)) loss += weighed_loss(run, row, g, terms);
-    return loss;
+FASTSOFTMAX_INLINE const Compute<E>* terms_of(const Rows<E>& rows, int i) {
+    const auto* terms = static_cast<const Compute<E>*>(rows.run.terms);
+    return terms && rows.run.own_terms ? terms + (rows.first + i) * rows.run.classes : terms;
 }
 
 template <class E>
-FASTSOFTMAX_ONCE void write_cross_entropy_grad(const Run& run, const Row<E>& row, std::ptrdiff_t slice, const Statistics& s,
-                                                 std::ptrdiff_t begin, std::ptrdiff_t end, bool kept) {
+FASTSOFTMAX_ONCE Pack<Compute<E>> target_scores(const Rows<E>& rows, const Targets<Compute<E>>& targets) {
     using T = Compute<E>;
-    const Groups<T> g = groups_of<T>(s);
-    const T* terms = terms_of<T>(run, slice);
-    const double chosen = run.target ? run.chosen[slice] : 0, scale = run.scale[slice];
-    const double total = chosen + (run.own_terms ? sum_of(terms, run.classes) : run.spread);
-    const std::ptrdiff_t target = run.target ? run.target[slice] : -1;
-    const bool target_here = begin <= target && target < end, max_here = begin <= s.argmax && s.argmax < end;
+    T scores[Pack<T>::lanes] = {};
+    if (rows.run.target)
+        for (int i = 0; i < rows.count; ++i) scores[i] = to_compute(rows.x(i)[targets.index[i]]);
+    return load_pack<T>(scores);
+}
 
-    const Probability<T> probability(g, PerSlice<T>::all(total * scale));
-    double target_weight = chosen, max_weight = target == s.argmax ? chosen : 0;
-    if (terms && target_here) target_weight += static_cast<double>(terms[target]);
-    if (terms && max_here) max_weight += static_cast<double>(terms[s.argmax]);
-    // Read before the row is overwritten.
-    Pack<T> target_exponential = broadcast(T(0));
-    const auto write = [&](const E* from, auto exp) __attribute__((always_inline)) {
-        if (target_here) target_exponential = exp(broadcast(to_compute(from[target])));
-        if (probability.wide || (terms && !fits_float(scale))) {
-            transform(from, row.out, begin, end, [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-                PerSlice<T> value = probability.widely(exp(v));
-                if (terms) {
-                    const PerSlice<T> u = exactly(load_in(terms, i, end));
-                    for (int k = 0; k < groups<T>; ++k) value.group[k] = value.group[k] - u.group[k] * broadcast(scale);
-                }
-                return rounded(value);
+// The losses of rows, before anything is written.
+template <class E>
+FASTSOFTMAX_ONCE void write_losses(const Rows<E>& rows, const Groups<Compute<E>>& g, const Targets<Compute<E>>& targets,
+                                   Pack<Compute<E>> scores) {
+    using T = Compute<E>;
+    const Run& run = rows.run;
+    double from_terms[Pack<T>::lanes];
+    if (run.terms) {
+        const MinusLog<T> all(g, run.temperature);
+        for (int r = 0; r < rows.count; ++r) {
+            const MinusLog<T> minus_log(all, r);
+            const T* terms = terms_of(rows, r);
+            Accumulator<T> sum;
+            for_packs(rows.x(r), 0, run.classes, T(0), [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+                const Pack<T> term = load_in(terms, i, run.classes);
+                sum.add_product(term, minus_log(v, term));
             });
-        } else if (terms) {
-            const Pack<T> factor = broadcast(static_cast<T>(scale));
-            transform(from, row.out, begin, end, [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-                return probability(exp(v), load_in(terms, i, end) * factor);
-            });
-        } else {
-            transform(from, row.out, begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-                return probability(exp(v));
-            });
-        }
-    };
-    bool written = false;
-    if constexpr (std::is_same_v<E, T>) {
-        if (kept) {
-            write(row.out, [](Pack<T> e) __attribute__((always_inline)) { return e; });
-            written = true;
+            const Two<double> total = sum.total();
+            from_terms[r] = total.high + total.low;
         }
     }
-    if (!written)
-        with_exponential(g, s.shift != 0, run.temperature, [&](auto exp) __attribute__((always_inline)) { write(row.x, exp); });
-
-    const auto all = [](double value) { return PerSlice<T>::all(value); };
-    const GradientEnds<T> ends(g, target_exponential, all(total), all(target_weight), all(max_weight), all(scale));
-    if (target_here) row.out[target] = from_compute<E>(lane(rounded(ends.at_target), 0));
-    if (max_here && max_weight != 0) row.out[s.argmax] = from_compute<E>(lane(rounded(ends.at_max), 0));
+    conclude_losses(run, rows.first, rows.count, g, targets, scores, run.terms ? from_terms : nullptr);
 }
 
-template <Operation op, class E>
-inline void write_block(const Run& run, const Row<E>& row, std::ptrdiff_t slice, const Statistics& s, std::ptrdiff_t begin,
-                        std::ptrdiff_t end, bool kept) {
-    if constexpr (op == fastsoftmax::softmax)
-        write_softmax(run, row, s, begin, end, kept);
-    else if constexpr (op == fastsoftmax::log_softmax)
-        write_log_softmax(run, row, s, begin, end);
-    else if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
-        write_transform_gradient<op>(run, row, s, begin, end);
-    else if constexpr (op == fastsoftmax::cross_entropy_grad)
-        write_cross_entropy_grad(run, row, slice, s, begin, end, kept);
+template <class E>
+FASTSOFTMAX_ONCE PerSlice<Compute<E>> spreads(const Rows<E>& rows) {
+    using T = Compute<E>;
+    if (!rows.run.own_terms) return PerSlice<T>::all(rows.run.spread);
+    double sums[Pack<T>::lanes];
+    for (int i = 0; i < rows.count; ++i) {
+        Accumulator<T> sum;
+        for_packs(terms_of(rows, i), 0, rows.run.classes, T(0),
+                  [&](Pack<T> u, std::ptrdiff_t) __attribute__((always_inline)) { sum.add(u); });
+        const Two<double> total = sum.total();
+        sums[i] = total.high + total.low;
+    }
+    return PerSlice<T>::of(sums, rows.count);
+}
+
+template <class E>
+FASTSOFTMAX_ONCE Pack<Compute<E>> exponentials_of(const Groups<Compute<E>>& g, double temperature, Pack<Compute<E>> scores) {
+    Pack<Compute<E>> e;
+    with_exponential(g, temperature, [&](auto exp) __attribute__((always_inline)) { e = exp(scores); });
+    return e;
+}
+
+template <bool kept, class E>
+FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<E>& rows, const Measured<Compute<E>>& measured,
+                                           const Targets<Compute<E>>& targets, Pack<Compute<E>> scores,
+                                           std::ptrdiff_t begin, std::ptrdiff_t end) {
+    using T = Compute<E>;
+    const Groups<T>& g = measured.groups;
+    const LossGradient<T> all(rows.run, rows.first, rows.count, measured, targets,
+                              exponentials_of<E>(g, rows.run.temperature, scores), spreads(rows),
+                              [&](std::int64_t c, int i) { return static_cast<double>(terms_of(rows, i)[c]); });
+    with_exponentials<kept>(rows, g, [&](int r, const E* from, auto exp) __attribute__((always_inline)) {
+        E* out = rows.out(r);
+        if (targets.ignored[r])
+            return transform(from, out, begin, end,
+                             [](Pack<T>, std::ptrdiff_t) __attribute__((always_inline)) { return broadcast(T(0)); });
+        const LossGradient<T> gradient(all, r);
+        if constexpr (!kept) {
+            if (const T* terms = terms_of(rows, r))
+                transform(from, out, begin, end, [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+                    return gradient(exp(v), load_in(terms, i, end));
+                });
+        }
+        if (kept || !rows.run.terms)
+            transform(from, out, begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+                return gradient(exp(v));
+            });
+        const auto put = [&](std::int64_t c, const Pack<T>& value) {
+            if (begin <= c && c < end) out[c] = from_compute<E>(lane(value, r));
+        };
+        put(all.at_target[r], all.target_value);
+        put(all.at_max[r], all.max_value);
+    });
 }
 
 // What is one value a slice.
 template <Operation op, class E>
-inline void conclude_row(const Run& run, const Row<E>& row, std::ptrdiff_t slice, const Statistics& s,
-                         Compute<E> target_score) {
+FASTSOFTMAX_INLINE void conclude(const Rows<E>& rows, const Measured<Compute<E>>& measured,
+                                 const Targets<Compute<E>>& targets, Pack<Compute<E>> scores) {
     using T = Compute<E>;
-    if constexpr (op == fastsoftmax::logsumexp)
-        run.value[slice] = lane(log_sum_exp<T>(groups_of<T>(s).group[0]), 0);
-    else if constexpr (op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad)
-        run.value[slice] = loss_of(run, row, slice, s, target_score);
+    if constexpr (op == fastsoftmax::logsumexp) {
+        double values[Pack<T>::lanes];
+        for (int i = 0; i < groups<T>; ++i)
+            store_pack(values + i * Pack<double>::lanes, log_sum_exp<T>(measured.groups.group[i]));
+        for (int i = 0; i < rows.count; ++i) rows.run.value[rows.first + i] = values[i];
+    } else if constexpr (op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad) {
+        write_losses(rows, measured.groups, targets, scores);
+    }
 }
 
-template <class E>
-FASTSOFTMAX_INLINE Compute<E> target_score(const Run& run, const Row<E>& row, std::ptrdiff_t slice) {
-    return run.target ? to_compute(row.x[run.target[slice]]) : 0;
+template <Operation op, bool kept, class E>
+FASTSOFTMAX_INLINE void write(const Rows<E>& rows, const Measured<Compute<E>>& measured,
+                              const Targets<Compute<E>>& targets, Pack<Compute<E>> scores, std::ptrdiff_t begin,
+                              std::ptrdiff_t end) {
+    if constexpr (op == fastsoftmax::softmax)
+        write_softmax<kept>(rows, measured.groups, begin, end);
+    else if constexpr (op == fastsoftmax::log_softmax)
+        write_log_softmax(rows, measured, begin, end);
+    else if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
+        write_transform_gradient<op>(rows, measured.groups, begin, end);
+    else if constexpr (op == fastsoftmax::cross_entropy_grad)
+        write_loss_gradients<kept>(rows, measured, targets, scores, begin, end);
+}
+
+template <Operation op>
+constexpr bool is_loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
+
+template <Operation op, bool keep, class E>
+void compute_rows(const Rows<E>& rows) {
+    using T = Compute<E>;
+    const Run& run = rows.run;
+    const Targets<T> targets(run, rows.first, is_loss<op> ? rows.count : 0);
+    // Before exponentials take the place of scores.
+    const Pack<T> scores = is_loss<op> ? target_scores(rows, targets) : broadcast(T(0));
+    const Measured<T> measured = measure_blocks<op, T>(run, rows.count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
+        return measure<op, keep>(rows, begin, end);
+    });
+    conclude<op>(rows, measured, targets, scores);
+    write<op, keep>(rows, measured, targets, scores, 0, run.classes);
 }
 
 template <Operation op, class E>
 void rows(const Run& run) {
     using T = Compute<E>;
-    constexpr bool loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
     constexpr bool may_keep =
         (op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad) && std::is_same_v<E, T>;
-    for (std::ptrdiff_t slice = 0; slice < run.slices; ++slice) {
-        const Row<E> row(run, slice);
-        if constexpr (loss) {
-            if (ignored(run, slice)) {
-                run.value[slice] = 0;
-                if constexpr (op == fastsoftmax::cross_entropy_grad)
-                    for (std::ptrdiff_t c = 0; c < run.classes; ++c) row.out[c] = from_compute<E>(T(0));
-                continue;
-            }
-        }
-        T score = 0;
-        if constexpr (loss) score = target_score(run, row, slice);
-        const bool keep = may_keep && run.classes <= fastsoftmax::block_classes && !run.terms;
-        Statistics s;
-        if constexpr (may_keep) {
-            if (keep)
-                s = measure_exponentials<op != fastsoftmax::softmax, true>(row.x, 0, run.classes, run.temperature, row.out);
-        }
-        if (!keep) {
-            constexpr std::ptrdiff_t block = fastsoftmax::block_classes;
-            s = measure_block<op>(run, row, 0, run.classes < block ? run.classes : block);
-            for (std::ptrdiff_t begin = block; begin < run.classes; begin += block) {
-                const std::ptrdiff_t end = run.classes - begin < block ? run.classes : begin + block;
-                merge_blocks(op, run, s, measure_block<op>(run, row, begin, end));
-            }
-        }
-        conclude_row<op>(run, row, slice, s, score);
-        write_block<op>(run, row, slice, s, 0, run.classes, keep);
+    // Together they stay in the first-level cache.
+    constexpr std::ptrdiff_t bytes_together = 16384;
+    const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(E)) + 1);
+    const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;
+    for (std::ptrdiff_t first = 0; first < run.slices; first += together) {
+        const std::ptrdiff_t left = run.slices - first;
+        const Rows<E> some = {run, first, static_cast<int>(left < together ? left : together)};
+        if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
+            compute_rows<op, may_keep>(some);
+        else
+            compute_rows<op, false>(some);
     }
 }
 
+// The run's only row, in blocks.
+
 template <Operation op, class E>
 Statistics measure_row(const Run& run, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    return measure_block<op>(run, Row<E>(run, 0), begin, end);
+    return statistics_of(measure<op, false>(Rows<E>{run, 0, 1}, begin, end), 0);
 }
 
 template <Operation op>
 void merge_row(const Run& run, Statistics& left, const Statistics& right) {
-    merge_blocks(op, run, left, right);
+    merge(op, run, left, right);
 }
 
 template <Operation op, class E>
-void conclude_long_row(const Run& run, const Statistics& s) {
-    const Row<E> row(run, 0);
-    Compute<E> score = 0;
-    if constexpr (op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad)
-        score = target_score(run, row, 0);
-    conclude_row<op>(run, row, 0, s, score);
+void conclude_row(const Run& run, Statistics& s) {
+    using T = Compute<E>;
+    const Rows<E> rows = {run, 0, 1};
+    const Targets<T> targets(run, 0, is_loss<op>);
+    const Pack<T> scores = is_loss<op> ? target_scores(rows, targets) : broadcast(T(0));
+    s.target_score = static_cast<double>(lane(scores, 0));
+    conclude<op>(rows, measured_of<T>(&s, 1), targets, scores);
 }
 
 template <Operation op, class E>
 void write_row(const Run& run, const Statistics& s, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    write_block<op>(run, Row<E>(run, 0), 0, s, begin, end, false);
+    using T = Compute<E>;
+    const Targets<T> targets(run, 0, is_loss<op>);
+    write<op, false>(Rows<E>{run, 0, 1}, measured_of<T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)), begin, end);
 }
 
 }  // namespace

@@ -76,6 +76,12 @@ struct Scaling {
             inverse_low = fma(-inverse_high, t, broadcast(1.0)) / t;
         }
     }
+    FASTSOFTMAX_INLINE Scaling(const Scaling& all, int i)
+        : shift(spread(all.shift, i)),
+          inverse_high(all.inverse_high),
+          inverse_low(all.inverse_low),
+          floor(spread(all.floor, i)) {}
+
     FASTSOFTMAX_INLINE Two<Pack<T>> operator()(Pack<T> x) const {
         const Pack<T> difference = x - shift;
         const Pack<T> bounded = max(floor, difference);
@@ -87,6 +93,7 @@ struct Scaling {
 // (max - shift) / temperature.
 template <class T>
 FASTSOFTMAX_INLINE Double2 scaled_max(Pack<double> max, Pack<double> shift, double temperature) {
+    if (temperature == 1) return {max - shift, broadcast(0.0)};
     const Pack<double> t = broadcast(temperature);
     if constexpr (sizeof(T) == 4) return {(max - shift) / t, broadcast(0.0)};
     return divide({max - shift, broadcast(0.0)}, {t, broadcast(0.0)});
@@ -111,7 +118,7 @@ FASTSOFTMAX_INLINE Double2 broadcast2(const double (&parts)[2]) { return {broadc
 // Whether max is so large that it is subtracted, and the integer next to the largest exponent. Infinite: neither.
 template <class T>
 FASTSOFTMAX_ONCE Pack<double> shift_for(Pack<double> max, double temperature) {
-    const Pack<double> scaled = max / broadcast(temperature);
+    const Pack<double> scaled = temperature == 1 ? max : max / broadcast(temperature);
     const Pack<double> limit = broadcast<double>(ExpConstants<T>::largest_unshifted);
     const Mask<double> within = less(scaled, limit) & less(-limit, scaled);
     const Mask<double> finite = less(max, broadcast(infinity)) & less(broadcast(-infinity), max);
@@ -165,7 +172,7 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
     left = merged;
 }
 
-inline void merge_sums(const Run&, Statistics& left, const Statistics& right) {
+inline void merge_sums(Statistics& left, const Statistics& right) {
     set(left.rest, add(broadcast2(left.rest), broadcast2(right.rest)));
 }
 
@@ -184,15 +191,12 @@ struct Groups {
     Group group[groups<T>];
 };
 
-// The same slice in every lane.
+// The statistics of as many slices as a pack has lanes, over a block of classes.
 template <class T>
-FASTSOFTMAX_INLINE Groups<T> groups_of(const Statistics& s) {
-    const Group group = {broadcast(s.max), broadcast(s.shift), broadcast(s.reference), broadcast2(s.top),
-                         broadcast2(s.rest)};
-    Groups<T> all;
-    for (auto& g : all.group) g = group;
-    return all;
-}
+struct Measured {
+    Groups<T> groups;
+    std::int64_t argmax[Pack<T>::lanes];
+};
 
 // Two parts of T from a pair of doubles for each lane.
 template <class T, class F>
@@ -242,6 +246,88 @@ FASTSOFTMAX_ONCE Two<Pack<T>> log_offset(const Groups<T>& groups, double tempera
         const Double2 sum = two_sum(scaled.high, log.high);
         return Double2{sum.high, sum.low + (scaled.low + log.low)};
     });
+}
+
+// What follows from the maxima of slices.
+template <class T>
+FASTSOFTMAX_ONCE void set_maxima(Groups<T>& g, const Pack<double> (&maxima)[groups<T>], double temperature) {
+    for (int i = 0; i < groups<T>; ++i) {
+        Group& s = g.group[i];
+        s.max = maxima[i];
+        s.shift = shift_for<T>(s.max, temperature);
+        const Double2 scaled = scaled_max<T>(s.max, s.shift, temperature);
+        s.reference = reference_for(scaled.high);
+        s.top = exp_of_max<T>(scaled, s.reference);
+        const Mask<double> infinite = equal(max(s.max, -s.max), broadcast(infinity));
+        s.top.high = select(infinite, broadcast(__builtin_nan("")), s.top.high);
+    }
+}
+
+template <class T>
+FASTSOFTMAX_ONCE bool any_shift(const Groups<T>& g) {
+    bool any = false;
+    for (const Group& s : g.group) any |= fold_max(max(s.shift, -s.shift)) > 0;
+    return any;
+}
+
+template <class T>
+inline Statistics statistics_of(const Measured<T>& measured, int slice) {
+    const Group& g = measured.groups.group[slice / Pack<double>::lanes];
+    const int i = slice % Pack<double>::lanes;
+    Statistics s;
+    s.max = lane(g.max, i);
+    s.argmax = measured.argmax[slice];
+    s.shift = lane(g.shift, i);
+    s.reference = lane(g.reference, i);
+    s.top[0] = lane(g.top.high, i);
+    s.top[1] = lane(g.top.low, i);
+    s.rest[0] = lane(g.rest.high, i);
+    s.rest[1] = lane(g.rest.low, i);
+    return s;
+}
+
+template <class T>
+inline Measured<T> measured_of(const Statistics* slices, int count) {
+    constexpr int lanes = Pack<T>::lanes;
+    double fields[7][lanes] = {};
+    Measured<T> measured = {};
+    for (int i = 0; i < count; ++i) {
+        const Statistics& s = slices[i];
+        const double values[] = {s.max, s.shift, s.reference, s.top[0], s.top[1], s.rest[0], s.rest[1]};
+        for (int k = 0; k < 7; ++k) fields[k][i] = values[k];
+        measured.argmax[i] = s.argmax;
+    }
+    for (int i = 0; i < groups<T>; ++i) {
+        const auto field = [&](int k) { return load_pack<double>(fields[k] + i * Pack<double>::lanes); };
+        measured.groups.group[i] = {field(0), field(1), field(2), {field(3), field(4)}, {field(5), field(6)}};
+    }
+    return measured;
+}
+
+inline void merge(Operation op, const Run& run, Statistics& left, const Statistics& right) {
+    if (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
+        merge_sums(left, right);
+    else
+        merge_exponentials(run, left, right);
+}
+
+// Measures slices of any length: measure(begin, end) does so for a block of up to `lanes` slices.
+template <Operation op, class T, class Measure>
+FASTSOFTMAX_INLINE Measured<T> measure_blocks(const Run& run, int count, Measure measure) {
+    constexpr std::ptrdiff_t block = fastsoftmax::block_classes;
+    if (run.classes <= block) return measure(std::ptrdiff_t{0}, run.classes);
+    Statistics merged[Pack<T>::lanes];
+    for (std::ptrdiff_t begin = 0; begin < run.classes; begin += block) {
+        const Measured<T> measured = measure(begin, run.classes - begin < block ? run.classes : begin + block);
+        for (int i = 0; i < count; ++i) {
+            const Statistics s = statistics_of(measured, i);
+            if (begin == 0)
+                merged[i] = s;
+            else
+                merge(op, run, merged[i], s);
+        }
+    }
+    return measured_of<T>(merged, count);
 }
 
 }  // namespace

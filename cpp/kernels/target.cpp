@@ -13,7 +13,7 @@ template <Operation op, class E, int element>
 void fill_kernels(Kernels& k) {
     k.rows[op][element] = ::rows<op, E>;
     k.measure[op][element] = ::measure_row<op, E>;
-    k.conclude[op][element] = ::conclude_long_row<op, E>;
+    k.conclude[op][element] = ::conclude_row<op, E>;
     k.write[op][element] = ::write_row<op, E>;
 }
 

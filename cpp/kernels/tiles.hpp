@@ -3,9 +3,7 @@
 // or 8, folded in halves), so the bits are theirs. Results replace scores.
 #pragma once
 
-#include <limits>
-
-#include "results.hpp"
+#include "losses.hpp"
 
 namespace {
 
@@ -98,20 +96,6 @@ struct TileSum<double> {
     }
 };
 
-// The statistics of a tile's slices over a block of classes.
-template <class T>
-struct Measured {
-    Groups<T> groups;
-    std::int64_t argmax[Pack<T>::lanes];
-};
-
-template <class T>
-FASTSOFTMAX_ONCE bool any_shift(const Groups<T>& g) {
-    bool any = false;
-    for (const Group& s : g.group) any |= fold_max(max(s.shift, -s.shift)) > 0;
-    return any;
-}
-
 template <bool apart, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std::ptrdiff_t begin,
                                                                     std::ptrdiff_t end, double temperature) {
@@ -120,32 +104,20 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std:
     Measured<T> measured;
     Groups<T>& g = measured.groups;
 
-    // Positions are relative to `begin`: a block has fewer classes than an int32 counts.
+    // Positions are relative to `begin`: a block has fewer classes than an int32 counts. Where nothing is finite, nothing is
+    // largest.
     Pack<T> largest = broadcast(lowest);
-    Pack<I> position = broadcast(I(0));
+    Pack<I> position = broadcast(I(-1));
     for (std::ptrdiff_t c = begin; c < end; ++c) {
         const Pack<T> v = tile.score(c);
         if constexpr (apart) position = select(less(largest, v), broadcast(static_cast<I>(c - begin)), position);
         largest = max(v, largest);
     }
-    const PerSlice<T> exact = exactly(largest);
-    Mask<double> infinite = less(broadcast(0.0), broadcast(0.0));
-    for (int i = 0; i < groups<T>; ++i) {
-        Group& s = g.group[i];
-        s.max = exact.group[i];
-        s.shift = shift_for<T>(s.max, temperature);
-        const Double2 scaled = scaled_max<T>(s.max, s.shift, temperature);
-        s.reference = reference_for(scaled.high);
-        s.top = exp_of_max<T>(scaled, s.reference);
-        const Pack<double> size = max(s.max, -s.max);
-        const Mask<double> out_of_range = equal(size, broadcast(infinity));
-        s.top.high = select(out_of_range, broadcast(__builtin_nan("")), s.top.high);
-        infinite = infinite | equal(s.max, broadcast(infinity));
-    }
+    set_maxima(g, exactly(largest).group, temperature);
 
     TileSum<T> sum(end - begin);
     Pack<T> largest_exponential = broadcast(T(0));
-    with_exponential(g, any_shift(g), temperature, [&](auto exp) __attribute__((always_inline)) {
+    with_exponential(g, temperature, [&](auto exp) __attribute__((always_inline)) {
         for (std::ptrdiff_t c = begin; c < end; ++c) {
             const Pack<T> e = exp(tile.score(c));
             if constexpr (keep) tile.write(c, e);
@@ -163,7 +135,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std:
         if constexpr (!apart) rest = add(rest, {-again.group[i], broadcast(0.0)});
         g.group[i].rest = rest;
     }
-    if (fold_max(select(infinite, broadcast(1.0), broadcast(0.0))) > 0) {
+    if (fold_max(largest) == T(infinity)) {
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
         for (std::ptrdiff_t c = begin; c < end; ++c) {
@@ -179,7 +151,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std:
     }
     I positions[Pack<T>::lanes];
     store_pack(positions, position);
-    for (int i = 0; i < Pack<T>::lanes; ++i) measured.argmax[i] = begin + static_cast<std::int64_t>(positions[i]);
+    for (int i = 0; i < Pack<T>::lanes; ++i) measured.argmax[i] = begin + (positions[i] < 0 ? 0 : positions[i]);
     return measured;
 }
 
@@ -209,61 +181,6 @@ inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::
 }
 
 template <class T>
-inline Statistics statistics_of(const Measured<T>& measured, int slice) {
-    const Group& g = measured.groups.group[slice / Pack<double>::lanes];
-    const int i = slice % Pack<double>::lanes;
-    Statistics s;
-    s.max = lane(g.max, i);
-    s.argmax = measured.argmax[slice];
-    s.shift = lane(g.shift, i);
-    s.reference = lane(g.reference, i);
-    s.top[0] = lane(g.top.high, i);
-    s.top[1] = lane(g.top.low, i);
-    s.rest[0] = lane(g.rest.high, i);
-    s.rest[1] = lane(g.rest.low, i);
-    return s;
-}
-
-template <class T>
-inline Measured<T> measured_of(const Statistics* slices) {
-    constexpr int lanes = Pack<T>::lanes;
-    double fields[8][lanes];
-    Measured<T> measured;
-    for (int i = 0; i < lanes; ++i) {
-        const Statistics& s = slices[i];
-        const double values[] = {s.max, s.shift, s.reference, s.top[0], s.top[1], s.rest[0], s.rest[1]};
-        for (int k = 0; k < 7; ++k) fields[k][i] = values[k];
-        measured.argmax[i] = s.argmax;
-    }
-    for (int i = 0; i < groups<T>; ++i) {
-        const auto field = [&](int k) { return load_pack<double>(fields[k] + i * Pack<double>::lanes); };
-        measured.groups.group[i] = {field(0), field(1), field(2), {field(3), field(4)}, {field(5), field(6)}};
-    }
-    return measured;
-}
-
-template <Operation op, class T, bool keep>
-inline Measured<T> measure_tile(const Run& run, const Tile<T>& tile) {
-    constexpr std::ptrdiff_t block = fastsoftmax::block_classes;
-    if (run.classes <= block) return measure_tile_block<op, T, keep>(run, tile, 0, run.classes);
-    Statistics merged[Pack<T>::lanes];
-    for (std::ptrdiff_t begin = 0; begin < run.classes; begin += block) {
-        const std::ptrdiff_t end = run.classes - begin < block ? run.classes : begin + block;
-        const Measured<T> measured = measure_tile_block<op, T, false>(run, tile, begin, end);
-        for (int i = 0; i < Pack<T>::lanes; ++i) {
-            const Statistics s = statistics_of(measured, i);
-            if (begin == 0)
-                merged[i] = s;
-            else if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
-                merge_sums(run, merged[i], s);
-            else
-                merge_exponentials(run, merged[i], s);
-        }
-    }
-    return measured_of<T>(merged);
-}
-
-template <class T>
 FASTSOFTMAX_ONCE void write_tile_log_softmax(const Run& run, const Tile<T>& tile,
                                                  const Measured<T>& measured) {
     const LogProbability<T> log_probability(measured.groups, run.temperature);
@@ -279,133 +196,67 @@ FASTSOFTMAX_ONCE void write_tile_log_softmax(const Run& run, const Tile<T>& tile
     tile.put(dominant, dominance.log_probability);
 }
 
-// Loss and, with op cross_entropy_grad, gradient of a tile whose `count` slices, from `slice` of the run on, are measured.
+// Loss and, with op cross_entropy_grad, gradient of a tile whose slices, from `first` of the run on, are measured.
 template <Operation op, class T, bool kept>
-FASTSOFTMAX_ONCE void conclude_tile_loss(const Run& run, const Tile<T>& tile, std::ptrdiff_t slice, std::ptrdiff_t count,
-                                         const Measured<T>& measured, const std::int64_t* target, Pack<T> target_scores) {
+FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count,
+                                        const Measured<T>& measured, const Targets<T>& targets, Pack<T> scores) {
     constexpr int lanes = Pack<T>::lanes;
     const Groups<T>& g = measured.groups;
-    const T* terms = static_cast<const T*>(run.terms);
+    const T* terms = static_cast<const T*>(run.terms) + (run.own_terms ? first * run.classes : 0);
     const auto term = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
-        return run.own_terms ? load_pack<T>(terms + (slice * run.classes + c * lanes)) : broadcast(terms[c]);
+        return run.own_terms ? load_pack<T>(terms + c * lanes) : broadcast(terms[c]);
     };
-    const auto term_of_slice = [&](std::int64_t c, int i) {
-        return static_cast<double>(terms[run.own_terms ? slice * run.classes + c * lanes + i : c]);
-    };
-    const PerSlice<T> chosen = run.target ? PerSlice<T>::of(run.chosen + slice, count) : PerSlice<T>::all(0);
-    const PerSlice<T> scores = exactly(target_scores);
-    const Pack<double> zero = broadcast(0.0);
-
-    PerSlice<T> loss;
-    for (int i = 0; i < groups<T>; ++i) {
-        const Pack<double> minus_log = minus_log_probability<T>(g.group[i], scores.group[i], run.temperature);
-        loss.group[i] = select(equal(chosen.group[i], zero), zero, chosen.group[i] * minus_log);
-    }
-    if (terms) {
-        const LogProbability<T> log_probability(g, run.temperature);
-        const Dominance<T> dominance(g);
-        const Pack<T> largest = part(g, [](const Group& s) __attribute__((always_inline)) { return s.max; });
-        TileSum<T> sum(run.classes);
+    double from_terms[lanes];
+    PerSlice<T> spread = PerSlice<T>::all(run.spread);
+    if (run.terms) {
+        const MinusLog<T> minus_log(g, run.temperature);
+        TileSum<T> sum(run.classes), sum_of_terms(run.classes);
         for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
-            const Pack<T> v = tile.score(c);
-            const Pack<T> general = run.temperature == 1 ? log_probability.plain(v) : log_probability.scaled(v);
-            const Pack<T> log = select(equal(v, largest) & dominance.mask, dominance.log_probability, general);
-            const Pack<T> u = term(c);
-            sum.add_product(c, u, select(equal(u, broadcast(T(0))), broadcast(T(0)), -log));
+            sum.add_product(c, term(c), minus_log(tile.score(c), term(c)));
+            if (run.own_terms) sum_of_terms.add(c, term(c));
         }
-        const Two<PerSlice<T>> total = sum.total();
-        for (int i = 0; i < groups<T>; ++i) loss.group[i] = loss.group[i] + (total.high.group[i] + total.low.group[i]);
-    }
-    bool any_ignored = false;
-    Integer<T> ignored_lanes[lanes] = {};
-    double losses[lanes];
-    for (int i = 0; i < groups<T>; ++i) store_pack(losses + i * Pack<double>::lanes, loss.group[i]);
-    for (int i = 0; i < count; ++i) {
-        const bool is_ignored = run.target && run.target[slice + i] < 0;
-        any_ignored |= is_ignored;
-        ignored_lanes[i] = is_ignored ? -1 : 0;
-        run.value[slice + i] = is_ignored ? 0 : losses[i];
-    }
-    if constexpr (op == fastsoftmax::cross_entropy_grad) {
-        const PerSlice<T> scale = PerSlice<T>::of(run.scale + slice, count);
-        PerSlice<T> spread = PerSlice<T>::all(run.spread);
-        if (run.own_terms) {
-            TileSum<T> sum(run.classes);
-            for (std::ptrdiff_t c = 0; c < run.classes; ++c) sum.add(c, term(c));
-            const Two<PerSlice<T>> both = sum.total();
-            for (int i = 0; i < groups<T>; ++i) spread.group[i] = both.high.group[i] + both.low.group[i];
-        }
-        PerSlice<T> total, numerator;
+        const Two<PerSlice<T>> total = sum.total(), total_of_terms = sum_of_terms.total();
         for (int i = 0; i < groups<T>; ++i) {
-            total.group[i] = chosen.group[i] + spread.group[i];
-            numerator.group[i] = total.group[i] * scale.group[i];
+            store_pack(from_terms + i * Pack<double>::lanes, total.high.group[i] + total.low.group[i]);
+            if (run.own_terms) spread.group[i] = total_of_terms.high.group[i] + total_of_terms.low.group[i];
         }
-        double target_weights[lanes] = {}, max_weights[lanes] = {};
-        std::int64_t at_target[lanes], at_max[lanes];
-        bool scales_fit = true;
-        for (int i = 0; i < lanes; ++i) {
-            at_target[i] = at_max[i] = -1;
-            if (i >= count || ignored_lanes[i]) continue;
-            const std::int64_t largest = measured.argmax[i];
-            if (run.target) {
-                at_target[i] = target[i];
-                target_weights[i] = run.chosen[slice + i] + (terms ? term_of_slice(target[i], i) : 0);
-                if (target[i] == largest) max_weights[i] = run.chosen[slice + i];
-            }
-            if (terms) {
-                max_weights[i] += term_of_slice(largest, i);
-                scales_fit = scales_fit && fits_float(run.scale[slice + i]);
-            }
-            if (max_weights[i] != 0) at_max[i] = largest;
-        }
-        const Probability<T> probability(g, numerator);
-        const Pack<T> factor = rounded(scale);
-        const Mask<T> ignored = load_pack<Integer<T>>(ignored_lanes);
-        Pack<T> target_exponentials = broadcast(T(0));
-        with_exponential(g, any_shift(g), run.temperature, [&](auto exp) __attribute__((always_inline)) {
-            target_exponentials = exp(target_scores);
+    }
+    conclude_losses(run, first, count, g, targets, scores, run.terms ? from_terms : nullptr);
+    if constexpr (op == fastsoftmax::cross_entropy_grad) {
+        with_exponential(g, run.temperature, [&](auto exp) __attribute__((always_inline)) {
+            const LossGradient<T> gradient(
+                run, first, count, measured, targets, exp(scores), spread,
+                [&](std::int64_t c, int i) { return static_cast<double>(terms[run.own_terms ? c * lanes + i : c]); });
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
                 const Pack<T> e = kept ? tile.score(c) : exp(tile.score(c));
-                Pack<T> value;
-                if (probability.wide || !scales_fit) {
-                    PerSlice<T> exact = probability.widely(e);
-                    if (terms) {
-                        const PerSlice<T> u = exactly(term(c));
-                        for (int i = 0; i < groups<T>; ++i) exact.group[i] = exact.group[i] - u.group[i] * scale.group[i];
-                    }
-                    value = rounded(exact);
-                } else {
-                    value = terms ? probability(e, term(c) * factor) : probability(e);
-                }
-                tile.write(c, any_ignored ? select(ignored, broadcast(T(0)), value) : value);
+                if constexpr (kept)
+                    tile.write(c, gradient(e));
+                else
+                    tile.write(c, run.terms ? gradient(e, term(c)) : gradient(e));
             }
+            tile.put(gradient.at_target, gradient.target_value);
+            tile.put(gradient.at_max, gradient.max_value);
         });
-        const GradientEnds<T> ends(g, target_exponentials, total, PerSlice<T>::of(target_weights, lanes),
-                                   PerSlice<T>::of(max_weights, lanes), scale);
-        tile.put(at_target, rounded(ends.at_target));
-        tile.put(at_max, rounded(ends.at_max));
+        if (targets.any_ignored)
+            for (int i = 0; i < count; ++i)
+                for (std::ptrdiff_t c = 0; targets.ignored[i] && c < run.classes; ++c) tile.x[c * lanes + i] = 0;
     }
 }
 
 template <Operation op, class T, bool keep>
-FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptrdiff_t slice, std::ptrdiff_t count) {
-    constexpr int lanes = Pack<T>::lanes;
+FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count) {
     constexpr bool loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
-    std::int64_t target[lanes] = {};
-    Pack<T> target_scores = broadcast(T(0));
-    if constexpr (loss) {
-        if (run.target) {
-            for (int i = 0; i < count; ++i) target[i] = run.target[slice + i] < 0 ? 0 : run.target[slice + i];
-            target_scores = tile.pick(target);
-        }
-    }
-    const Measured<T> measured = measure_tile<op, T, keep>(run, tile);
+    const Targets<T> targets(run, first, loss ? count : 0);
+    const Pack<T> scores = loss && run.target ? tile.pick(targets.index) : broadcast(T(0));
+    const Measured<T> measured = measure_blocks<op, T>(run, count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
+        return measure_tile_block<op, T, keep>(run, tile, begin, end);
+    });
     if constexpr (op == fastsoftmax::softmax) {
         const Probability<T> probability(measured.groups);
         if constexpr (keep) {
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(tile.score(c)));
         } else {
-            with_exponential(measured.groups, any_shift(measured.groups), run.temperature,
+            with_exponential(measured.groups, run.temperature,
                              [&](auto exp) __attribute__((always_inline)) {
                                  for (std::ptrdiff_t c = 0; c < run.classes; ++c)
                                      tile.write(c, probability(exp(tile.score(c))));
@@ -414,12 +265,12 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
     } else if constexpr (op == fastsoftmax::log_softmax) {
         write_tile_log_softmax(run, tile, measured);
     } else if constexpr (op == fastsoftmax::logsumexp) {
-        double values[lanes];
+        double values[Pack<T>::lanes];
         for (int i = 0; i < groups<T>; ++i)
             store_pack(values + i * Pack<double>::lanes, log_sum_exp<T>(measured.groups.group[i]));
-        for (int i = 0; i < count; ++i) run.value[slice + i] = values[i];
+        for (int i = 0; i < count; ++i) run.value[first + i] = values[i];
     } else if constexpr (loss) {
-        conclude_tile_loss<op, T, keep>(run, tile, slice, count, measured, target, target_scores);
+        write_tile_losses<op, T, keep>(run, tile, first, count, measured, targets, scores);
     } else {
         const TransformGradient<op, T> gradient(measured.groups, run.temperature);
         for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.upstream(c)));
@@ -430,14 +281,14 @@ template <Operation op, class T>
 void tiles(const Run& run) {
     constexpr int lanes = Pack<T>::lanes;
     constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
-    for (std::ptrdiff_t slice = 0; slice < run.slices; slice += lanes) {
-        const std::ptrdiff_t offset = slice * run.classes, left = run.slices - slice;
+    for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
+        const std::ptrdiff_t offset = first * run.classes, left = run.slices - first;
         const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset, reinterpret_cast<const T*>(run.dy.data) + offset};
-        const std::ptrdiff_t count = left < lanes ? left : lanes;
+        const int count = static_cast<int>(left < lanes ? left : lanes);
         if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
-            compute_tile<op, T, may_keep>(run, tile, slice, count);
+            compute_tile<op, T, may_keep>(run, tile, first, count);
         else
-            compute_tile<op, T, false>(run, tile, slice, count);
+            compute_tile<op, T, false>(run, tile, first, count);
     }
 }
 

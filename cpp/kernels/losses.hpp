@@ -1,0 +1,147 @@
+// Cross-entropy: what rows and tiles do alike once their slices are measured.
+#pragma once
+
+#include <limits>
+
+#include "results.hpp"
+
+namespace {
+
+// The targets of up to a pack of slices, from `first` of the run on.
+template <class T>
+struct Targets {
+    static constexpr int lanes = Pack<T>::lanes;
+    std::int64_t index[lanes] = {};  // 0 where there is none
+    bool ignored[lanes] = {};
+    bool any_ignored = false;
+    PerSlice<T> chosen = PerSlice<T>::all(0);
+
+    FASTSOFTMAX_ONCE Targets(const Run& run, std::ptrdiff_t first, int count) {
+        if (!run.target) return;
+        for (int i = 0; i < count; ++i) {
+            ignored[i] = run.target[first + i] < 0;
+            any_ignored |= ignored[i];
+            index[i] = ignored[i] ? 0 : run.target[first + i];
+        }
+        chosen = PerSlice<T>::of(run.chosen + first, count);
+    }
+};
+
+// Losses of slices whose targets have the scores `scores`, with what the terms add: to run.value.
+template <class T>
+FASTSOFTMAX_ONCE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Groups<T>& g,
+                                      const Targets<T>& targets, Pack<T> scores, const double* from_terms) {
+    const PerSlice<T> exact = exactly(scores);
+    const Pack<double> zero = broadcast(0.0);
+    double losses[Pack<T>::lanes];
+    for (int i = 0; i < groups<T>; ++i) {
+        const Pack<double> minus_log = minus_log_probability<T>(g.group[i], exact.group[i], run.temperature);
+        const Pack<double> chosen = targets.chosen.group[i];
+        store_pack(losses + i * Pack<double>::lanes, select(equal(chosen, zero), zero, chosen * minus_log));
+    }
+    for (int i = 0; i < count; ++i)
+        run.value[first + i] = targets.ignored[i] ? 0 : losses[i] + (from_terms ? from_terms[i] : 0);
+}
+
+// minus the log-probabilities of one class, or of a pack of classes: what terms weigh.
+template <class T>
+struct MinusLog {
+    LogProbability<T> log_probability;
+    Dominance<T> dominance;
+    Pack<T> max;
+    bool plain;
+
+    FASTSOFTMAX_INLINE MinusLog(const Groups<T>& g, double temperature)
+        : log_probability(g, temperature),
+          dominance(g),
+          max(part(g, [](const Group& s) __attribute__((always_inline)) { return s.max; })),
+          plain(temperature == 1) {}
+
+    FASTSOFTMAX_INLINE MinusLog(const MinusLog& all, int i)
+        : log_probability(all.log_probability, i), dominance(all.dominance, i), max(spread(all.max, i)), plain(all.plain) {}
+
+    // 0 where the term is: such a class counts as nothing, whatever its score.
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> term) const {
+        const Pack<T> general = plain ? log_probability.plain(x) : log_probability.scaled(x);
+        const Pack<T> log = select(equal(x, max) & dominance.mask, dominance.log_probability, general);
+        return select(equal(term, broadcast(T(0))), broadcast(T(0)), -log);
+    }
+};
+
+// The gradient of up to a pack of slices: scale * (total p - terms - chosen at the target). At the target and the largest
+// class that cancels; there it is computed apart.
+template <class T>
+struct LossGradient {
+    static constexpr int lanes = Pack<T>::lanes;
+    Probability<T> probability;
+    PerSlice<T> scale;
+    Pack<T> factor;                            // of the terms
+    std::int64_t at_target[lanes], at_max[lanes];  // -1: nothing apart
+    Pack<T> target_value, max_value;
+    bool wide;
+
+    // term_at(c, i): the term of class c of slice i.
+    template <class TermAt>
+    FASTSOFTMAX_INLINE LossGradient(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& measured,
+                                    const Targets<T>& targets, Pack<T> target_exponentials, const PerSlice<T>& spread,
+                                    TermAt term_at)
+        : probability(measured.groups, numerator(run, first, count, targets, spread)),
+          scale(PerSlice<T>::of(run.scale + first, count)),
+          factor(rounded(scale)),
+          wide(probability.wide) {
+        double target_weights[lanes] = {}, max_weights[lanes] = {};
+        for (int i = 0; i < lanes; ++i) {
+            at_target[i] = at_max[i] = -1;
+            if (i >= count || targets.ignored[i]) continue;
+            const std::int64_t largest = measured.argmax[i];
+            if (run.target) {
+                at_target[i] = targets.index[i];
+                target_weights[i] = run.chosen[first + i] + (run.terms ? term_at(targets.index[i], i) : 0);
+                if (targets.index[i] == largest) max_weights[i] = run.chosen[first + i];
+            }
+            if (run.terms) {
+                max_weights[i] += term_at(largest, i);
+                wide = wide || !fits_float(run.scale[first + i]);
+            }
+            if (max_weights[i] != 0) at_max[i] = largest;
+        }
+        const GradientEnds<T> ends(measured.groups, target_exponentials, sum(targets, spread),
+                                   PerSlice<T>::of(target_weights, lanes), PerSlice<T>::of(max_weights, lanes), scale);
+        target_value = rounded(ends.at_target);
+        max_value = rounded(ends.at_max);
+    }
+
+    FASTSOFTMAX_INLINE LossGradient(const LossGradient& all, int i) : LossGradient(all) {
+        probability = all.probability.of_lane(i);
+        scale = PerSlice<T>::all(all.scale.at(i));
+        factor = ::spread(all.factor, i);
+    }
+
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
+        return wide ? rounded(probability.widely(e)) : probability(e);
+    }
+
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> term) const {
+        if (!wide) return probability(e, term * factor);
+        PerSlice<T> value = probability.widely(e);
+        const PerSlice<T> u = exactly(term);
+        for (int i = 0; i < groups<T>; ++i) value.group[i] = value.group[i] - u.group[i] * scale.group[i];
+        return rounded(value);
+    }
+
+  private:
+    static PerSlice<T> sum(const Targets<T>& targets, const PerSlice<T>& spread) {
+        PerSlice<T> total = targets.chosen;
+        for (int i = 0; i < groups<T>; ++i) total.group[i] = total.group[i] + spread.group[i];
+        return total;
+    }
+    static PerSlice<T> numerator(const Run& run, std::ptrdiff_t first, int count, const Targets<T>& targets,
+                                 const PerSlice<T>& spread) {
+        PerSlice<T> product = sum(targets, spread);
+        const PerSlice<T> scale = PerSlice<T>::of(run.scale + first, count);
+        for (int i = 0; i < groups<T>; ++i) product.group[i] = product.group[i] * scale.group[i];
+        return product;
+    }
+};
+
+}  // namespace
