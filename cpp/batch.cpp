@@ -1,5 +1,6 @@
 #include "batch.hpp"
 
+#include <cstdint>
 #include <cstdlib>
 #include <limits>
 
@@ -16,7 +17,7 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr std::ptrdiff_t few_classes = 32;
 // So many elements pay for waking another thread.
 constexpr std::ptrdiff_t elements_per_thread = 16384;
-// Tiles are taken together up to this size (half of a first-level cache) and number (a page of one class).
+// Gathered slices are taken together up to this size (half of a first-level cache); tiles up to this number.
 constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
 
 std::ptrdiff_t bytes_of(ElementType type) {
@@ -65,12 +66,13 @@ void Batch::sort_batch() {
 
 bool Batch::rows_in_place() const {
     if (slices_.has(mask) || slices_.classes.count > 1) return false;
-    const ElementType type = slices_.arrays[scores].type;
-    if (type >= floating_types || in_float_ != computed_in_float(type)) return false;
     for (const Role r : {scores, has_upstream() ? second : scores, has_output() ? output : scores}) {
         const Array& array = slices_.arrays[r];
-        if (array.type != type || array.swapped) return false;
-        if (classes_ > 1 && slices_.classes.last().strides[r] != bytes_of(type)) return false;
+        if (array.type != (in_float_ ? float32 : float64) || array.swapped) return false;
+        if (slices_.classes.last().strides[r] != width()) return false;
+        bool aligned = reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(width()) == 0;
+        for (int i = 0; i < slices_.batch.count; ++i) aligned = aligned && slices_.batch.axis[i].strides[r] % width() == 0;
+        if (!aligned) return false;
     }
     return true;
 }
@@ -92,11 +94,14 @@ void Batch::choose_loop(bool in_order) {
         std::rotate(batch.axis.begin() + i, batch.axis.begin() + i + 1, batch.axis.begin() + batch.count);
         neighbours = true;
     }
-    if (!neighbours && classes_ > few_classes) return;
-    loop_ = Loop::tiles;
-    unit_ = lanes();
-    const std::ptrdiff_t tile_bytes = std::max<std::ptrdiff_t>(classes_, 1) * 64;
-    at_once_ = unit_ * std::clamp<std::ptrdiff_t>(bytes_at_once / tile_bytes, 1, tiles_at_once);
+    const std::ptrdiff_t slice_bytes = std::max<std::ptrdiff_t>(classes_, 1) * width();
+    if (neighbours || classes_ <= few_classes) {
+        loop_ = Loop::tiles;
+        unit_ = lanes();
+        at_once_ = unit_ * std::clamp<std::ptrdiff_t>(bytes_at_once / (slice_bytes * unit_), 1, tiles_at_once);
+    } else {
+        at_once_ = std::clamp<std::ptrdiff_t>(bytes_at_once / slice_bytes, 1, lanes());
+    }
 }
 
 int Batch::threads_for(std::ptrdiff_t slices) const {
@@ -109,11 +114,8 @@ bool Batch::shares_slices(int threads) const {
     return threads > 1 && classes_ > block_classes && loop_ != Loop::tiles && units_ < 4 * static_cast<std::ptrdiff_t>(threads);
 }
 
-// Doubles for one array's row or tiles, in whole cache lines.
-std::ptrdiff_t Batch::operand_size() const {
-    const std::ptrdiff_t elements = classes_ * (loop_ == Loop::tiles ? at_once_ : 1);
-    return (elements * width() + 63) / 64 * 8;
-}
+// Doubles for one array's rows or tiles, in whole cache lines.
+std::ptrdiff_t Batch::operand_size() const { return (classes_ * at_once_ * width() + 63) / 64 * 8; }
 
 Strided Batch::strided(Role role, const Offsets& offsets) const {
     return {slices_.arrays[role].data + offsets[role], slices_.batch.last().strides[role]};
@@ -128,38 +130,42 @@ void Batch::in_type(F f) const {
         f(static_cast<double*>(nullptr));
 }
 
-void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const {
-    run.slices = length;
+// The run's arrays in place, or gathered in scratch.
+Run Batch::with_arrays(Run run, const Offsets& offsets, double* scratch) const {
     run.classes = classes_;
     run.temperature = temperature_;
     if (loop_ == Loop::rows) {
         run.x = strided(scores, offsets);
         if (has_upstream()) run.dy = strided(second, offsets);
         if (has_output()) run.out = strided(output, offsets);
-        kernels().rows[operation_][slices_.arrays[scores].type](run);
-        return;
+    } else {
+        run.x = run.out = {reinterpret_cast<std::byte*>(scratch), classes_ * width()};
+        run.dy = {reinterpret_cast<std::byte*>(scratch + operand_size()), classes_ * width()};
     }
-    double* dy = scratch + operand_size();
-    run.x = run.out = {reinterpret_cast<std::byte*>(scratch), 0};
-    run.dy = {reinterpret_cast<std::byte*>(dy), 0};
-    gather(scores, offsets, length, scratch);
-    if (has_upstream()) gather(second, offsets, length, dy);
-    in_type([&](auto* type) {
-        using T = std::remove_pointer_t<decltype(type)>;
-        if (loop_ == Loop::tiles) {
-            kernels_in<T>().tiles[operation_](run);
-            if (has_output()) scatter_tiles(offsets, length, reinterpret_cast<T*>(scratch));
-        } else {
-            kernels().rows[operation_][in_float_ ? float32 : float64](run);
-            if (has_output()) scatter_row(offsets, 0, classes_, reinterpret_cast<T*>(scratch));
-        }
+    return run;
+}
+
+void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const {
+    run = with_arrays(run, offsets, scratch);
+    run.slices = length;
+    in_type([&](auto* pointer) {
+        using T = std::remove_pointer_t<decltype(pointer)>;
+        const KernelsIn<T>& k = kernels_in<T>();
+        if (loop_ == Loop::rows) return k.rows[operation_](run);
+        gather(scores, offsets, length, scratch);
+        if (has_upstream()) gather(second, offsets, length, scratch + operand_size());
+        (loop_ == Loop::tiles ? k.tiles : k.rows)[operation_](run);
+        if (!has_output()) return;
+        T* results = reinterpret_cast<T*>(scratch);
+        if (loop_ == Loop::tiles) return scatter_tiles(offsets, length, results);
+        for (std::ptrdiff_t i = 0; i < length; ++i)
+            scatter_row(slices_.batch.moved(offsets, i), 0, classes_, results + i * classes_);
     });
 }
 
 void Batch::apply_shared(Run run, const Offsets& offsets, int threads, double* scratch) const {
+    run = with_arrays(run, offsets, scratch);
     run.slices = 1;
-    run.classes = classes_;
-    run.temperature = temperature_;
     const std::ptrdiff_t blocks = (classes_ + block_classes - 1) / block_classes;
     const auto for_blocks = [&](const auto& body) {
         parallel_for(threads, [&](int part) {
@@ -169,31 +175,22 @@ void Batch::apply_shared(Run run, const Offsets& offsets, int threads, double* s
     };
     in_type([&](auto* pointer) {
         using T = std::remove_pointer_t<decltype(pointer)>;
-        ElementType type = slices_.arrays[scores].type;
-        if (loop_ == Loop::rows) {
-            run.x = strided(scores, offsets);
-            if (has_upstream()) run.dy = strided(second, offsets);
-            if (has_output()) run.out = strided(output, offsets);
-        } else {
-            type = in_float_ ? float32 : float64;
-            T* x = reinterpret_cast<T*>(scratch);
-            T* dy = reinterpret_cast<T*>(scratch + operand_size());
-            run.x = run.out = {reinterpret_cast<std::byte*>(x), 0};
-            run.dy = {reinterpret_cast<std::byte*>(dy), 0};
+        const KernelsIn<T>& k = kernels_in<T>();
+        if (loop_ == Loop::gathered_rows) {
             for_blocks([&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
-                gather_row(scores, offsets, begin, end, x);
-                if (has_upstream()) gather_row(second, offsets, begin, end, dy);
+                gather_row(scores, offsets, begin, end, reinterpret_cast<T*>(run.x.data));
+                if (has_upstream()) gather_row(second, offsets, begin, end, reinterpret_cast<T*>(run.dy.data));
             });
         }
         const std::unique_ptr<Statistics[]> measured(new Statistics[blocks]);
         for_blocks([&](std::ptrdiff_t b, std::ptrdiff_t begin, std::ptrdiff_t end) {
-            measured[b] = kernels().measure[operation_][type](run, begin, end);
+            measured[b] = k.measure[operation_](run, begin, end);
         });
         for (std::ptrdiff_t b = 1; b < blocks; ++b) kernels().merge[operation_](run, measured[0], measured[b]);
-        kernels().conclude[operation_][type](run, measured[0]);
+        k.conclude[operation_](run, measured[0]);
         if (!has_output()) return;
         for_blocks([&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
-            kernels().write[operation_][type](run, measured[0], begin, end);
+            k.write[operation_](run, measured[0], begin, end);
             if (loop_ == Loop::gathered_rows) scatter_row(offsets, begin, end, reinterpret_cast<T*>(run.out.data));
         });
     });
@@ -202,10 +199,10 @@ void Batch::apply_shared(Run run, const Offsets& offsets, int threads, double* s
 void Batch::gather(Role role, const Offsets& offsets, std::ptrdiff_t length, double* to) const {
     in_type([&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
-        if (loop_ == Loop::tiles)
-            gather_tiles(role, offsets, length, reinterpret_cast<T*>(to));
-        else
-            gather_row(role, offsets, 0, classes_, reinterpret_cast<T*>(to));
+        T* gathered = reinterpret_cast<T*>(to);
+        if (loop_ == Loop::tiles) return gather_tiles(role, offsets, length, gathered);
+        for (std::ptrdiff_t i = 0; i < length; ++i)
+            gather_row(role, slices_.batch.moved(offsets, i), 0, classes_, gathered + i * classes_);
     });
 }
 

@@ -71,7 +71,7 @@ class Batch {
     // One slice on all threads, in blocks.
     void apply_shared(Run run, const Offsets& offsets, int threads, double* scratch) const;
 
-    // Neighbouring slices of the array in `role` as the kernel wants them: a row (of one slice) or tiles.
+    // Neighbouring slices of the array in `role` as the kernel wants them: rows one after another, or tiles.
     void gather(Role role, const Offsets& offsets, std::ptrdiff_t length, double* to) const;
 
     // Of one slice: classes [begin, end) as doubles.
@@ -99,6 +99,7 @@ class Batch {
     bool rows_in_place() const;
     void sort_batch();
     Strided strided(Role role, const Offsets& offsets) const;
+    Run with_arrays(Run run, const Offsets& offsets, double* scratch) const;
     double fill_of(Role role) const;
     template <class T>
     void gather_row(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const;

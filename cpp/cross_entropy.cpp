@@ -159,7 +159,7 @@ class CrossEntropy {
     void compute_batch(int threads) {
         const std::ptrdiff_t most = std::min(batch_.slices_at_once(), slices_per_call);
         // Probabilities stand beside the scores.
-        const std::ptrdiff_t rows = batch_.loop() == Loop::tiles ? batch_.slices_at_once() : 1;
+        const std::ptrdiff_t rows = batch_.loop() == Loop::rows ? 1 : batch_.slices_at_once();
         const std::ptrdiff_t extra = loss_.probabilities ? rows * batch_.classes() : 0;
         std::unique_ptr<double[]> held;
         if (reduced()) held.reset(new double[std::min(batch_.count(), losses_held)]);
@@ -204,7 +204,7 @@ class CrossEntropy {
             write_double(slices_.arrays[value], slices_.batch.moved(first, i)[value], losses[i]);
     }
 
-    // Probabilities as terms: a row, or tiles as the scores are.
+    // Probabilities as terms: rows, or tiles as the scores are.
     void gather_terms(const Offsets& first, std::ptrdiff_t length, double* to) const {
         batch_.gather(second, first, length, to);
         if (!loss_.weight && loss_.label_smoothing == 0) return;

@@ -1,5 +1,6 @@
 """Every SIMD target that the machine can run: the core of the suite on each, the choice, what an import leaves."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -140,8 +141,34 @@ def test_the_import_needs_numpy_alone(environment):
     assert not modules & {"ml_dtypes", "scipy", "torch", "threadpoolctl", "sklearn"}
 
 
+def test_a_kernel_object_exports_its_table_alone(tmp_path):
+    """Of a function that several targets define the linker keeps one, perhaps with instructions that the machine lacks.
+
+    Compiled without optimisation, where nothing is inlined that need not be.
+    """
+    compiler, nm = shutil.which(os.environ.get("CXX", "c++")), shutil.which("nm")
+    source, lists = TESTS.parent / "cpp" / "kernels" / "target.cpp", TESTS.parent / "CMakeLists.txt"
+    if not (compiler and nm and source.exists() and lists.exists()):
+        pytest.skip("needs the sources, a compiler and nm")
+    (flags,) = re.findall(rf"add_target\({CORE['target']}\b([^)]*)\)", lists.read_text())
+    compiled = tmp_path / "target.o"
+    options = [
+        f'-DFASTSOFTMAX_TARGET_NAME="{CORE["target"]}"',
+        f"-DFASTSOFTMAX_TARGET_FUNCTION={CORE['target']}_kernels",
+    ]
+    subprocess.run(
+        [compiler, "-std=c++17", "-O0", "-fPIC", *flags.split(), *options, "-c", source, "-o", compiled], check=True
+    )
+    listed = subprocess.run(
+        [nm, "--defined-only", "--extern-only", compiled], capture_output=True, text=True, check=True
+    )
+    symbols = [line.split()[-1] for line in listed.stdout.splitlines()]
+    ours = [s for s in symbols if not s.startswith("DW.ref.")]  # that is where a compiler notes its own personality
+    assert len(ours) == 1, ours
+    assert f"{CORE['target']}_kernels" in ours[0]
+
+
 def test_the_extension_exports_its_entry_alone():
-    """A symbol that several targets share would be taken from one of them, and might be code that the machine lacks."""
     nm = shutil.which("nm")
     if nm is None or sys.platform != "linux":
         pytest.skip("needs nm, for ELF files")

@@ -13,7 +13,7 @@ struct BFloat16 {
     std::uint16_t bits;
 };
 
-// The first four are what a kernel reads and writes; the others are read by `gather` alone.
+// Kernels compute float32 and float64; the others are gathered to one of these, the floating ones scattered back.
 enum ElementType : int {
     float16,
     bfloat16,
@@ -88,8 +88,17 @@ constexpr std::ptrdiff_t block_classes = 16384;
 // What is done in T, float or double.
 template <class T>
 struct KernelsIn {
+    // Slices in rows: the classes are contiguous.
+    void (*rows[operations])(const Run&);
+
     // Slices in tiles: a pack of slices at a time, class by class. Results take the place of scores.
     void (*tiles[operations])(const Run&);
+
+    // One long row (the run's only slice) in blocks, for threads that share it: measure each block, merge them in order,
+    // conclude what is one value a slice, write each block.
+    Statistics (*measure[operations])(const Run&, std::ptrdiff_t begin, std::ptrdiff_t end);
+    void (*conclude[operations])(const Run&, Statistics&);
+    void (*write[operations])(const Run&, const Statistics&, std::ptrdiff_t begin, std::ptrdiff_t end);
 
     // Elements to rows and tiles of T, and back. Strides in bytes.
     void (*gather_row[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count, T* to);
@@ -109,15 +118,7 @@ struct KernelsIn {
 struct Kernels {
     const char* name;
 
-    // Slices in rows: the classes are contiguous.
-    void (*rows[operations][floating_types])(const Run&);
-
-    // One long row (the run's only slice) in blocks, for threads that share it: measure each block, merge them in order,
-    // conclude what is one value a slice, write each block.
-    Statistics (*measure[operations][floating_types])(const Run&, std::ptrdiff_t begin, std::ptrdiff_t end);
     void (*merge[operations])(const Run&, Statistics& left, const Statistics& right);
-    void (*conclude[operations][floating_types])(const Run&, Statistics&);
-    void (*write[operations][floating_types])(const Run&, const Statistics&, std::ptrdiff_t begin, std::ptrdiff_t end);
 
     KernelsIn<float> in_float;
     KernelsIn<double> in_double;

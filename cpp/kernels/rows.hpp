@@ -1,5 +1,5 @@
 // The passes over slices whose classes are contiguous. Rows are measured (the maximum, then the sum of the exponentials),
-// then written. Where float or double come out, the exponentials wait in the row of the output, else they are computed twice.
+// then written; the exponentials of all but long ones wait in the row of the output.
 // Short rows go together, up to as many as a pack has lanes, so that what happens once a slice happens for all of them at once.
 #pragma once
 
@@ -8,48 +8,47 @@
 namespace {
 
 // Some neighbouring rows of a run.
-template <class E>
+template <class T>
 struct Rows {
     const Run& run;
     std::ptrdiff_t first;
     int count;
 
-    FASTSOFTMAX_INLINE const E* x(int i) const { return at(run.x, i); }
-    FASTSOFTMAX_INLINE const E* dy(int i) const { return at(run.dy, i); }
-    FASTSOFTMAX_INLINE E* out(int i) const { return at(run.out, i); }
+    FASTSOFTMAX_INLINE const T* x(int i) const { return at(run.x, i); }
+    FASTSOFTMAX_INLINE const T* dy(int i) const { return at(run.dy, i); }
+    FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
 
   private:
-    FASTSOFTMAX_INLINE E* at(const Strided& array, int i) const {
-        return reinterpret_cast<E*>(array.data + (first + i) * array.slice_stride);
+    FASTSOFTMAX_INLINE T* at(const Strided& array, int i) const {
+        return reinterpret_cast<T*>(array.data + (first + i) * array.slice_stride);
     }
 };
 
 // Calls f(pack, position) for classes [begin, end); lanes beyond the end hold `fill`.
-template <class E, class F>
-FASTSOFTMAX_INLINE void for_packs(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, Compute<E> fill, F f) {
+template <class T, class F>
+FASTSOFTMAX_INLINE void for_packs(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, T fill, F f) {
     std::ptrdiff_t i = begin;
-    for (; i + pack_lanes<E> <= end; i += pack_lanes<E>) f(load(x + i), i);
+    for (; i + Pack<T>::lanes <= end; i += Pack<T>::lanes) f(load(x + i), i);
     if (i < end) f(load_first(x + i, end - i, fill), i);
 }
 
-template <class E>
-FASTSOFTMAX_INLINE void store_in(E* out, std::ptrdiff_t i, std::ptrdiff_t end, Pack<Compute<E>> value) {
-    if (i + pack_lanes<E> <= end)
+template <class T>
+FASTSOFTMAX_INLINE void store_in(T* out, std::ptrdiff_t i, std::ptrdiff_t end, Pack<T> value) {
+    if (i + Pack<T>::lanes <= end)
         store(out + i, value);
     else
         store_first(out + i, value, end - i);
 }
 
-template <class E>
-FASTSOFTMAX_INLINE Pack<Compute<E>> load_in(const E* x, std::ptrdiff_t i, std::ptrdiff_t end, Compute<E> fill = 0) {
-    return i + pack_lanes<E> <= end ? load(x + i) : load_first(x + i, end - i, fill);
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> load_in(const T* x, std::ptrdiff_t i, std::ptrdiff_t end, T fill = 0) {
+    return i + Pack<T>::lanes <= end ? load(x + i) : load_first(x + i, end - i, fill);
 }
 
-template <class E>
-FASTSOFTMAX_INLINE Compute<E> row_max(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    using T = Compute<E>;
+template <class T>
+FASTSOFTMAX_INLINE T row_max(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr T lowest = -__builtin_inf();
-    constexpr int step = pack_lanes<E>;
+    constexpr int step = Pack<T>::lanes;
     Pack<T> m[4] = {broadcast(lowest), broadcast(lowest), broadcast(lowest), broadcast(lowest)};
     std::ptrdiff_t i = begin;
     for (; i + 4 * step <= end; i += 4 * step)
@@ -58,20 +57,20 @@ FASTSOFTMAX_INLINE Compute<E> row_max(const E* x, std::ptrdiff_t begin, std::ptr
     return fold_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
-template <class E>
-FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, Compute<E> value) {
+template <class T>
+FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, T value) {
     const auto wanted = broadcast(value);
     std::ptrdiff_t i = begin;
-    for (; i + pack_lanes<E> <= end; i += pack_lanes<E>)
+    for (; i + Pack<T>::lanes <= end; i += Pack<T>::lanes)
         if (const std::uint32_t bits = equal_bits(load(x + i), wanted)) return i + __builtin_ctz(bits);
-    return i + __builtin_ctz(equal_bits(load_first(x + i, end - i, Compute<E>(__builtin_nan(""))), wanted));
+    return i + __builtin_ctz(equal_bits(load_first(x + i, end - i, T(__builtin_nan(""))), wanted));
 }
 
-template <class E>
-FASTSOFTMAX_ONCE bool has_nan(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    constexpr std::uint32_t all = static_cast<std::uint32_t>((1ull << pack_lanes<E>)-1);
+template <class T>
+FASTSOFTMAX_ONCE bool has_nan(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end) {
+    constexpr std::uint32_t all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes)-1);
     bool found = false;
-    for_packs(x, begin, end, Compute<E>(0),
+    for_packs(x, begin, end, T(0),
               [&](auto v, std::ptrdiff_t) __attribute__((always_inline)) { found |= equal_bits(v, v) != all; });
     return found;
 }
@@ -84,11 +83,10 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
 }
 
 // The sum of the exponentials of [begin, end) except that of class `apart`, all of them kept at `kept` if asked.
-template <bool keep, class E, class Exp>
-FASTSOFTMAX_INLINE Two<double> sum_exponentials(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, std::ptrdiff_t apart,
-                                                Compute<E>* kept, Exp exp) {
-    using T = Compute<E>;
-    constexpr int lanes = pack_lanes<E>;
+template <bool keep, class T, class Exp>
+FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, std::ptrdiff_t apart,
+                                                T* kept, Exp exp) {
+    constexpr int lanes = Pack<T>::lanes;
     constexpr T lowest = -__builtin_inf();
     Accumulator<T> sum;
     const auto some = [&](std::ptrdiff_t i) __attribute__((always_inline)) {
@@ -115,9 +113,8 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const E* x, std::ptrdiff_t begin
 
 // Measures a block for everything that is made of exponentials. With `apart` the largest is left out of the sum, so that
 // what the others make up is exact however small it is; without, it is taken out again (softmax has no use for more).
-template <bool apart, bool keep, class E>
-FASTSOFTMAX_ONCE Measured<Compute<E>> measure_exponentials(const Rows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    using T = Compute<E>;
+template <bool apart, bool keep, class T>
+FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
     Measured<T> measured;
     Groups<T>& g = measured.groups;
@@ -159,9 +156,8 @@ FASTSOFTMAX_ONCE Measured<Compute<E>> measure_exponentials(const Rows<E>& rows, 
 }
 
 // Sums of y * dy, or of dy, over a block.
-template <Operation op, class E>
-FASTSOFTMAX_ONCE Measured<Compute<E>> measure_gradients(const Rows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    using T = Compute<E>;
+template <Operation op, class T>
+FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
     double high[lanes] = {}, low[lanes] = {};
     for (int r = 0; r < rows.count; ++r) {
@@ -184,8 +180,8 @@ FASTSOFTMAX_ONCE Measured<Compute<E>> measure_gradients(const Rows<E>& rows, std
     return measured;
 }
 
-template <Operation op, bool keep, class E>
-FASTSOFTMAX_INLINE Measured<Compute<E>> measure(const Rows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
+template <Operation op, bool keep, class T>
+FASTSOFTMAX_INLINE Measured<T> measure(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
         return measure_gradients<op>(rows, begin, end);
     else
@@ -193,21 +189,20 @@ FASTSOFTMAX_INLINE Measured<Compute<E>> measure(const Rows<E>& rows, std::ptrdif
 }
 
 // Stores f(x) of [begin, end).
-template <class E, class F>
-FASTSOFTMAX_INLINE void transform(const E* x, E* out, std::ptrdiff_t begin, std::ptrdiff_t end, F f) {
-    for_packs(x, begin, end, Compute<E>(0), [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) {
+template <class T, class F>
+FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t begin, std::ptrdiff_t end, F f) {
+    for_packs(x, begin, end, T(0), [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) {
         store_in(out, i, end, f(v, i));
     });
 }
 
 // Calls body(i, from, exp) for each row: where the scores, or the exponentials kept in the output, are read and what makes
 // exponentials of them.
-template <bool kept, class E, class Body>
-FASTSOFTMAX_INLINE void with_exponentials(const Rows<E>& rows, const Groups<Compute<E>>& g, Body body) {
-    using T = Compute<E>;
+template <bool kept, class T, class Body>
+FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Groups<T>& g, Body body) {
     if constexpr (kept) {
         for (int i = 0; i < rows.count; ++i)
-            body(i, static_cast<const E*>(rows.out(i)), [](Pack<T> e) __attribute__((always_inline)) { return e; });
+            body(i, static_cast<const T*>(rows.out(i)), [](Pack<T> e) __attribute__((always_inline)) { return e; });
     } else {
         with_exponential(g, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
             for (int i = 0; i < rows.count; ++i) body(i, rows.x(i), exp.of_lane(i));
@@ -215,12 +210,11 @@ FASTSOFTMAX_INLINE void with_exponentials(const Rows<E>& rows, const Groups<Comp
     }
 }
 
-template <bool kept, class E>
-FASTSOFTMAX_ONCE void write_softmax(const Rows<E>& rows, const Groups<Compute<E>>& g, std::ptrdiff_t begin,
+template <bool kept, class T>
+FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Groups<T>& g, std::ptrdiff_t begin,
                                     std::ptrdiff_t end) {
-    using T = Compute<E>;
     const Probability<T> probabilities(g);
-    with_exponentials<kept>(rows, g, [&](int i, const E* from, auto exp) __attribute__((always_inline)) {
+    with_exponentials<kept>(rows, g, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
         const auto probability = probabilities.of_lane(i);
         transform(from, rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
             return probability(exp(v));
@@ -228,10 +222,9 @@ FASTSOFTMAX_ONCE void write_softmax(const Rows<E>& rows, const Groups<Compute<E>
     });
 }
 
-template <class E>
-FASTSOFTMAX_ONCE void write_log_softmax(const Rows<E>& rows, const Measured<Compute<E>>& measured, std::ptrdiff_t begin,
+template <class T>
+FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& measured, std::ptrdiff_t begin,
                                         std::ptrdiff_t end) {
-    using T = Compute<E>;
     const LogProbability<T> all(measured.groups, rows.run.temperature);
     const Dominance<T> dominance(measured.groups);
     for (int i = 0; i < rows.count; ++i) {
@@ -246,14 +239,13 @@ FASTSOFTMAX_ONCE void write_log_softmax(const Rows<E>& rows, const Measured<Comp
             });
         const std::int64_t largest = measured.argmax[i];
         if (begin <= largest && largest < end && lane(dominance.mask, i))
-            rows.out(i)[largest] = from_compute<E>(lane(dominance.log_probability, i));
+            rows.out(i)[largest] = lane(dominance.log_probability, i);
     }
 }
 
-template <Operation op, class E>
-FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<E>& rows, const Groups<Compute<E>>& g, std::ptrdiff_t begin,
+template <Operation op, class T>
+FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<T>& rows, const Groups<T>& g, std::ptrdiff_t begin,
                                                std::ptrdiff_t end) {
-    using T = Compute<E>;
     const TransformGradient<op, T> all(g, rows.run.temperature);
     for (int r = 0; r < rows.count; ++r) {
         const TransformGradient<op, T> gradient(all, r);
@@ -264,26 +256,24 @@ FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<E>& rows, const Groups
 }
 
 // The terms of row i: each its own, or one row for all; null: none.
-template <class E>
-FASTSOFTMAX_INLINE const Compute<E>* terms_of(const Rows<E>& rows, int i) {
-    const auto* terms = static_cast<const Compute<E>*>(rows.run.terms);
+template <class T>
+FASTSOFTMAX_INLINE const T* terms_of(const Rows<T>& rows, int i) {
+    const auto* terms = static_cast<const T*>(rows.run.terms);
     return terms && rows.run.own_terms ? terms + (rows.first + i) * rows.run.classes : terms;
 }
 
-template <class E>
-FASTSOFTMAX_ONCE Pack<Compute<E>> target_scores(const Rows<E>& rows, const Targets<Compute<E>>& targets) {
-    using T = Compute<E>;
+template <class T>
+FASTSOFTMAX_ONCE Pack<T> target_scores(const Rows<T>& rows, const Targets<T>& targets) {
     T scores[Pack<T>::lanes] = {};
     if (rows.run.target)
-        for (int i = 0; i < rows.count; ++i) scores[i] = to_compute(rows.x(i)[targets.index[i]]);
+        for (int i = 0; i < rows.count; ++i) scores[i] = rows.x(i)[targets.index[i]];
     return load_pack<T>(scores);
 }
 
 // The losses of rows, before anything is written.
-template <class E>
-FASTSOFTMAX_ONCE void write_losses(const Rows<E>& rows, const Groups<Compute<E>>& g, const Targets<Compute<E>>& targets,
-                                   Pack<Compute<E>> scores) {
-    using T = Compute<E>;
+template <class T>
+FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Groups<T>& g, const Targets<T>& targets,
+                                   Pack<T> scores) {
     const Run& run = rows.run;
     double from_terms[Pack<T>::lanes];
     if (run.terms) {
@@ -303,9 +293,8 @@ FASTSOFTMAX_ONCE void write_losses(const Rows<E>& rows, const Groups<Compute<E>>
     conclude_losses(run, rows.first, rows.count, g, targets, scores, run.terms ? from_terms : nullptr);
 }
 
-template <class E>
-FASTSOFTMAX_ONCE PerSlice<Compute<E>> spreads(const Rows<E>& rows) {
-    using T = Compute<E>;
+template <class T>
+FASTSOFTMAX_ONCE PerSlice<T> spreads(const Rows<T>& rows) {
     if (!rows.run.own_terms) return PerSlice<T>::all(rows.run.spread);
     double sums[Pack<T>::lanes];
     for (int i = 0; i < rows.count; ++i) {
@@ -318,24 +307,23 @@ FASTSOFTMAX_ONCE PerSlice<Compute<E>> spreads(const Rows<E>& rows) {
     return PerSlice<T>::of(sums, rows.count);
 }
 
-template <class E>
-FASTSOFTMAX_ONCE Pack<Compute<E>> exponentials_of(const Groups<Compute<E>>& g, double temperature, Pack<Compute<E>> scores) {
-    Pack<Compute<E>> e;
+template <class T>
+FASTSOFTMAX_ONCE Pack<T> exponentials_of(const Groups<T>& g, double temperature, Pack<T> scores) {
+    Pack<T> e;
     with_exponential(g, temperature, [&](auto exp) __attribute__((always_inline)) { e = exp(scores); });
     return e;
 }
 
-template <bool kept, class E>
-FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<E>& rows, const Measured<Compute<E>>& measured,
-                                           const Targets<Compute<E>>& targets, Pack<Compute<E>> scores,
+template <bool kept, class T>
+FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& measured,
+                                           const Targets<T>& targets, Pack<T> scores,
                                            std::ptrdiff_t begin, std::ptrdiff_t end) {
-    using T = Compute<E>;
     const Groups<T>& g = measured.groups;
     const LossGradient<T> all(rows.run, rows.first, rows.count, measured, targets,
-                              exponentials_of<E>(g, rows.run.temperature, scores), spreads(rows),
+                              exponentials_of<T>(g, rows.run.temperature, scores), spreads(rows),
                               [&](std::int64_t c, int i) { return static_cast<double>(terms_of(rows, i)[c]); });
-    with_exponentials<kept>(rows, g, [&](int r, const E* from, auto exp) __attribute__((always_inline)) {
-        E* out = rows.out(r);
+    with_exponentials<kept>(rows, g, [&](int r, const T* from, auto exp) __attribute__((always_inline)) {
+        T* out = rows.out(r);
         if (targets.ignored[r])
             return transform(from, out, begin, end,
                              [](Pack<T>, std::ptrdiff_t) __attribute__((always_inline)) { return broadcast(T(0)); });
@@ -351,7 +339,7 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<E>& rows, const Measured<C
                 return gradient(exp(v));
             });
         const auto put = [&](std::int64_t c, const Pack<T>& value) {
-            if (begin <= c && c < end) out[c] = from_compute<E>(lane(value, r));
+            if (begin <= c && c < end) out[c] = lane(value, r);
         };
         put(all.at_target[r], all.target_value);
         put(all.at_max[r], all.max_value);
@@ -359,10 +347,9 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<E>& rows, const Measured<C
 }
 
 // What is one value a slice.
-template <Operation op, class E>
-FASTSOFTMAX_INLINE void conclude(const Rows<E>& rows, const Measured<Compute<E>>& measured,
-                                 const Targets<Compute<E>>& targets, Pack<Compute<E>> scores) {
-    using T = Compute<E>;
+template <Operation op, class T>
+FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measured,
+                                 const Targets<T>& targets, Pack<T> scores) {
     if constexpr (op == fastsoftmax::logsumexp) {
         double values[Pack<T>::lanes];
         for (int i = 0; i < groups<T>; ++i)
@@ -373,9 +360,9 @@ FASTSOFTMAX_INLINE void conclude(const Rows<E>& rows, const Measured<Compute<E>>
     }
 }
 
-template <Operation op, bool kept, class E>
-FASTSOFTMAX_INLINE void write(const Rows<E>& rows, const Measured<Compute<E>>& measured,
-                              const Targets<Compute<E>>& targets, Pack<Compute<E>> scores, std::ptrdiff_t begin,
+template <Operation op, bool kept, class T>
+FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured,
+                              const Targets<T>& targets, Pack<T> scores, std::ptrdiff_t begin,
                               std::ptrdiff_t end) {
     if constexpr (op == fastsoftmax::softmax)
         write_softmax<kept>(rows, measured.groups, begin, end);
@@ -390,9 +377,8 @@ FASTSOFTMAX_INLINE void write(const Rows<E>& rows, const Measured<Compute<E>>& m
 template <Operation op>
 constexpr bool is_loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
 
-template <Operation op, bool keep, class E>
-void compute_rows(const Rows<E>& rows) {
-    using T = Compute<E>;
+template <Operation op, bool keep, class T>
+void compute_rows(const Rows<T>& rows) {
     const Run& run = rows.run;
     const Targets<T> targets(run, rows.first, is_loss<op> ? rows.count : 0);
     // Before exponentials take the place of scores.
@@ -404,18 +390,16 @@ void compute_rows(const Rows<E>& rows) {
     write<op, keep>(rows, measured, targets, scores, 0, run.classes);
 }
 
-template <Operation op, class E>
+template <Operation op, class T>
 void rows(const Run& run) {
-    using T = Compute<E>;
-    constexpr bool may_keep =
-        (op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad) && std::is_same_v<E, T>;
+    constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
     // Together they stay in the first-level cache.
     constexpr std::ptrdiff_t bytes_together = 16384;
-    const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(E)) + 1);
+    const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;
     for (std::ptrdiff_t first = 0; first < run.slices; first += together) {
         const std::ptrdiff_t left = run.slices - first;
-        const Rows<E> some = {run, first, static_cast<int>(left < together ? left : together)};
+        const Rows<T> some = {run, first, static_cast<int>(left < together ? left : together)};
         if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
             compute_rows<op, may_keep>(some);
         else
@@ -425,9 +409,9 @@ void rows(const Run& run) {
 
 // The run's only row, in blocks.
 
-template <Operation op, class E>
+template <Operation op, class T>
 Statistics measure_row(const Run& run, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    return statistics_of(measure<op, false>(Rows<E>{run, 0, 1}, begin, end), 0);
+    return statistics_of(measure<op, false>(Rows<T>{run, 0, 1}, begin, end), 0);
 }
 
 template <Operation op>
@@ -435,21 +419,19 @@ void merge_row(const Run& run, Statistics& left, const Statistics& right) {
     merge(op, run, left, right);
 }
 
-template <Operation op, class E>
+template <Operation op, class T>
 void conclude_row(const Run& run, Statistics& s) {
-    using T = Compute<E>;
-    const Rows<E> rows = {run, 0, 1};
+    const Rows<T> rows = {run, 0, 1};
     const Targets<T> targets(run, 0, is_loss<op>);
     const Pack<T> scores = is_loss<op> ? target_scores(rows, targets) : broadcast(T(0));
     s.target_score = static_cast<double>(lane(scores, 0));
     conclude<op>(rows, measured_of<T>(&s, 1), targets, scores);
 }
 
-template <Operation op, class E>
+template <Operation op, class T>
 void write_row(const Run& run, const Statistics& s, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    using T = Compute<E>;
     const Targets<T> targets(run, 0, is_loss<op>);
-    write<op, false>(Rows<E>{run, 0, 1}, measured_of<T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)), begin, end);
+    write<op, false>(Rows<T>{run, 0, 1}, measured_of<T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)), begin, end);
 }
 
 }  // namespace

@@ -9,23 +9,20 @@ namespace {
 
 using namespace fastsoftmax;
 
-template <Operation op, class E, int element>
-void fill_kernels(Kernels& k) {
-    k.rows[op][element] = ::rows<op, E>;
-    k.measure[op][element] = ::measure_row<op, E>;
-    k.conclude[op][element] = ::conclude_row<op, E>;
-    k.write[op][element] = ::write_row<op, E>;
+template <Operation op, class T>
+void fill_kernels(KernelsIn<T>& k) {
+    k.rows[op] = ::rows<op, T>;
+    k.tiles[op] = ::tiles<op, T>;
+    k.measure[op] = ::measure_row<op, T>;
+    k.conclude[op] = ::conclude_row<op, T>;
+    k.write[op] = ::write_row<op, T>;
 }
 
 template <Operation op>
 void fill_operation(Kernels& k) {
     k.merge[op] = ::merge_row<op>;
-    k.in_float.tiles[op] = ::tiles<op, float>;
-    k.in_double.tiles[op] = ::tiles<op, double>;
-    fill_kernels<op, Half, float16>(k);
-    fill_kernels<op, BFloat16, bfloat16>(k);
-    fill_kernels<op, float, float32>(k);
-    fill_kernels<op, double, float64>(k);
+    fill_kernels<op>(k.in_float);
+    fill_kernels<op>(k.in_double);
 }
 
 template <class E, int element>
