@@ -37,7 +37,7 @@ const KernelsIn<T>& kernels_in() {
 
 }  // namespace
 
-Batch::Batch(Operation operation, Slices& slices, double temperature, bool in_order)
+Batch::Batch(Operation operation, Slices& slices, double temperature, bool in_order, bool whole_rows)
     : operation_(operation), slices_(slices), temperature_(temperature), classes_(slices.classes.size()) {
     slices.classes.simplify();
     if (!in_order) sort_batch();
@@ -49,6 +49,7 @@ Batch::Batch(Operation operation, Slices& slices, double temperature, bool in_or
     // Outside this range the parts of the reciprocal of the temperature are no normal floats.
     in_float_ = in_float_ && temperature > 0x1p-100 && temperature < 0x1p100;
     choose_loop(in_order);
+    in_blocks_ = loop_ == Loop::gathered_rows && classes_ > block_classes && !whole_rows;
     count_ = slices.batch.size();
     if (count_ == 0) return;
     along_ = slices.batch.last().size;
@@ -115,7 +116,10 @@ bool Batch::shares_slices(int threads) const {
 }
 
 // Doubles for one array's rows or tiles, in whole cache lines.
-std::ptrdiff_t Batch::operand_size() const { return (classes_ * at_once_ * width() + 63) / 64 * 8; }
+std::ptrdiff_t Batch::operand_size() const {
+    const std::ptrdiff_t classes = in_blocks_ ? block_classes : classes_;
+    return (classes * at_once_ * width() + 63) / 64 * 8;
+}
 
 Strided Batch::strided(Role role, const Offsets& offsets) const {
     return {slices_.arrays[role].data + offsets[role], slices_.batch.last().strides[role]};
@@ -146,6 +150,7 @@ Run Batch::with_arrays(Run run, const Offsets& offsets, double* scratch) const {
 }
 
 void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const {
+    if (in_blocks_) return apply_blocks(run, offsets, 1, scratch);
     run = with_arrays(run, offsets, scratch);
     run.slices = length;
     in_type([&](auto* pointer) {
@@ -163,35 +168,52 @@ void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double
     });
 }
 
-void Batch::apply_shared(Run run, const Offsets& offsets, int threads, double* scratch) const {
-    run = with_arrays(run, offsets, scratch);
+// The score of a run's only target, 0 without one.
+double Batch::target_score(const Run& run, const Offsets& offsets) const {
+    double score = 0;
+    if (run.target) gather_doubles(scores, offsets, *run.target, *run.target + 1, &score);
+    return score;
+}
+
+void Batch::apply_blocks(Run run, const Offsets& offsets, int threads, double* scratch) const {
     run.slices = 1;
     const std::ptrdiff_t blocks = (classes_ + block_classes - 1) / block_classes;
-    const auto for_blocks = [&](const auto& body) {
-        parallel_for(threads, [&](int part) {
-            for (std::ptrdiff_t b = blocks * part / threads; b < blocks * (part + 1) / threads; ++b)
-                body(b, b * block_classes, std::min((b + 1) * block_classes, classes_));
-        });
-    };
     in_type([&](auto* pointer) {
         using T = std::remove_pointer_t<decltype(pointer)>;
         const KernelsIn<T>& k = kernels_in<T>();
-        if (loop_ == Loop::gathered_rows) {
-            for_blocks([&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
-                gather_row(scores, offsets, begin, end, reinterpret_cast<T*>(run.x.data));
-                if (has_upstream()) gather_row(second, offsets, begin, end, reinterpret_cast<T*>(run.dy.data));
+        // Calls body(run, block, begin, end) for each block, its arrays at hand.
+        const auto for_blocks = [&](auto body) {
+            parallel_for(threads, [&](int part) {
+                double* own = scratch + part * scratch_size();
+                Run block = with_arrays(run, offsets, own);
+                for (std::ptrdiff_t b = blocks * part / threads; b < blocks * (part + 1) / threads; ++b) {
+                    const std::ptrdiff_t begin = b * block_classes, end = std::min(begin + block_classes, classes_);
+                    if (loop_ == Loop::gathered_rows) {
+                        // Class `begin` is the first in scratch.
+                        T* x = reinterpret_cast<T*>(own);
+                        T* dy = reinterpret_cast<T*>(own + operand_size());
+                        block.x.data = block.out.data = reinterpret_cast<std::byte*>(x - begin);
+                        block.dy.data = reinterpret_cast<std::byte*>(dy - begin);
+                        gather_row(scores, offsets, begin, end, x);
+                        if (has_upstream()) gather_row(second, offsets, begin, end, dy);
+                    }
+                    body(block, b, begin, end);
+                }
             });
-        }
+        };
         const std::unique_ptr<Statistics[]> measured(new Statistics[blocks]);
-        for_blocks([&](std::ptrdiff_t b, std::ptrdiff_t begin, std::ptrdiff_t end) {
-            measured[b] = k.measure[operation_](run, begin, end);
+        for_blocks([&](const Run& block, std::ptrdiff_t b, std::ptrdiff_t begin, std::ptrdiff_t end) {
+            measured[b] = k.measure[operation_](block, begin, end);
         });
-        for (std::ptrdiff_t b = 1; b < blocks; ++b) kernels().merge[operation_](run, measured[0], measured[b]);
-        k.conclude[operation_](run, measured[0]);
+        run = with_arrays(run, offsets, scratch);
+        Statistics& all = measured[0];
+        for (std::ptrdiff_t b = 1; b < blocks; ++b) kernels().merge[operation_](run, all, measured[b]);
+        all.target_score = target_score(run, offsets);
+        k.conclude[operation_](run, all);
         if (!has_output()) return;
-        for_blocks([&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
-            k.write[operation_](run, measured[0], begin, end);
-            if (loop_ == Loop::gathered_rows) scatter_row(offsets, begin, end, reinterpret_cast<T*>(run.out.data));
+        for_blocks([&](const Run& block, std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
+            k.write[operation_](block, all, begin, end);
+            if (loop_ == Loop::gathered_rows) scatter_row(offsets, begin, end, reinterpret_cast<T*>(block.out.data) + begin);
         });
     });
 }
@@ -229,10 +251,11 @@ void Batch::gather_row(Role role, const Offsets& offsets, std::ptrdiff_t begin, 
     const Array& array = slices_.arrays[role];
     const Offsets strides = slices_.classes.last().strides;
     slices_.classes.for_stretches(begin, end, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t length) {
+        T* there = to + (c - begin);
         kernels_in<T>().gather_row[array.type](array.data + offsets[role] + at[role], strides[role], array.swapped, length,
-                                               to + c);
+                                               there);
         if (slices_.has(mask))
-            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill_of(role), to + c,
+            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill_of(role), there,
                         1);
     });
 }
@@ -243,10 +266,10 @@ void Batch::scatter_row(const Offsets& offsets, std::ptrdiff_t begin, std::ptrdi
     const Offsets strides = slices_.classes.last().strides;
     const double fill = operation_ == log_softmax ? -infinity : 0;
     slices_.classes.for_stretches(begin, end, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t length) {
+        T* there = from + (c - begin);
         if (slices_.has(mask))
-            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill, from + c, 1);
-        kernels_in<T>().scatter_row[array.type](from + c, length, array.data + offsets[output] + at[output],
-                                                strides[output]);
+            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill, there, 1);
+        kernels_in<T>().scatter_row[array.type](there, length, array.data + offsets[output] + at[output], strides[output]);
     });
 }
 

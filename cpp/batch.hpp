@@ -19,7 +19,8 @@ enum class Loop {
 class Batch {
   public:
     // With `in_order` slices are met in C order; else in the order of their memory.
-    Batch(Operation operation, Slices& slices, double temperature, bool in_order);
+    // `whole_rows`: a kernel needs all classes of a slice at once, however many.
+    Batch(Operation operation, Slices& slices, double temperature, bool in_order, bool whole_rows = false);
 
     std::ptrdiff_t count() const { return count_; }
     std::ptrdiff_t classes() const { return classes_; }
@@ -41,7 +42,7 @@ class Batch {
     int threads_for(std::ptrdiff_t slices) const;
     bool shares_slices(int threads) const;
 
-    // Doubles of memory that `apply` needs of each thread, and `apply_shared` in all.
+    // Doubles of memory that each thread needs.
     std::ptrdiff_t scratch_size() const { return loop_ == Loop::rows ? 0 : operands() * operand_size(); }
 
     // Calls body(offsets, first, length, scratch) for runs of neighbouring slices that make up the units [begin, end), on so
@@ -68,8 +69,8 @@ class Batch {
     // Applies the kernel to up to `slices_at_once` neighbours. The run brings what is one value a slice.
     void apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const;
 
-    // One slice on all threads, in blocks.
-    void apply_shared(Run run, const Offsets& offsets, int threads, double* scratch) const;
+    // One slice, in blocks, on so many threads. The scratch is for all of them.
+    void apply_blocks(Run run, const Offsets& offsets, int threads, double* scratch) const;
 
     // Neighbouring slices of the array in `role` as the kernel wants them: rows one after another, or tiles.
     void gather(Role role, const Offsets& offsets, std::ptrdiff_t length, double* to) const;
@@ -84,6 +85,7 @@ class Batch {
     std::ptrdiff_t classes_, count_ = 0;
     bool in_float_;
     Loop loop_ = Loop::gathered_rows;
+    bool in_blocks_ = false;  // slices too long to be gathered whole
     std::ptrdiff_t unit_ = 1, along_ = 1, units_along_ = 1, units_ = 0, at_once_ = 1;
 
     bool has_upstream() const { return operation_ == softmax_grad || operation_ == log_softmax_grad; }
@@ -100,6 +102,7 @@ class Batch {
     void sort_batch();
     Strided strided(Role role, const Offsets& offsets) const;
     Run with_arrays(Run run, const Offsets& offsets, double* scratch) const;
+    double target_score(const Run& run, const Offsets& offsets) const;
     double fill_of(Role role) const;
     template <class T>
     void gather_row(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const;

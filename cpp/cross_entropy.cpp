@@ -52,7 +52,8 @@ class CrossEntropy {
     CrossEntropy(Slices& slices, const Loss& loss)
         : slices_(slices),
           loss_(loss),
-          batch_(slices.has(output) ? cross_entropy_grad : cross_entropy, slices, loss.temperature, reduced()) {
+          batch_(slices.has(output) ? cross_entropy_grad : cross_entropy, slices, loss.temperature, reduced(),
+                 loss.probabilities || loss.label_smoothing > 0) {
         if (!loss.probabilities && loss.label_smoothing > 0) {
             shared_terms_.reset(new double[batch_.classes()]);
             in_type([&](auto* type) {
@@ -220,7 +221,7 @@ class CrossEntropy {
     }
 
     void compute_shared(int threads) {
-        const std::unique_ptr<double[]> scratch(new double[batch_.scratch_size()]);
+        const std::unique_ptr<double[]> scratch(new double[threads * batch_.scratch_size()]);
         for (std::ptrdiff_t i = 0; i < batch_.count(); ++i) {
             const Offsets at = slices_.batch.at(i);
             const Sample s = sample_at(at);
@@ -233,7 +234,7 @@ class CrossEntropy {
             if (s.target < 0)
                 batch_.apply(run, at, 1, scratch.get());  // there are but zeros to write
             else
-                batch_.apply_shared(run, at, threads, scratch.get());
+                batch_.apply_blocks(run, at, threads, scratch.get());
             if (reduced())
                 sum_.add(result);
             else if (slices_.has(value))

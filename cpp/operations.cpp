@@ -25,18 +25,23 @@ void write_sum(const Slices& slices, const Offsets& at, double log, double sign_
 
 void reduce_weighed(Slices& slices) {
     const Batch batch(logsumexp, slices, 1, false);
-    const std::ptrdiff_t classes = batch.classes();
+    const std::ptrdiff_t classes = batch.classes(), block = std::min(classes, block_classes);
     const int threads = batch.threads_for(batch.count());
-    batch.for_runs(0, batch.units(), threads, batch.count(), 2 * classes,
+    batch.for_runs(0, batch.units(), threads, batch.count(), 2 * block,
                    [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* scratch) {
-                       double* weights = scratch + batch.scratch_size();
-                       double* x = weights + classes;
+                       double* x = scratch + batch.scratch_size();
+                       double* weights = x + block;
                        for (std::ptrdiff_t i = 0; i < length; ++i) {
                            const Offsets at = slices.batch.moved(first, i);
-                           batch.gather_doubles(scores, at, 0, classes, x);
-                           batch.gather_doubles(second, at, 0, classes, weights);
+                           WeighedSum sum;
+                           for (std::ptrdiff_t begin = 0; begin < classes; begin += block) {
+                               const std::ptrdiff_t end = std::min(begin + block, classes);
+                               batch.gather_doubles(scores, at, begin, end, x);
+                               batch.gather_doubles(second, at, begin, end, weights);
+                               kernels().merge_weighed(sum, kernels().measure_weighed(x, weights, end - begin));
+                           }
                            double log, sign_;
-                           kernels().logsumexp_weighed(x, weights, classes, &log, &sign_);
+                           kernels().conclude_weighed(sum, &log, &sign_);
                            write_sum(slices, at, sign_ < 0 && !slices.has(sign) ? nan : log, sign_);
                        }
                    });
@@ -49,9 +54,9 @@ void transform(Operation operation, Slices& slices, double temperature) {
     if (batch.count() == 0 || batch.classes() == 0) return;
     const int threads = batch.threads_for(batch.count());
     if (batch.shares_slices(threads)) {
-        const std::unique_ptr<double[]> scratch(new double[batch.scratch_size()]);
+        const std::unique_ptr<double[]> scratch(new double[threads * batch.scratch_size()]);
         for (std::ptrdiff_t s = 0; s < batch.count(); ++s)
-            batch.apply_shared(Run{}, slices.batch.at(s), threads, scratch.get());
+            batch.apply_blocks(Run{}, slices.batch.at(s), threads, scratch.get());
         return;
     }
     batch.for_runs(0, batch.units(), threads, batch.slices_at_once(), 0,
@@ -66,12 +71,12 @@ void reduce(Slices& slices) {
     const int threads = batch.threads_for(batch.count());
     Run run;
     if (batch.shares_slices(threads)) {
-        const std::unique_ptr<double[]> scratch(new double[batch.scratch_size()]);
+        const std::unique_ptr<double[]> scratch(new double[threads * batch.scratch_size()]);
         double log;
         run.value = &log;
         for (std::ptrdiff_t s = 0; s < batch.count(); ++s) {
             const Offsets at = slices.batch.at(s);
-            batch.apply_shared(run, at, threads, scratch.get());
+            batch.apply_blocks(run, at, threads, scratch.get());
             write_sum(slices, at, log, sign_of_sum(log));
         }
         return;

@@ -224,7 +224,7 @@ def test_a_chosen_class_of_logit_minus_infinity_has_infinite_loss():
 # weight
 
 
-@pytest.mark.parametrize("dtype", [*FLOATING, np.dtype("int32"), np.dtype("uint8"), np.dtype("bool")], ids=str)
+@pytest.mark.parametrize("dtype", [*FLOATING, *map(np.dtype, ("longdouble", "int32", "uint8", "bool"))], ids=str)
 def test_weights_may_have_any_real_dtype(dtype, case):
     logits, targets = case
     weight = np.array([1, 0, 1, 1, 0, 1, 1]).astype(dtype)
@@ -312,7 +312,7 @@ def test_upstream_scales_the_gradient_and_leaves_the_loss(reduction, case):
     assert_same_bits(fs.cross_entropy_grad(logits, targets, upstream=-3.5, **options), scaled)
 
 
-@pytest.mark.parametrize("dtype", [*FLOATING, np.dtype("int64"), np.dtype("bool")], ids=str)
+@pytest.mark.parametrize("dtype", [*FLOATING, *map(np.dtype, ("longdouble", "int64", "bool"))], ids=str)
 def test_upstream_may_be_an_array_of_any_real_dtype_and_layout(dtype, case, rng):
     logits, targets = case[0].astype(np.float32), case[1]
     upstream = rng.integers(0, 2, targets.shape).astype(dtype)

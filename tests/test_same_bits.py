@@ -87,7 +87,7 @@ def test_of_a_batch_in_chunks(call, dtype):
     for shape in [(131, 2), (131, 7), (67, 40), (20, 1025)]:
         inputs = Inputs.normal(shape, dtype)
         wanted = results(call(fs, inputs, -1))
-        for size in (1, 5, 16, 17, 64):
+        for size in (5, 16, 17, 64):
             for axis in (0, 1):
                 for start in range(0, shape[0], size):
                     chunk = slice(start, start + size)
@@ -125,15 +125,14 @@ def test_of_broadcast_arrays_and_their_copies(call, dtype):
             assert_all_same_bits(call(fs, given.view(axis), axis), call(fs, given.move(axis), axis))
 
 
-@pytest.mark.parametrize("n", [2, 5])
 @each_dtype
 @each_call_and_reduction
-def test_for_every_number_of_threads(call, dtype, n, threads):
+def test_for_every_number_of_threads(call, dtype, threads):
     for shape in [(15_001, 3), (1_031, 33), (13, 5000), (2, 70_001)]:
         inputs = Inputs.normal(shape, dtype)
         with threads(1):
             wanted = call(fs, inputs, -1)
-        with threads(n):
+        with threads(3):
             assert_all_same_bits(call(fs, inputs, -1), wanted)
             assert_all_same_bits(moved_back(call(fs, inputs.move(0), 0), 2, 0), wanted)
 
@@ -143,7 +142,7 @@ def test_for_every_number_of_threads_of_one_very_long_slice(call, threads):
     inputs = Inputs.normal((1, 1_000_003), np.float32)
     with threads(1):
         wanted = call(fs, inputs, -1)
-    for n in (2, 5):
+    for n in (2, 3, 8):
         with threads(n):
             assert_all_same_bits(call(fs, inputs, -1), wanted)
 

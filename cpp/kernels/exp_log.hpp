@@ -194,7 +194,10 @@ FASTSOFTMAX_ONCE Double2 log1p_long(Double2 u) {
     const Pack<double> whole = b.exponent * ln2;
     const Pack<double> part = fma(b.exponent, ln2, -whole) + b.exponent * broadcast(ExpConstants<double>::ln2_low);
     const Double2 sum = two_sum(whole, s.high + s.high);
-    return fast_two_sum(sum.high, sum.low + ((s.low + s.low) + (part + tail)) + not_finite);
+    const Double2 log = fast_two_sum(sum.high, sum.low + ((s.low + s.low) + (part + tail)) + not_finite);
+    // As small as this, log(1 + u) is u, and what is subnormal must not be rounded again.
+    const Mask<double> tiny = less(u.high, broadcast(0x1p-110)) & less(broadcast(-0x1p-110), u.high);
+    return {select(tiny, u.high, log.high), select(tiny, u.low, log.low)};
 }
 
 }  // namespace

@@ -78,7 +78,16 @@ struct Statistics {
     double reference = 0;     // an integer
     double top[2] = {0, 0};   // the exponential of the largest entry; NaN where max is infinite
     double rest[2] = {0, 0};  // the sum of the others'; of the gradients of the transforms: their sum over the slice
-    double target_score = 0;  // of a loss: set by `conclude`, before the scores may be overwritten
+    double target_score = 0;  // of a loss: read before anything is written
+};
+
+// What a block of a slice says of its weighed sum: sum * 2^reference * exp(shift), unless something infinite decides.
+struct WeighedSum {
+    double shift = 0, reference = 0;
+    double sum[2] = {0, 0};
+    bool none = true;                           // nothing takes part
+    bool positive = false, negative = false;    // there is an infinite term of that sign
+    bool undefined = false;                     // there is a NaN
 };
 
 // A slice of more classes than this is summed in blocks of this many, from the first class on: a part of the order of
@@ -97,7 +106,7 @@ struct KernelsIn {
     // One long row (the run's only slice) in blocks, for threads that share it: measure each block, merge them in order,
     // conclude what is one value a slice, write each block.
     Statistics (*measure[operations])(const Run&, std::ptrdiff_t begin, std::ptrdiff_t end);
-    void (*conclude[operations])(const Run&, Statistics&);
+    void (*conclude[operations])(const Run&, const Statistics&);
     void (*write[operations])(const Run&, const Statistics&, std::ptrdiff_t begin, std::ptrdiff_t end);
 
     // Elements to rows and tiles of T, and back. Strides in bytes.
@@ -123,8 +132,10 @@ struct Kernels {
     KernelsIn<float> in_float;
     KernelsIn<double> in_double;
 
-    // log|sum of b exp(x)| and the sign of the sum.
-    void (*logsumexp_weighed)(const double* x, const double* b, std::ptrdiff_t count, double* log, double* sign);
+    // log|sum of b exp(x)| and its sign: measure each block, merge them in order, conclude.
+    WeighedSum (*measure_weighed)(const double* x, const double* b, std::ptrdiff_t count);
+    void (*merge_weighed)(WeighedSum& left, const WeighedSum& right);
+    void (*conclude_weighed)(const WeighedSum&, double* log, double* sign);
 };
 
 }  // namespace fastsoftmax

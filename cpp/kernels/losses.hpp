@@ -68,8 +68,8 @@ struct MinusLog {
     }
 };
 
-// The gradient of up to a pack of slices: scale * (total p - terms - chosen at the target). At the target and the largest
-// class that cancels; there it is computed apart.
+// The gradient of up to a pack of slices: scale * (total p - terms - chosen at the target). At the target and at a class that
+// dominates this cancels; there it is computed apart.
 template <class T>
 struct LossGradient {
     static constexpr int lanes = Pack<T>::lanes;
@@ -78,7 +78,8 @@ struct LossGradient {
     Pack<T> factor;                            // of the terms
     std::int64_t at_target[lanes], at_max[lanes];  // -1: nothing apart
     Pack<T> target_value, max_value;
-    bool wide;
+    Mask<T> wide;  // slices whose factors no two floats hold: by way of double
+    bool any_wide = false;
 
     // term_at(c, i): the term of class c of slice i.
     template <class TermAt>
@@ -87,9 +88,10 @@ struct LossGradient {
                                     TermAt term_at)
         : probability(measured.groups, numerator(run, first, count, targets, spread)),
           scale(PerSlice<T>::of(run.scale + first, count)),
-          factor(rounded(scale)),
-          wide(probability.wide) {
+          factor(rounded(scale)) {
         double target_weights[lanes] = {}, max_weights[lanes] = {};
+        Integer<T> is_wide[lanes] = {};
+        const Mask<T> dominates = dominant(measured.groups);
         for (int i = 0; i < lanes; ++i) {
             at_target[i] = at_max[i] = -1;
             if (i >= count || targets.ignored[i]) continue;
@@ -99,12 +101,14 @@ struct LossGradient {
                 target_weights[i] = run.chosen[first + i] + (run.terms ? term_at(targets.index[i], i) : 0);
                 if (targets.index[i] == largest) max_weights[i] = run.chosen[first + i];
             }
-            if (run.terms) {
-                max_weights[i] += term_at(largest, i);
-                wide = wide || !fits_float(run.scale[first + i]);
+            if (run.terms) max_weights[i] += term_at(largest, i);
+            if (max_weights[i] != 0 && lane(dominates, i)) at_max[i] = largest;
+            if (sizeof(T) == 4 && !(fits_float(probability.whole.at(i)) && (!run.terms || fits_float(scale.at(i))))) {
+                is_wide[i] = -1;
+                any_wide = true;
             }
-            if (max_weights[i] != 0) at_max[i] = largest;
         }
+        wide = load_pack<Integer<T>>(is_wide);
         const GradientEnds<T> ends(measured.groups, target_exponentials, sum(targets, spread),
                                    PerSlice<T>::of(target_weights, lanes), PerSlice<T>::of(max_weights, lanes), scale);
         target_value = rounded(ends.at_target);
@@ -115,18 +119,22 @@ struct LossGradient {
         probability = all.probability.of_lane(i);
         scale = PerSlice<T>::all(all.scale.at(i));
         factor = ::spread(all.factor, i);
+        wide = ::spread(all.wide, i);
+        any_wide = lane(all.wide, i) != 0;
     }
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
-        return wide ? rounded(probability.widely(e)) : probability(e);
+        const Pack<T> value = probability(e);
+        return any_wide ? select(wide, rounded(probability.widely(e)), value) : value;
     }
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> term) const {
-        if (!wide) return probability(e, term * factor);
-        PerSlice<T> value = probability.widely(e);
+        const Pack<T> value = probability(e, term * factor);
+        if (!any_wide) return value;
+        PerSlice<T> exact = probability.widely(e);
         const PerSlice<T> u = exactly(term);
-        for (int i = 0; i < groups<T>; ++i) value.group[i] = value.group[i] - u.group[i] * scale.group[i];
-        return rounded(value);
+        for (int i = 0; i < groups<T>; ++i) exact.group[i] = exact.group[i] - u.group[i] * scale.group[i];
+        return select(wide, rounded(exact), value);
     }
 
   private:

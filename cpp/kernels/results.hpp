@@ -88,7 +88,6 @@ template <class T>
 struct Probability {
     Two<Pack<T>> factor;
     PerSlice<T> whole;
-    bool wide = false;  // whether a factor leaves the range where its two floats are normal: then by way of double
 
     FASTSOFTMAX_ONCE explicit Probability(const Groups<T>& g) {
         factor = parts(g, [](const Group& s) __attribute__((always_inline)) {
@@ -109,7 +108,6 @@ struct Probability {
             PerSlice<T> left;
             for (int i = 0; i < groups<T>; ++i) {
                 left.group[i] = f.high.group[i] - kept.group[i];
-                for (int k = 0; k < Pack<double>::lanes; ++k) wide |= !fits_float(lane(f.high.group[i], k));
             }
             factor.low = rounded(left);
         } else {
@@ -145,8 +143,16 @@ struct Probability {
     }
 };
 
-// The largest entry of a slice whose probability passes 2/3: its log is minus that of 1 + rest / top, free of cancellation.
-// (Below, the general formula is as good, and gives equal entries equal results.)
+// Slices whose largest entry has a probability above 2/3. What would cancel is computed apart for that entry; below, the
+// general formulas are as good, and give equal entries equal results.
+template <class T>
+FASTSOFTMAX_ONCE Mask<T> dominant(const Groups<T>& g) {
+    const Pack<T> ratio =
+        part(g, [](const Group& s) __attribute__((always_inline)) { return s.rest.high / s.top.high; });
+    return less(ratio, broadcast(T(0.5)));
+}
+
+// The log-probability of an entry that dominates: minus the log of 1 + rest / top.
 template <class T>
 struct Dominance {
     Mask<T> mask;
@@ -155,14 +161,46 @@ struct Dominance {
     FASTSOFTMAX_INLINE Dominance(const Dominance& all, int i)
         : mask(spread(all.mask, i)), log_probability(spread(all.log_probability, i)) {}
 
-    FASTSOFTMAX_ONCE explicit Dominance(const Groups<T>& g) {
-        const Pack<T> ratio =
-            part(g, [](const Group& s) __attribute__((always_inline)) { return s.rest.high / s.top.high; });
-        mask = less(ratio, broadcast(T(0.5)));
+    FASTSOFTMAX_ONCE explicit Dominance(const Groups<T>& g) : mask(dominant(g)) {
         log_probability = -part(g, [](const Group& s) __attribute__((always_inline)) {
             const Double2 log = log_total<T>(s.top, s.rest);
             return log.high + log.low;
         });
+    }
+};
+
+// Probabilities from exponentials. Error: 1.6 ULP. Of an entry that dominates, top / (top + rest): at most 1, and 1 where
+// nothing else counts.
+template <class T>
+struct Softmax {
+    Probability<T> probability;
+    Mask<T> mask;
+    bool any_dominates;
+    Pack<T> largest_exponential, largest_probability;
+
+    FASTSOFTMAX_ONCE Softmax(const Groups<T>& g, double temperature) : probability(g), mask(dominant(g)) {
+        const Pack<T> max = part(g, [](const Group& s) __attribute__((always_inline)) { return s.max; });
+        with_exponential(g, temperature,
+                         [&](auto exp) __attribute__((always_inline)) { largest_exponential = exp(max); });
+        largest_probability = part(g, [](const Group& s) __attribute__((always_inline)) {
+            const Double2 p = sizeof(T) == 4 ? Double2{s.top.high / (s.top.high + s.rest.high), broadcast(0.0)}
+                                             : divide(s.top, add(s.top, s.rest));
+            return p.high + p.low;
+        });
+        any_dominates = false;
+        for (int i = 0; i < Pack<T>::lanes; ++i) any_dominates |= lane(mask, i) != 0;
+    }
+
+    FASTSOFTMAX_INLINE Softmax(const Softmax& all, int i)
+        : probability(all.probability.of_lane(i)),
+          mask(spread(all.mask, i)),
+          any_dominates(lane(all.mask, i) != 0),
+          largest_exponential(spread(all.largest_exponential, i)),
+          largest_probability(spread(all.largest_probability, i)) {}
+
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
+        const Pack<T> p = probability(e);
+        return any_dominates ? select(equal(e, largest_exponential) & mask, largest_probability, p) : p;
     }
 };
 

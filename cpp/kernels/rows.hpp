@@ -213,9 +213,9 @@ FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Groups<T>& 
 template <bool kept, class T>
 FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Groups<T>& g, std::ptrdiff_t begin,
                                     std::ptrdiff_t end) {
-    const Probability<T> probabilities(g);
+    const Softmax<T> all(g, rows.run.temperature);
     with_exponentials<kept>(rows, g, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
-        const auto probability = probabilities.of_lane(i);
+        const Softmax<T> probability(all, i);
         transform(from, rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
             return probability(exp(v));
         });
@@ -420,12 +420,10 @@ void merge_row(const Run& run, Statistics& left, const Statistics& right) {
 }
 
 template <Operation op, class T>
-void conclude_row(const Run& run, Statistics& s) {
+void conclude_row(const Run& run, const Statistics& s) {
     const Rows<T> rows = {run, 0, 1};
     const Targets<T> targets(run, 0, is_loss<op>);
-    const Pack<T> scores = is_loss<op> ? target_scores(rows, targets) : broadcast(T(0));
-    s.target_score = static_cast<double>(lane(scores, 0));
-    conclude<op>(rows, measured_of<T>(&s, 1), targets, scores);
+    conclude<op>(rows, measured_of<T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)));
 }
 
 template <Operation op, class T>

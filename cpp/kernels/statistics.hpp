@@ -151,20 +151,24 @@ FASTSOFTMAX_INLINE void set(double (&parts)[2], Double2 value) {
     parts[1] = lane(value.low, 0);
 }
 
+// exp(difference) * 2^exponent, 0 where that is below 2^-1000: the scale of one block relative to that of another.
+FASTSOFTMAX_ONCE Double2 relative_scale(Double2 difference, double exponent) {
+    const Pack<double> n = round_to_integer(difference.high * broadcast(ExpConstants<double>::log2e));
+    const double power = lane(n, 0) + exponent;
+    if (!(power > -1000)) return {broadcast(0.0), broadcast(0.0)};
+    const Double2 mantissa = exp_reduced(difference, n);
+    const Pack<double> scale = power_of_two(broadcast(power));
+    return {mantissa.high * scale, mantissa.low * scale};
+}
+
 // Two blocks of one slice as one, left before right.
 FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const Statistics& right) {
     const bool right_wins = right.max > left.max;
     const Statistics& high = right_wins ? right : left;
     const Statistics& low = right_wins ? left : right;
-    // The loser's scale relative to the winner's: exp((low.shift - high.shift) / T) * 2^(references' difference).
     const Pack<double> t = broadcast(run.temperature);
     const Double2 difference = divide(two_sum(broadcast(low.shift), broadcast(-high.shift)), {t, broadcast(0.0)});
-    const Pack<double> n = round_to_integer(difference.high * broadcast(ExpConstants<double>::log2e));
-    const Double2 mantissa = exp_reduced(difference, n);
-    const double exponent = lane(n, 0) + low.reference - high.reference;
-    const bool vanishes = !(exponent > -1000);
-    const Pack<double> power = vanishes ? broadcast(0.0) : power_of_two(broadcast(exponent));
-    const Double2 factor = vanishes ? Double2{power, power} : Double2{mantissa.high * power, mantissa.low * power};
+    const Double2 factor = relative_scale(difference, low.reference - high.reference);
     Double2 loser = broadcast2(low.rest);
     if (low.max > -infinity) loser = add(loser, broadcast2(low.top));
     Statistics merged = high;

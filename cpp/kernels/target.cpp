@@ -87,7 +87,9 @@ Kernels make_kernels() {
     fill_scatter<BFloat16, bfloat16>(k);
     fill_scatter<float, float32>(k);
     fill_scatter<double, float64>(k);
-    k.logsumexp_weighed = ::logsumexp_weighed;
+    k.measure_weighed = ::measure_weighed;
+    k.merge_weighed = ::merge_weighed;
+    k.conclude_weighed = ::conclude_weighed;
     k.in_float.exp = plain_exp<float>;
     k.in_double.exp = plain_exp<double>;
     k.in_float.log1p = plain_log1p<float>;

@@ -252,7 +252,7 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
         return measure_tile_block<op, T, keep>(run, tile, begin, end);
     });
     if constexpr (op == fastsoftmax::softmax) {
-        const Probability<T> probability(measured.groups);
+        const Softmax<T> probability(measured.groups, run.temperature);
         if constexpr (keep) {
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(tile.score(c)));
         } else {

@@ -33,44 +33,32 @@ FASTSOFTMAX_INLINE void for_weighed(const double* x, const double* b, std::ptrdi
 
 // Each term is split into a mantissa, exact to 2^-56, and an exponent of its own, so that neither can overflow. Error of the
 // result: 2^-55 (1 + sum |b| exp(x) / |sum b exp(x)|), and its rounding.
-void logsumexp_weighed(const double* x, const double* b, std::ptrdiff_t count, double* log, double* sign) {
-    const Pack<double> zero = broadcast(0.0), none = broadcast(-infinity), top = broadcast(infinity);
-    // What takes part has a weight; where its score is infinite, the weight's sign decides, or nothing does.
+fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::ptrdiff_t count) {
+    const Pack<double> zero = broadcast(0.0), one = broadcast(1.0), none = broadcast(-infinity), top = broadcast(infinity);
+    fastsoftmax::WeighedSum s;
+    // What takes part has a weight; where its score or weight is infinite, the weight's sign decides.
     Pack<double> largest = none, positive = zero, negative = zero, undefined = zero;
     for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
-        const Pack<double> one = broadcast(1.0);
-        const Mask<double> absent = equal(w, zero);
-        const Pack<double> score = select(absent, none, v);
-        const Pack<double> size = max(w, -w);
+        const Pack<double> score = select(equal(w, zero), none, v);
         largest = max(score, largest);
-        const Mask<double> present = equal(score, score) & equal(w, w);
-        undefined = select(present, undefined, one);
-        const Mask<double> infinite_weight = equal(size, top);
+        undefined = select(equal(score, score) & equal(w, w), undefined, one);
+        const Mask<double> infinite_weight = equal(max(w, -w), top);
         undefined = select(infinite_weight & equal(score, none), one, undefined);
         const Mask<double> infinite = equal(score, top) | infinite_weight;
         positive = select(infinite & less(zero, w), one, positive);
         negative = select(infinite & less(w, zero), one, negative);
     });
-    const bool up = fold_max(positive) > 0, down = fold_max(negative) > 0;
-    if (fold_max(undefined) > 0 || (up && down)) {
-        *log = *sign = __builtin_nan("");
-        return;
-    }
-    if (up || down) {
-        *log = infinity;
-        *sign = up ? 1 : -1;
-        return;
-    }
+    s.undefined = fold_max(undefined) > 0;
+    s.positive = fold_max(positive) > 0;
+    s.negative = fold_max(negative) > 0;
     const double max_score = fold_max(largest);
-    if (max_score == -infinity) {
-        *log = -infinity;
-        *sign = 0;
-        return;
-    }
+    s.none = max_score == -infinity;
+    if (s.none || s.undefined || s.positive || s.negative) return s;
+
     // Beyond this a score less the largest is exact wherever its term is more than 2^-800 of the whole (Sterbenz): weights
     // differ by at most 2^2100.
-    const bool far = max_score > 8192 || max_score < -8192;
-    const Pack<double> shift = broadcast(far ? max_score : 0.0), log2e = broadcast(ExpConstants<double>::log2e);
+    if (max_score > 8192 || max_score < -8192) s.shift = max_score;
+    const Pack<double> shift = broadcast(s.shift), log2e = broadcast(ExpConstants<double>::log2e);
     // A score this far down is as good as the next; so its exponent is exact.
     const Pack<double> lowest = broadcast(-0x1p20);
     Pack<double> exponent = none;
@@ -78,38 +66,70 @@ void logsumexp_weighed(const double* x, const double* b, std::ptrdiff_t count, d
         const Pack<double> n = round_to_integer(max(lowest, v - shift) * log2e) + split(w).exponent;
         exponent = max(select(equal(w, zero) | equal(v, none), none, n), exponent);
     });
-    const Pack<double> reference = broadcast(fold_max(exponent));
+    s.reference = fold_max(exponent);
 
+    const Pack<double> reference = broadcast(s.reference);
     Accumulator<double> sum;
     for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
         const Split weight = split(w);
-        const Mask<double> absent = equal(w, zero);
+        const Mask<double> absent = equal(w, zero) | equal(v, none);
         const Pack<double> score = select(absent, zero, max(lowest, v - shift));
         const Pack<double> n = round_to_integer(score * log2e);
         const Double2 value = exp_reduced({score, zero}, n);
         const Pack<double> k = n + weight.exponent - reference;
-        const Mask<double> counts = less(broadcast(-800.0), k) & less(none, v);
         const Pack<double> power = power_of_two(max(broadcast(-800.0), k)) * weight.mantissa;
-        const Pack<double> factor = select(absent, zero, select(counts, power, zero));
+        const Pack<double> factor = select(absent, zero, select(less(broadcast(-800.0), k), power, zero));
         sum.add_product(value.high, factor);
         sum.add(value.low * factor);
     });
     const Two<double> total = sum.total();
-    if (total.high == 0) {
+    s.sum[0] = total.high;
+    s.sum[1] = total.low;
+    return s;
+}
+
+void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum& right) {
+    const bool right_wins = right.shift * ExpConstants<double>::log2e + right.reference >
+                            left.shift * ExpConstants<double>::log2e + left.reference;
+    const bool take_right = left.none || (!right.none && right_wins);
+    const fastsoftmax::WeighedSum& high = take_right ? right : left;
+    const fastsoftmax::WeighedSum& low = take_right ? left : right;
+    fastsoftmax::WeighedSum merged = high;
+    if (!low.none) {
+        const Double2 difference = two_sum(broadcast(low.shift), broadcast(-high.shift));
+        const Double2 factor = relative_scale(difference, low.reference - high.reference);
+        set(merged.sum, add(broadcast2(high.sum), multiply(broadcast2(low.sum), factor)));
+    }
+    merged.undefined = left.undefined || right.undefined;
+    merged.positive = left.positive || right.positive;
+    merged.negative = left.negative || right.negative;
+    left = merged;
+}
+
+void conclude_weighed(const fastsoftmax::WeighedSum& s, double* log, double* sign) {
+    if (s.undefined || (s.positive && s.negative)) {
+        *log = *sign = __builtin_nan("");
+        return;
+    }
+    if (s.positive || s.negative) {
+        *log = infinity;
+        *sign = s.positive ? 1 : -1;
+        return;
+    }
+    if (s.none || s.sum[0] == 0) {
         *log = -infinity;
         *sign = 0;
         return;
     }
-    const double direction = total.high < 0 ? -1 : 1;
-    const Split s = split(broadcast(direction * total.high));
-    const Pack<double> scale = power_of_two(-s.exponent);
-    const Double2 excess = two_sum(s.mantissa - broadcast(1.0), broadcast(direction * total.low) * scale);
-    const Double2 log_mantissa = log1p_long(excess);
-    const Pack<double> whole = reference + s.exponent;
+    const double direction = s.sum[0] < 0 ? -1 : 1;
+    const Split whole = split(broadcast(direction * s.sum[0]));
+    const Pack<double> scale = power_of_two(-whole.exponent);
+    const Double2 excess = two_sum(whole.mantissa - broadcast(1.0), broadcast(direction * s.sum[1]) * scale);
+    const Pack<double> exponent = broadcast(s.reference) + whole.exponent;
     const Pack<double> ln2 = broadcast(ExpConstants<double>::ln2_high);
-    const Pack<double> product = whole * ln2;
-    const Double2 rest = {product, fma(whole, ln2, -product) + whole * broadcast(ExpConstants<double>::ln2_low)};
-    const Double2 result = add(add({shift, zero}, rest), log_mantissa);
+    const Pack<double> product = exponent * ln2;
+    const Double2 rest = {product, fma(exponent, ln2, -product) + exponent * broadcast(ExpConstants<double>::ln2_low)};
+    const Double2 result = add(add({broadcast(s.shift), broadcast(0.0)}, rest), log1p_long(excess));
     *log = lane(result.high + result.low, 0);
     *sign = direction;
 }
