@@ -79,7 +79,8 @@ class CrossEntropy {
             const double total = sum_.total();
             const bool mean = loss_.reduction == Reduction::mean;
             const double undefined = std::numeric_limits<double>::quiet_NaN();
-            write_double(slices_.arrays[value], 0, mean ? none_counts_ ? undefined : total / divisor_ : total);
+            const double result = mean ? none_counts_ ? undefined : total / divisor_ : total;
+            write_doubles(slices_.arrays[value], 0, 0, 1, &result);
         }
     }
 
@@ -120,41 +121,54 @@ class CrossEntropy {
         OrderedSum weights;
         none_counts_ = true;
         slices_.batch.for_stretches(0, batch_.count(), [&](const Offsets& at, std::ptrdiff_t, std::ptrdiff_t length) {
-            for (std::ptrdiff_t i = 0; i < length; ++i) {
-                const std::int64_t t = target_of(slices_.batch.moved(at, i));
-                if (t < 0) continue;
-                none_counts_ = false;
-                weights.add(loss_.weight ? loss_.weight[t] : 1);
+            std::int64_t targets[slices_per_call];
+            for (std::ptrdiff_t from = 0; from < length; from += slices_per_call) {
+                const std::ptrdiff_t some = std::min(length - from, slices_per_call);
+                read_targets(slices_.batch.moved(at, from), some, targets);
+                for (std::ptrdiff_t i = 0; i < some; ++i) {
+                    if (targets[i] < 0) continue;
+                    none_counts_ = false;
+                    weights.add(loss_.weight ? loss_.weight[targets[i]] : 1);
+                }
             }
         });
         // Weights that sum to 0 leave nothing defined, whatever smoothing adds.
         divisor_ = weights.total() == 0 ? std::numeric_limits<double>::quiet_NaN() : weights.total();
     }
 
-    // -1: ignored.
-    std::int64_t target_of(const Offsets& at) const {
-        const std::int64_t t = read_index(slices_.arrays[target], at[target]);
-        return loss_.ignore_index && t == *loss_.ignore_index ? -1 : t;
+    // The targets of neighbouring slices; -1: ignored.
+    void read_targets(const Offsets& first, std::ptrdiff_t length, std::int64_t* targets) const {
+        read_indices(slices_.arrays[target], first[target], slices_.batch.last().strides[target], length, targets);
+        if (!loss_.ignore_index) return;
+        for (std::ptrdiff_t i = 0; i < length; ++i)
+            if (targets[i] == *loss_.ignore_index) targets[i] = -1;
     }
 
-    // The values of one slice.
-    struct Sample {
-        std::int64_t target = 0;
-        double chosen = 0, scale = 0;
+    // What kernels need of neighbouring slices.
+    struct Samples {
+        std::int64_t targets[slices_per_call];
+        double chosen[slices_per_call], scale[slices_per_call], losses[slices_per_call];
     };
 
-    Sample sample_at(const Offsets& at) const {
-        Sample s;
-        const double from_above =
-            slices_.has(upstream) ? read_double(slices_.arrays[upstream], at[upstream]) : loss_.upstream;
-        s.scale = from_above / divisor_ / loss_.temperature;
-        if (loss_.probabilities) return s;
-        s.target = target_of(at);
-        if (s.target < 0)
-            s.scale = 0;  // whatever comes from above
-        else
-            s.chosen = (1 - loss_.label_smoothing) * (loss_.weight ? loss_.weight[s.target] : 1);
-        return s;
+    void read_samples(const Offsets& first, std::ptrdiff_t length, Samples& s) const {
+        if (slices_.has(upstream)) {
+            read_doubles(slices_.arrays[upstream], first[upstream], slices_.batch.last().strides[upstream], length, s.scale);
+            for (std::ptrdiff_t i = 0; i < length; ++i) s.scale[i] = s.scale[i] / divisor_ / loss_.temperature;
+        } else {
+            std::fill(s.scale, s.scale + length, loss_.upstream / divisor_ / loss_.temperature);
+        }
+        if (loss_.probabilities) return;
+        read_targets(first, length, s.targets);
+        for (std::ptrdiff_t i = 0; i < length; ++i) {
+            const bool counts = s.targets[i] >= 0;
+            s.chosen[i] = counts ? (1 - loss_.label_smoothing) * (loss_.weight ? loss_.weight[s.targets[i]] : 1) : 0;
+            if (!counts) s.scale[i] = 0;  // whatever comes from above
+        }
+    }
+
+    void write_losses(const Offsets& first, std::ptrdiff_t length, const double* losses) const {
+        if (slices_.has(value))
+            write_doubles(slices_.arrays[value], first[value], slices_.batch.last().strides[value], length, losses);
     }
 
     void compute_batch(int threads) {
@@ -177,32 +191,24 @@ class CrossEntropy {
 
     // Neighbouring slices; their losses go to `held`, or to the array of losses.
     void compute_run(const Offsets& first, std::ptrdiff_t length, double* scratch, double* held) const {
-        std::int64_t targets[slices_per_call];
-        double chosen[slices_per_call], scale[slices_per_call], losses[slices_per_call];
-        for (std::ptrdiff_t i = 0; i < length; ++i) {
-            const Sample s = sample_at(slices_.batch.moved(first, i));
-            targets[i] = s.target;
-            chosen[i] = s.chosen;
-            scale[i] = s.scale;
-        }
+        Samples samples;
+        read_samples(first, length, samples);
         Run run;
-        run.value = held ? held : losses;
-        run.scale = scale;
+        run.value = held ? held : samples.losses;
+        run.scale = samples.scale;
         if (loss_.probabilities) {
             double* terms = scratch + batch_.scratch_size();
             gather_terms(first, length, terms);
             run.terms = terms;
             run.own_terms = true;
         } else {
-            run.target = targets;
-            run.chosen = chosen;
+            run.target = samples.targets;
+            run.chosen = samples.chosen;
             run.terms = shared_terms_.get();
             run.spread = shared_spread_;
         }
         batch_.apply(run, first, length, scratch);
-        if (held || !slices_.has(value)) return;
-        for (std::ptrdiff_t i = 0; i < length; ++i)
-            write_double(slices_.arrays[value], slices_.batch.moved(first, i)[value], losses[i]);
+        if (!held) write_losses(first, length, samples.losses);
     }
 
     // Probabilities as terms: rows, or tiles as the scores are.
@@ -224,21 +230,21 @@ class CrossEntropy {
         const std::unique_ptr<double[]> scratch(new double[threads * batch_.scratch_size()]);
         for (std::ptrdiff_t i = 0; i < batch_.count(); ++i) {
             const Offsets at = slices_.batch.at(i);
-            const Sample s = sample_at(at);
-            double result = 0;
+            Samples s;
+            read_samples(at, 1, s);
             Run run;
-            run.value = &result;
-            run.target = &s.target;
-            run.chosen = &s.chosen;
-            run.scale = &s.scale;
-            if (s.target < 0)
+            run.value = s.losses;
+            run.target = s.targets;
+            run.chosen = s.chosen;
+            run.scale = s.scale;
+            if (s.targets[0] < 0)
                 batch_.apply(run, at, 1, scratch.get());  // there are but zeros to write
             else
                 batch_.apply_blocks(run, at, threads, scratch.get());
             if (reduced())
-                sum_.add(result);
-            else if (slices_.has(value))
-                write_double(slices_.arrays[value], at[value], result);
+                sum_.add(s.losses, 1);
+            else
+                write_losses(at, 1, s.losses);
         }
     }
 };
@@ -252,10 +258,15 @@ std::ptrdiff_t find_invalid_target(Slices& slices, std::ptrdiff_t classes, std::
     const std::ptrdiff_t count = slices.batch.size();
     slices.batch.simplify();
     slices.batch.for_stretches(0, count, [&](const Offsets& at, std::ptrdiff_t position, std::ptrdiff_t length) {
-        for (std::ptrdiff_t i = 0; i < length && found < 0; ++i) {
-            const std::int64_t t = read_index(slices.arrays[target], slices.batch.moved(at, i)[target]);
-            const bool valid = (t >= 0 && t < classes) || (ignore_index && t == *ignore_index);
-            if (!valid) found = position + i;
+        const std::ptrdiff_t stride = slices.batch.last().strides[target];
+        std::int64_t targets[slices_per_call];
+        for (std::ptrdiff_t from = 0; from < length && found < 0; from += slices_per_call) {
+            const std::ptrdiff_t some = std::min(length - from, slices_per_call);
+            read_indices(slices.arrays[target], at[target] + from * stride, stride, some, targets);
+            for (std::ptrdiff_t i = 0; i < some && found < 0; ++i) {
+                const bool valid = (targets[i] >= 0 && targets[i] < classes) || (ignore_index && targets[i] == *ignore_index);
+                if (!valid) found = position + from + i;
+            }
         }
     });
     return found;

@@ -15,12 +15,17 @@ namespace {
 constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// The sign of a sum of exponentials, from its log.
-double sign_of_sum(double log) { return std::isnan(log) ? nan : log == -infinity ? 0 : 1; }
+void write_to(const Slices& slices, Role role, const Offsets& first, std::ptrdiff_t length, const double* values) {
+    write_doubles(slices.arrays[role], first[role], slices.batch.last().strides[role], length, values);
+}
 
-void write_sum(const Slices& slices, const Offsets& at, double log, double sign_) {
-    write_double(slices.arrays[value], at[value], log);
-    if (slices.has(sign)) write_double(slices.arrays[sign], at[sign], sign_);
+// Logs of sums of exponentials, and their signs if asked for.
+void write_logs(const Slices& slices, const Offsets& first, std::ptrdiff_t length, const double* logs) {
+    write_to(slices, value, first, length, logs);
+    if (!slices.has(sign)) return;
+    double signs[slices_per_call];
+    for (std::ptrdiff_t i = 0; i < length; ++i) signs[i] = std::isnan(logs[i]) ? nan : logs[i] == -infinity ? 0 : 1;
+    write_to(slices, sign, first, length, signs);
 }
 
 void reduce_weighed(Slices& slices) {
@@ -42,7 +47,9 @@ void reduce_weighed(Slices& slices) {
                            }
                            double log, sign_;
                            kernels().conclude_weighed(sum, &log, &sign_);
-                           write_sum(slices, at, sign_ < 0 && !slices.has(sign) ? nan : log, sign_);
+                           if (sign_ < 0 && !slices.has(sign)) log = nan;
+                           write_to(slices, value, at, 1, &log);
+                           if (slices.has(sign)) write_to(slices, sign, at, 1, &sign_);
                        }
                    });
 }
@@ -77,7 +84,7 @@ void reduce(Slices& slices) {
         for (std::ptrdiff_t s = 0; s < batch.count(); ++s) {
             const Offsets at = slices.batch.at(s);
             batch.apply_blocks(run, at, threads, scratch.get());
-            write_sum(slices, at, log, sign_of_sum(log));
+            write_logs(slices, at, 1, &log);
         }
         return;
     }
@@ -88,8 +95,7 @@ void reduce(Slices& slices) {
                        Run part;
                        part.value = logs;
                        batch.apply(part, first, length, scratch);
-                       for (std::ptrdiff_t i = 0; i < length; ++i)
-                           write_sum(slices, slices.batch.moved(first, i), logs[i], sign_of_sum(logs[i]));
+                       write_logs(slices, first, length, logs);
                    });
 }
 

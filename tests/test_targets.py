@@ -28,7 +28,7 @@ def test_the_core_of_the_suite_passes_on_every_target(target, environment):
     if target == CORE["target"]:
         pytest.skip(f"{target} is the target in use here: the suite itself runs on it")
     done = run(
-        ["-m", "pytest", "-m", "core", "-q", "-p", "no:cacheprovider", "--no-showlocals", str(TESTS)],
+        ["-m", "pytest", "-m", "core", "-p", "no:cacheprovider", "--no-showlocals", str(TESTS)],
         environment,
         FASTSOFTMAX_TARGET=target,
     )

@@ -252,7 +252,7 @@ FASTSOFTMAX_INLINE Pack<float> to_float(DoublePair d) {
 }
 
 // a * b + c, rounded once. Without FMA: float by way of double (a double rounding in rare cases), double by Dekker's exact
-// product, which needs |a|, |b| < 2^996.
+// product (beyond 2^996 rounded twice).
 FASTSOFTMAX_FMA Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double> c) {
     for (int i = 0; i < pack_registers; ++i) {
 #if defined(__AVX512F__)
@@ -272,7 +272,8 @@ FASTSOFTMAX_FMA Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double> c)
         const Register sum = product + c.r[i];
         const Register back = sum - product;
         const Register lost = (product - (sum - back)) + (c.r[i] - back);
-        c.r[i] = sum + (lost + error);
+        const Register fused = sum + (lost + error), plain = a.r[i] * b.r[i] + c.r[i];
+        c.r[i] = fused == fused ? fused : plain;  // the splitter overflows from 2^996 on
 #endif
     }
     return c;
@@ -335,34 +336,39 @@ FASTSOFTMAX_INLINE T fold_max(Pack<T> a) {
     return fold(a, [](auto x, auto y) __attribute__((always_inline)) { return x > y ? x : y; });
 }
 
-// Bit i is set where lane i of a equals that of b.
-template <class T>
-FASTSOFTMAX_INLINE std::uint32_t equal_bits(Pack<T> a, Pack<T> b) {
+// Bit i is set where lane i of the mask is.
+template <class I>
+FASTSOFTMAX_INLINE std::uint32_t lane_bits(Pack<I> mask) {
     std::uint32_t bits = 0;
-    constexpr int width = register_bytes / static_cast<int>(sizeof(T));
+    constexpr int width = register_bytes / static_cast<int>(sizeof(I));
     for (int i = 0; i < pack_registers; ++i) {
         std::uint32_t part = 0;
 #if defined(__AVX512F__)
-        if constexpr (sizeof(T) == 4)
-            part = _mm512_cmp_ps_mask(a.r[i], b.r[i], _CMP_EQ_OQ);
+        if constexpr (sizeof(I) == 4)
+            part = _mm512_movepi32_mask((__m512i)mask.r[i]);
         else
-            part = _mm512_cmp_pd_mask(a.r[i], b.r[i], _CMP_EQ_OQ);
+            part = _mm512_movepi64_mask((__m512i)mask.r[i]);
 #elif defined(__AVX2__)
-        if constexpr (sizeof(T) == 4)
-            part = static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.r[i], b.r[i], _CMP_EQ_OQ)));
+        if constexpr (sizeof(I) == 4)
+            part = static_cast<std::uint32_t>(_mm256_movemask_ps((__m256)mask.r[i]));
         else
-            part = static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(a.r[i], b.r[i], _CMP_EQ_OQ)));
+            part = static_cast<std::uint32_t>(_mm256_movemask_pd((__m256d)mask.r[i]));
 #elif defined(__SSE2__)
-        if constexpr (sizeof(T) == 4)
-            part = static_cast<std::uint32_t>(_mm_movemask_ps(_mm_cmpeq_ps(a.r[i], b.r[i])));
+        if constexpr (sizeof(I) == 4)
+            part = static_cast<std::uint32_t>(_mm_movemask_ps((__m128)mask.r[i]));
         else
-            part = static_cast<std::uint32_t>(_mm_movemask_pd(_mm_cmpeq_pd(a.r[i], b.r[i])));
+            part = static_cast<std::uint32_t>(_mm_movemask_pd((__m128d)mask.r[i]));
 #else
-        for (int k = 0; k < width; ++k) part |= static_cast<std::uint32_t>(a.r[i][k] == b.r[i][k]) << k;
+        for (int k = 0; k < width; ++k) part |= static_cast<std::uint32_t>(mask.r[i][k] != 0) << k;
 #endif
         bits |= part << (i * width);
     }
     return bits;
+}
+
+template <class T>
+FASTSOFTMAX_INLINE std::uint32_t equal_bits(Pack<T> a, Pack<T> b) {
+    return lane_bits(equal(a, b));
 }
 
 // Lane by lane: for what happens once a slice.

@@ -147,9 +147,10 @@ struct Probability {
 // general formulas are as good, and give equal entries equal results.
 template <class T>
 FASTSOFTMAX_ONCE Mask<T> dominant(const Groups<T>& g) {
-    const Pack<T> ratio =
-        part(g, [](const Group& s) __attribute__((always_inline)) { return s.rest.high / s.top.high; });
-    return less(ratio, broadcast(T(0.5)));
+    const Pack<T> excess = part(g, [](const Group& s) __attribute__((always_inline)) {
+        return s.rest.high - broadcast(0.5) * s.top.high;
+    });
+    return less(excess, broadcast(T(0)));
 }
 
 // The log-probability of an entry that dominates: minus the log of 1 + rest / top.
@@ -183,12 +184,11 @@ struct Softmax {
         with_exponential(g, temperature,
                          [&](auto exp) __attribute__((always_inline)) { largest_exponential = exp(max); });
         largest_probability = part(g, [](const Group& s) __attribute__((always_inline)) {
-            const Double2 p = sizeof(T) == 4 ? Double2{s.top.high / (s.top.high + s.rest.high), broadcast(0.0)}
-                                             : divide(s.top, add(s.top, s.rest));
+            if constexpr (sizeof(T) == 4) return s.top.high / (s.top.high + s.rest.high);
+            const Double2 p = divide(s.top, add(s.top, s.rest));
             return p.high + p.low;
         });
-        any_dominates = false;
-        for (int i = 0; i < Pack<T>::lanes; ++i) any_dominates |= lane(mask, i) != 0;
+        any_dominates = lane_bits(mask) != 0;
     }
 
     FASTSOFTMAX_INLINE Softmax(const Softmax& all, int i)
@@ -253,7 +253,8 @@ FASTSOFTMAX_ONCE Pack<double> minus_log_probability(const Group& g, Pack<double>
     if constexpr (sizeof(T) == 4) {
         return difference / t + log.high;
     } else {
-        const Double2 sum = add(divide(two_sum(g.max, -x), {t, broadcast(0.0)}), log);
+        const Double2 exact = two_sum(g.max, -x);
+        const Double2 sum = add(temperature == 1 ? exact : divide(exact, {t, broadcast(0.0)}), log);
         return select(less(difference, broadcast(infinity)), sum.high + sum.low, difference + log.high);
     }
 }

@@ -268,10 +268,10 @@ FASTSOFTMAX_ONCE void set_maxima(Groups<T>& g, const Pack<double> (&maxima)[grou
 }
 
 template <class T>
-FASTSOFTMAX_ONCE bool any_shift(const Groups<T>& g) {
-    bool any = false;
-    for (const Group& s : g.group) any |= fold_max(max(s.shift, -s.shift)) > 0;
-    return any;
+FASTSOFTMAX_INLINE bool any_shift(const Groups<T>& g) {
+    std::uint32_t none = ~0u;
+    for (const Group& s : g.group) none &= equal_bits(s.shift, broadcast(0.0));
+    return none != (1u << Pack<double>::lanes) - 1;
 }
 
 template <class T>
