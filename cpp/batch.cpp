@@ -12,13 +12,17 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// Slices of at most this many classes go through tiles: a pack holds one class of many slices, where a row would leave most
-// of a pack empty.
+// Slices of at most this many classes go through tiles: a pack holds one class of many slices, where a row would leave
+// most of a pack empty.
 constexpr std::ptrdiff_t few_classes = 32;
 // So many elements pay for waking another thread.
 constexpr std::ptrdiff_t elements_per_thread = 16384;
-// Gathered slices are taken together up to this size (half of a first-level cache); tiles up to this number.
+// Gathered slices are taken together up to this size (half of a first-level cache), and up to so many tiles.
 constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
+// Where classes are apart in memory, so many tiles make a line of one class long enough (1 KiB) not to spend the time
+// on pages and on lines that push each other out of the cache; up to this size (half of the smallest second-level cache
+// in use).
+constexpr std::ptrdiff_t strided_bytes_at_once = 262144;
 
 std::ptrdiff_t bytes_of(ElementType type) {
     constexpr std::ptrdiff_t bytes[element_types] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
@@ -59,7 +63,9 @@ Batch::Batch(Operation operation, Slices& slices, double temperature, bool in_or
 
 // Neighbours in memory become neighbours in the loop, where the order of slices is free.
 void Batch::sort_batch() {
-    const auto distance = [](const Axis& axis) { return std::abs(axis.strides[scores]) + std::abs(axis.strides[output]); };
+    const auto distance = [](const Axis& axis) {
+        return std::abs(axis.strides[scores]) + std::abs(axis.strides[output]);
+    };
     const auto begin = slices_.batch.axis.begin();
     std::stable_sort(begin, begin + slices_.batch.count,
                      [&](const Axis& a, const Axis& b) { return distance(a) > distance(b); });
@@ -72,7 +78,8 @@ bool Batch::rows_in_place() const {
         if (array.type != (in_float_ ? float32 : float64) || array.swapped) return false;
         if (slices_.classes.last().strides[r] != width()) return false;
         bool aligned = reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(width()) == 0;
-        for (int i = 0; i < slices_.batch.count; ++i) aligned = aligned && slices_.batch.axis[i].strides[r] % width() == 0;
+        for (int i = 0; i < slices_.batch.count; ++i)
+            aligned = aligned && slices_.batch.axis[i].strides[r] % width() == 0;
         if (!aligned) return false;
     }
     return true;
@@ -99,7 +106,8 @@ void Batch::choose_loop(bool in_order) {
     if (neighbours || classes_ <= few_classes) {
         loop_ = Loop::tiles;
         unit_ = lanes();
-        at_once_ = unit_ * std::clamp<std::ptrdiff_t>(bytes_at_once / (slice_bytes * unit_), 1, tiles_at_once);
+        const std::ptrdiff_t most = neighbours ? strided_bytes_at_once : bytes_at_once;
+        at_once_ = unit_ * std::clamp<std::ptrdiff_t>(most / (slice_bytes * unit_), 1, tiles_at_once);
     } else {
         at_once_ = std::clamp<std::ptrdiff_t>(bytes_at_once / slice_bytes, 1, lanes());
     }
@@ -112,7 +120,8 @@ int Batch::threads_for(std::ptrdiff_t slices) const {
 }
 
 bool Batch::shares_slices(int threads) const {
-    return threads > 1 && classes_ > block_classes && loop_ != Loop::tiles && units_ < 4 * static_cast<std::ptrdiff_t>(threads);
+    return threads > 1 && classes_ > block_classes && loop_ != Loop::tiles &&
+           units_ < 4 * static_cast<std::ptrdiff_t>(threads);
 }
 
 // Doubles for one array's rows or tiles, in whole cache lines.
@@ -213,7 +222,8 @@ void Batch::apply_blocks(Run run, const Offsets& offsets, int threads, double* s
         if (!has_output()) return;
         for_blocks([&](const Run& block, std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
             k.write[operation_](block, all, begin, end);
-            if (loop_ == Loop::gathered_rows) scatter_row(offsets, begin, end, reinterpret_cast<T*>(block.out.data) + begin);
+            if (loop_ == Loop::gathered_rows)
+                scatter_row(offsets, begin, end, reinterpret_cast<T*>(block.out.data) + begin);
         });
     });
 }
@@ -228,7 +238,8 @@ void Batch::gather(Role role, const Offsets& offsets, std::ptrdiff_t length, dou
     });
 }
 
-void Batch::gather_doubles(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, double* to) const {
+void Batch::gather_doubles(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end,
+                           double* to) const {
     gather_row(role, offsets, begin, end, to);
 }
 
@@ -252,11 +263,11 @@ void Batch::gather_row(Role role, const Offsets& offsets, std::ptrdiff_t begin, 
     const Offsets strides = slices_.classes.last().strides;
     slices_.classes.for_stretches(begin, end, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t length) {
         T* there = to + (c - begin);
-        kernels_in<T>().gather_row[array.type](array.data + offsets[role] + at[role], strides[role], array.swapped, length,
-                                               there);
+        kernels_in<T>().gather_row[array.type](array.data + offsets[role] + at[role], strides[role], array.swapped,
+                                               length, there);
         if (slices_.has(mask))
-            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill_of(role), there,
-                        1);
+            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill_of(role),
+                        there, 1);
     });
 }
 
@@ -269,7 +280,8 @@ void Batch::scatter_row(const Offsets& offsets, std::ptrdiff_t begin, std::ptrdi
         T* there = from + (c - begin);
         if (slices_.has(mask))
             fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask], strides[mask], length, fill, there, 1);
-        kernels_in<T>().scatter_row[array.type](there, length, array.data + offsets[output] + at[output], strides[output]);
+        kernels_in<T>().scatter_row[array.type](there, length, array.data + offsets[output] + at[output],
+                                                strides[output]);
     });
 }
 
@@ -278,8 +290,9 @@ void Batch::gather_tiles(Role role, const Offsets& offsets, std::ptrdiff_t lengt
     const Array& array = slices_.arrays[role];
     const std::ptrdiff_t class_stride = slices_.classes.last().strides[role];
     slices_.classes.for_stretches(0, classes_, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t stretch) {
-        kernels_in<T>().gather_tiles[array.type](array.data + offsets[role] + at[role], slices_.batch.last().strides[role],
-                                                 class_stride, array.swapped, length, stretch, classes_, to + c * lanes());
+        kernels_in<T>().gather_tiles[array.type](array.data + offsets[role] + at[role],
+                                                 slices_.batch.last().strides[role], class_stride, array.swapped,
+                                                 length, stretch, classes_, to + c * lanes());
     });
     if (slices_.has(mask)) fill_tiles(offsets, length, fill_of(role), to);
 }
@@ -303,8 +316,8 @@ void Batch::fill_tiles(const Offsets& offsets, std::ptrdiff_t length, double fil
     slices_.classes.for_stretches(0, classes_, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t stretch) {
         for (std::ptrdiff_t s = 0; s < length; ++s) {
             T* slice = tiles + s / lanes() * classes_ * lanes() + s % lanes();
-            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask] + s * along[mask], strides[mask], stretch, fill,
-                        slice + c * lanes(), lanes());
+            fill_masked(slices_.arrays[mask].data + offsets[mask] + at[mask] + s * along[mask], strides[mask], stretch,
+                        fill, slice + c * lanes(), lanes());
         }
     });
 }

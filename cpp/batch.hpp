@@ -38,15 +38,16 @@ class Batch {
     // The most slices that `apply` takes at once.
     std::ptrdiff_t slices_at_once() const { return at_once_; }
 
-    // How many threads are worth waking for so many slices, and whether they should share each slice: there are too few.
+    // How many threads are worth waking for so many slices, and whether they should share each slice: there are too
+    // few.
     int threads_for(std::ptrdiff_t slices) const;
     bool shares_slices(int threads) const;
 
     // Doubles of memory that each thread needs.
     std::ptrdiff_t scratch_size() const { return loop_ == Loop::rows ? 0 : operands() * operand_size(); }
 
-    // Calls body(offsets, first, length, scratch) for runs of neighbouring slices that make up the units [begin, end), on so
-    // many threads. `extra`: doubles that the body needs behind what `apply` does.
+    // Calls body(offsets, first, length, scratch) for runs of neighbouring slices that make up the units [begin, end),
+    // on so many threads. `extra`: doubles that the body needs behind what `apply` does.
     template <class Body>
     void for_runs(std::ptrdiff_t begin, std::ptrdiff_t end, int threads, std::ptrdiff_t most, std::ptrdiff_t extra,
                   Body body) const {
@@ -57,9 +58,11 @@ class Batch {
             const std::ptrdiff_t stop = begin + work * (part + 1) / threads;
             while (unit < stop) {
                 const std::ptrdiff_t in_line = units_along_ - unit % units_along_;
-                const std::ptrdiff_t taken = std::min({stop - unit, in_line, std::max<std::ptrdiff_t>(most / unit_, 1)});
+                const std::ptrdiff_t taken =
+                    std::min({stop - unit, in_line, std::max<std::ptrdiff_t>(most / unit_, 1)});
                 const std::ptrdiff_t first = slice_of(unit);
-                const std::ptrdiff_t last = taken == in_line ? (unit / units_along_ + 1) * along_ : slice_of(unit + taken);
+                const std::ptrdiff_t last =
+                    taken == in_line ? (unit / units_along_ + 1) * along_ : slice_of(unit + taken);
                 body(slices_.batch.at(first), first, last - first, scratch.get() + part * size);
                 unit += taken;
             }

@@ -25,11 +25,16 @@ ElementType element_type(const py::dtype& dtype) {
         return static_cast<ElementType>(smallest + power);
     };
     switch (kind) {
-        case 'f': return size == 2 ? float16 : size == 4 ? float32 : float64;
-        case 'i': return sized(int8);
-        case 'u': return sized(uint8);
-        case 'b': return boolean;
-        default: return bfloat16;  // a type of ml_dtypes: the one that the arguments' checks let pass
+        case 'f':
+            return size == 2 ? float16 : size == 4 ? float32 : float64;
+        case 'i':
+            return sized(int8);
+        case 'u':
+            return sized(uint8);
+        case 'b':
+            return boolean;
+        default:
+            return bfloat16;  // a type of ml_dtypes: the one that the arguments' checks let pass
     }
 }
 
@@ -150,7 +155,8 @@ void loss_and_gradient(const py::array& logits, const py::array& targets, py::ss
     cross_entropy_loss(b.slices, loss);
 }
 
-std::ptrdiff_t invalid_target(const py::array& targets, std::ptrdiff_t classes, std::optional<std::int64_t> ignore_index) {
+std::ptrdiff_t invalid_target(const py::array& targets, std::ptrdiff_t classes,
+                              std::optional<std::int64_t> ignore_index) {
     Builder b(targets, {});
     b.set(target, targets, true);
     const py::gil_scoped_release released;

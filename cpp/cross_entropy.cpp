@@ -152,7 +152,8 @@ class CrossEntropy {
 
     void read_samples(const Offsets& first, std::ptrdiff_t length, Samples& s) const {
         if (slices_.has(upstream)) {
-            read_doubles(slices_.arrays[upstream], first[upstream], slices_.batch.last().strides[upstream], length, s.scale);
+            read_doubles(slices_.arrays[upstream], first[upstream], slices_.batch.last().strides[upstream], length,
+                         s.scale);
             for (std::ptrdiff_t i = 0; i < length; ++i) s.scale[i] = s.scale[i] / divisor_ / loss_.temperature;
         } else {
             std::fill(s.scale, s.scale + length, loss_.upstream / divisor_ / loss_.temperature);
@@ -264,7 +265,8 @@ std::ptrdiff_t find_invalid_target(Slices& slices, std::ptrdiff_t classes, std::
             const std::ptrdiff_t some = std::min(length - from, slices_per_call);
             read_indices(slices.arrays[target], at[target] + from * stride, stride, some, targets);
             for (std::ptrdiff_t i = 0; i < some && found < 0; ++i) {
-                const bool valid = (targets[i] >= 0 && targets[i] < classes) || (ignore_index && targets[i] == *ignore_index);
+                const bool valid =
+                    (targets[i] >= 0 && targets[i] < classes) || (ignore_index && targets[i] == *ignore_index);
                 if (!valid) found = position + from + i;
             }
         }

@@ -10,7 +10,8 @@ void read_doubles(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stri
     kernels().in_double.gather_row[array.type](array.data + offset, stride, array.swapped, count, to);
 }
 
-void write_doubles(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, const double* from) {
+void write_doubles(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count,
+                   const double* from) {
     kernels().in_double.scatter_row[array.type](from, count, array.data + offset, stride);
 }
 
@@ -32,15 +33,23 @@ void read_as(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, s
 
 }  // namespace
 
-void read_indices(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::int64_t* to) {
+void read_indices(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count,
+                  std::int64_t* to) {
     switch (array.type) {
-        case int8: return read_as<std::int8_t>(array, offset, stride, count, to);
-        case int16: return read_as<std::int16_t>(array, offset, stride, count, to);
-        case int32: return read_as<std::int32_t>(array, offset, stride, count, to);
-        case uint8: return read_as<std::uint8_t>(array, offset, stride, count, to);
-        case uint16: return read_as<std::uint16_t>(array, offset, stride, count, to);
-        case uint32: return read_as<std::uint32_t>(array, offset, stride, count, to);
-        default: return read_as<std::int64_t>(array, offset, stride, count, to);
+        case int8:
+            return read_as<std::int8_t>(array, offset, stride, count, to);
+        case int16:
+            return read_as<std::int16_t>(array, offset, stride, count, to);
+        case int32:
+            return read_as<std::int32_t>(array, offset, stride, count, to);
+        case uint8:
+            return read_as<std::uint8_t>(array, offset, stride, count, to);
+        case uint16:
+            return read_as<std::uint16_t>(array, offset, stride, count, to);
+        case uint32:
+            return read_as<std::uint32_t>(array, offset, stride, count, to);
+        default:
+            return read_as<std::int64_t>(array, offset, stride, count, to);
     }
 }
 

@@ -12,9 +12,11 @@ constexpr std::ptrdiff_t slices_per_call = 256;
 
 // `count` elements, `stride` bytes apart.
 void read_doubles(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, double* to);
-void write_doubles(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, const double* from);
+void write_doubles(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count,
+                   const double* from);
 
 // Of an integer type; a uint64 beyond the range of int64 wraps.
-void read_indices(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::int64_t* to);
+void read_indices(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count,
+                  std::int64_t* to);
 
 }  // namespace fastsoftmax

@@ -1,4 +1,5 @@
-// The operations on a batch of slices: each chooses the shape of its loop, the share of every thread, and calls kernels.
+// The operations on a batch of slices: each chooses the shape of its loop, the share of every thread, and calls
+// kernels.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,8 @@ struct Loss {
 // The loss to `value` (one element for mean and sum) and the gradient to `output`: whichever is present.
 void cross_entropy_loss(Slices& slices, const Loss& loss);
 
-// The first target, in C order, outside [0, classes) and not `ignore_index`; -1: none. Reads the batch axes and `target`.
+// The first target, in C order, outside [0, classes) and not `ignore_index`; -1: none. Reads the batch axes and
+// `target`.
 std::ptrdiff_t find_invalid_target(Slices& slices, std::ptrdiff_t classes, std::optional<std::int64_t> ignore_index);
 
 }  // namespace fastsoftmax

@@ -1,4 +1,5 @@
-// A batch of slices over arrays in memory: what one call works on. The class axes make a slice, the other axes the batch.
+// A batch of slices over arrays in memory: what one call works on. The class axes make a slice, the other axes the
+// batch.
 #pragma once
 
 #include <array>

@@ -31,9 +31,7 @@ const Target targets[] = {
     {"baseline", [] { return true; }, table<baseline_kernels>},
 #ifdef FASTSOFTMAX_X86_TARGETS
     {"avx2",
-     [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     },
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
      table<avx2_kernels>},
     {"avx512",
      [] {

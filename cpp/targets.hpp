@@ -12,7 +12,8 @@ namespace fastsoftmax {
 std::vector<std::string> targets_built();
 std::vector<std::string> targets_usable();
 
-// Chooses the best target, or the one that FASTSOFTMAX_TARGET names; throws std::runtime_error where that cannot be had.
+// Chooses the best target, or the one that FASTSOFTMAX_TARGET names; throws std::runtime_error where that cannot be
+// had.
 void choose_target();
 
 // The kernels in use; those of a target by name, null where it cannot be had.

@@ -6,15 +6,16 @@
 
 namespace fastsoftmax {
 
-// The smaller of what was set (at first: no limit) and what OpenMP allows the calling thread; 1 in a forked child, inside a
-// parallel region and without OpenMP.
+// The smaller of what was set (at first: no limit) and what OpenMP allows the calling thread; 1 in a forked child,
+// inside a parallel region and without OpenMP.
 int get_num_threads();
 void set_num_threads(int count);
 
 // "201511" for OpenMP 4.5, and so on; empty without it.
 const char* openmp_version();
 
-// Calls body(part) for each part in [0, parts), each on a thread of its own; 1 part on the calling thread. `body` must not throw.
+// Calls body(part) for each part in [0, parts), each on a thread of its own; 1 part on the calling thread. `body` must
+// not throw.
 void parallel_for(int parts, const std::function<void(int)>& body);
 
 }  // namespace fastsoftmax

@@ -40,7 +40,8 @@ FASTSOFTMAX_INLINE float to_compute(Half x) {
     const std::uint32_t magnitude = x.bits & 0x7fffu;
     // As a float with the exponent too small by 112; the product puts that right for subnormals too.
     const float scaled = same_bits<float>(magnitude << 13) * 0x1p112f;
-    const std::uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u | (magnitude << 13) : same_bits<std::uint32_t>(scaled);
+    const std::uint32_t special =
+        magnitude >= 0x7c00u ? 0x7f800000u | (magnitude << 13) : same_bits<std::uint32_t>(scaled);
     return same_bits<float>(sign | special);
 }
 
@@ -59,7 +60,8 @@ FASTSOFTMAX_INLINE E from_compute(Compute<E> x) {
             half = 0x7e00u | ((magnitude >> 13) & 0x1ffu);
         else if (magnitude >= 0x477ff000u)  // 65520 and more round to infinity
             half = 0x7c00u;
-        else if (magnitude < 0x38800000u)  // below 2^-14: adding 1/2 leaves units of 2^-24 in the last bits, rounded to even
+        else if (magnitude <
+                 0x38800000u)  // below 2^-14: adding 1/2 leaves units of 2^-24 in the last bits, rounded to even
             half = same_bits<std::uint32_t>(same_bits<float>(magnitude) + 0.5f) - 0x3f000000u;
         else
             half = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u) >> 13;
@@ -116,8 +118,7 @@ FASTSOFTMAX_INLINE void store(E* p, Pack<Compute<E>> a) {
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.r[0], _MM_FROUND_TO_NEAREST_INT));
 #else
             for (int i = 0; i < 2; ++i)
-                _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + i,
-                                 _mm256_cvtps_ph(a.r[i], _MM_FROUND_TO_NEAREST_INT));
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + i, _mm256_cvtps_ph(a.r[i], _MM_FROUND_TO_NEAREST_INT));
 #endif
         } else {
             using Bits = Pack<std::int32_t>;

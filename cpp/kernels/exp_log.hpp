@@ -30,8 +30,8 @@ struct ExpConstants<double> {
     static constexpr double ln2_high = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
     static constexpr double rounder = 0x1.8p52;
     static constexpr int mantissa_bits = 52, ieee_bias = 1023;
-    static constexpr int exponent_bias = 200;            // terms of 2^-1223 of the largest stay
-    static constexpr double largest_unshifted = 2048;    // as above, for exp(x - max) > 2^-1223
+    static constexpr int exponent_bias = 200;          // terms of 2^-1223 of the largest stay
+    static constexpr double largest_unshifted = 2048;  // as above, for exp(x - max) > 2^-1223
     static constexpr double q[] = {0x1.000000000000ap-1,  0x1.55555555554fap-3,  0x1.5555555550866p-5,
                                    0x1.1111111127c5p-7,   0x1.6c16c1842f55ap-10, 0x1.a01a012a3d994p-13,
                                    0x1.a01999fd44ea5p-16, 0x1.71df25751b072p-19, 0x1.28ad81786f2e6p-22,
@@ -50,8 +50,9 @@ FASTSOFTMAX_INLINE Pack<T> polynomial(Pack<T> x, const T (&coefficients)[n]) {
 template <class T>
 struct Exponential {
     using C = ExpConstants<T>;
-    Pack<T> rounder;  // leaves n - reference + exponent_bias + ieee_bias in the last bits: a power of two's exponent field
-    Pack<T> lowest;   // whose exponent field is 0: the power is +0
+    Pack<T>
+        rounder;  // leaves n - reference + exponent_bias + ieee_bias in the last bits: a power of two's exponent field
+    Pack<T> lowest;  // whose exponent field is 0: the power is +0
 
     FASTSOFTMAX_INLINE explicit Exponential(Pack<T> reference) {
         const Pack<T> offset = broadcast(T(C::exponent_bias + C::ieee_bias)) - reference;
@@ -131,7 +132,8 @@ FASTSOFTMAX_INLINE Pack<double> round_to_integer(Pack<double> x) {
     return (x + rounder) - rounder;
 }
 
-// exp(x) * 2^-n for |x - n ln2| < 0.35, to 2^-56: what the float and double exponentials are short of their own rounding.
+// exp(x) * 2^-n for |x - n ln2| < 0.35, to 2^-56: what the float and double exponentials are short of their own
+// rounding.
 FASTSOFTMAX_ONCE Double2 exp_reduced(Double2 x, Pack<double> n) {
     using C = ExpConstants<double>;
     const Double2 r = two_sum(fma(n, broadcast(-C::ln2_high), x.high), x.low - n * broadcast(C::ln2_low));

@@ -44,7 +44,8 @@ FASTSOFTMAX_INLINE T read(const std::byte* p, bool swapped) {
         return static_cast<T>(element);
 }
 
-// Where a half is to hold what was computed as double, float comes between: both roundings together stay within 0.5001 ULP.
+// Where a half is to hold what was computed as double, float comes between: both roundings together stay within 0.5001
+// ULP.
 template <class E, class T>
 FASTSOFTMAX_INLINE void write(std::byte* p, T value) {
     const E element = from_compute<E>(static_cast<Compute<E>>(value));
@@ -101,14 +102,16 @@ FASTSOFTMAX_INLINE void transpose(Four (&rows)[4]) {
 }
 
 // The first `count` rows, `stride` bytes apart, the others 0, transposed.
-FASTSOFTMAX_INLINE void load_transposed(const std::byte* from, std::ptrdiff_t stride, std::ptrdiff_t count, Four (&rows)[4]) {
+FASTSOFTMAX_INLINE void load_transposed(const std::byte* from, std::ptrdiff_t stride, std::ptrdiff_t count,
+                                        Four (&rows)[4]) {
     for (int k = 0; k < 4; ++k)
         rows[k] = k < count ? *reinterpret_cast<const FourInMemory*>(from + k * stride) : Four{};
     transpose(rows);
 }
 
 // Four slices of a tile to four rows.
-FASTSOFTMAX_INLINE void scatter_four(const float* from, int lanes, std::ptrdiff_t classes, std::byte* to, std::ptrdiff_t stride) {
+FASTSOFTMAX_INLINE void scatter_four(const float* from, int lanes, std::ptrdiff_t classes, std::byte* to,
+                                     std::ptrdiff_t stride) {
     Four rows[4];
     const auto* tile = reinterpret_cast<const std::byte*>(from);
     std::ptrdiff_t c = 0;
@@ -166,7 +169,8 @@ void gather_tiles(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdi
         for (; i < lanes; ++i) {
             if (s + i < slices) {
                 const std::byte* slice = from + (s + i) * slice_stride;
-                for (std::ptrdiff_t c = 0; c < classes; ++c) to[c * lanes + i] = read<E, T>(slice + c * class_stride, swapped);
+                for (std::ptrdiff_t c = 0; c < classes; ++c)
+                    to[c * lanes + i] = read<E, T>(slice + c * class_stride, swapped);
             } else {
                 for (std::ptrdiff_t c = 0; c < classes; ++c) to[c * lanes + i] = 0;
             }
@@ -175,8 +179,8 @@ void gather_tiles(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdi
 }
 
 template <class E, class T>
-void scatter_tiles(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes, std::ptrdiff_t tile_classes, std::byte* to,
-                   std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride) {
+void scatter_tiles(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes, std::ptrdiff_t tile_classes,
+                   std::byte* to, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride) {
     constexpr int lanes = Pack<T>::lanes;
     if constexpr (has_packs<E, T>) {
         if (slice_stride == static_cast<std::ptrdiff_t>(sizeof(E))) {

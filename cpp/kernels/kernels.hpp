@@ -49,8 +49,8 @@ struct Strided {
     std::ptrdiff_t slice_stride = 0;
 };
 
-// Neighbouring slices at constant strides, and what one operation needs of them. Arrays of pointers to one value a slice
-// begin at the run's first slice.
+// Neighbouring slices at constant strides, and what one operation needs of them. Arrays of pointers to one value a
+// slice begin at the run's first slice.
 struct Run {
     std::ptrdiff_t slices = 0;
     std::ptrdiff_t classes = 0;
@@ -70,7 +70,8 @@ struct Run {
 };
 
 // What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are
-// exp((x - shift) / temperature) * 2^(exponent_bias - reference). Sums are two parts (the second 0 where float is computed).
+// exp((x - shift) / temperature) * 2^(exponent_bias - reference). Sums are two parts (the second 0 where float is
+// computed).
 struct Statistics {
     double max = 0;           // the largest entry that is not NaN
     std::int64_t argmax = 0;  // its first position
@@ -85,9 +86,9 @@ struct Statistics {
 struct WeighedSum {
     double shift = 0, reference = 0;
     double sum[2] = {0, 0};
-    bool none = true;                           // nothing takes part
-    bool positive = false, negative = false;    // there is an infinite term of that sign
-    bool undefined = false;                     // there is a NaN
+    bool none = true;                         // nothing takes part
+    bool positive = false, negative = false;  // there is an infinite term of that sign
+    bool undefined = false;                   // there is a NaN
 };
 
 // A slice of more classes than this is summed in blocks of this many, from the first class on: a part of the order of
@@ -103,14 +104,15 @@ struct KernelsIn {
     // Slices in tiles: a pack of slices at a time, class by class. Results take the place of scores.
     void (*tiles[operations])(const Run&);
 
-    // One long row (the run's only slice) in blocks, for threads that share it: measure each block, merge them in order,
-    // conclude what is one value a slice, write each block.
+    // One long row (the run's only slice) in blocks, for threads that share it: measure each block, merge them in
+    // order, conclude what is one value a slice, write each block.
     Statistics (*measure[operations])(const Run&, std::ptrdiff_t begin, std::ptrdiff_t end);
     void (*conclude[operations])(const Run&, const Statistics&);
     void (*write[operations])(const Run&, const Statistics&, std::ptrdiff_t begin, std::ptrdiff_t end);
 
     // Elements to rows and tiles of T, and back. Strides in bytes.
-    void (*gather_row[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count, T* to);
+    void (*gather_row[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count,
+                                      T* to);
     void (*scatter_row[floating_types])(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride);
     void (*gather_tiles[element_types])(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride,
                                         bool swapped, std::ptrdiff_t slices, std::ptrdiff_t classes,

@@ -58,7 +58,10 @@ struct MinusLog {
           plain(temperature == 1) {}
 
     FASTSOFTMAX_INLINE MinusLog(const MinusLog& all, int i)
-        : log_probability(all.log_probability, i), dominance(all.dominance, i), max(spread(all.max, i)), plain(all.plain) {}
+        : log_probability(all.log_probability, i),
+          dominance(all.dominance, i),
+          max(spread(all.max, i)),
+          plain(all.plain) {}
 
     // 0 where the term is: such a class counts as nothing, whatever its score.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> term) const {
@@ -68,14 +71,14 @@ struct MinusLog {
     }
 };
 
-// The gradient of up to a pack of slices: scale * (total p - terms - chosen at the target). At the target and at a class that
-// dominates this cancels; there it is computed apart.
+// The gradient of up to a pack of slices: scale * (total p - terms - chosen at the target). At the target and at a
+// class that dominates this cancels; there it is computed apart.
 template <class T>
 struct LossGradient {
     static constexpr int lanes = Pack<T>::lanes;
     Probability<T> probability;
     PerSlice<T> scale;
-    Pack<T> factor;                            // of the terms
+    Pack<T> factor;                                // of the terms
     std::int64_t at_target[lanes], at_max[lanes];  // -1: nothing apart
     Pack<T> target_value, max_value;
     Mask<T> wide;  // slices whose factors no two floats hold: by way of double

@@ -1,7 +1,7 @@
 // Pack<T>: 64 bytes of T (16 floats, 8 doubles) in as many native registers as that takes.
 //
-// The only file with instruction sets in it, besides elements.hpp. A kernel is written once for this width, so each target
-// does the same arithmetic in the same order and, where it has FMA, gives the same bits.
+// The only file with instruction sets in it, besides elements.hpp. A kernel is written once for this width, so each
+// target does the same arithmetic in the same order and, where it has FMA, gives the same bits.
 #pragma once
 
 #include <cstddef>
@@ -88,8 +88,7 @@ FASTSOFTMAX_INLINE Pack<T> broadcast(T value) {
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> load_pack(const void* p) {
     Pack<T> a;
-    for (int i = 0; i < pack_registers; ++i)
-        a.r[i] = reinterpret_cast<const typename RegisterOf<T>::memory*>(p)[i];
+    for (int i = 0; i < pack_registers; ++i) a.r[i] = reinterpret_cast<const typename RegisterOf<T>::memory*>(p)[i];
     return a;
 }
 
@@ -98,11 +97,11 @@ FASTSOFTMAX_INLINE void store_pack(void* p, Pack<T> a) {
     for (int i = 0; i < pack_registers; ++i) reinterpret_cast<typename RegisterOf<T>::memory*>(p)[i] = a.r[i];
 }
 
-#define FASTSOFTMAX_LANEWISE(op)                                                 \
-    template <class T>                                                           \
-    FASTSOFTMAX_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) {               \
-        for (int i = 0; i < pack_registers; ++i) a.r[i] = a.r[i] op b.r[i];      \
-        return a;                                                                \
+#define FASTSOFTMAX_LANEWISE(op)                                            \
+    template <class T>                                                      \
+    FASTSOFTMAX_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) {          \
+        for (int i = 0; i < pack_registers; ++i) a.r[i] = a.r[i] op b.r[i]; \
+        return a;                                                           \
     }
 FASTSOFTMAX_LANEWISE(+)
 FASTSOFTMAX_LANEWISE(-)
@@ -137,13 +136,12 @@ FASTSOFTMAX_INLINE Pack<To> bit_cast(Pack<From> a) {
     return b;
 }
 
-#define FASTSOFTMAX_COMPARISON(name, op)                                                          \
-    template <class T>                                                                            \
-    FASTSOFTMAX_INLINE Mask<T> name(Pack<T> a, Pack<T> b) {                                       \
-        Mask<T> m;                                                                                \
-        for (int i = 0; i < pack_registers; ++i)                                                  \
-            m.r[i] = (typename Mask<T>::Register)(a.r[i] op b.r[i]);                              \
-        return m;                                                                                 \
+#define FASTSOFTMAX_COMPARISON(name, op)                                                                  \
+    template <class T>                                                                                    \
+    FASTSOFTMAX_INLINE Mask<T> name(Pack<T> a, Pack<T> b) {                                               \
+        Mask<T> m;                                                                                        \
+        for (int i = 0; i < pack_registers; ++i) m.r[i] = (typename Mask<T>::Register)(a.r[i] op b.r[i]); \
+        return m;                                                                                         \
     }
 FASTSOFTMAX_COMPARISON(less, <)
 FASTSOFTMAX_COMPARISON(equal, ==)
@@ -251,8 +249,8 @@ FASTSOFTMAX_INLINE Pack<float> to_float(DoublePair d) {
 #endif
 }
 
-// a * b + c, rounded once. Without FMA: float by way of double (a double rounding in rare cases), double by Dekker's exact
-// product (beyond 2^996 rounded twice).
+// a * b + c, rounded once. Without FMA: float by way of double (a double rounding in rare cases), double by Dekker's
+// exact product (beyond 2^996 rounded twice).
 FASTSOFTMAX_FMA Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double> c) {
     for (int i = 0; i < pack_registers; ++i) {
 #if defined(__AVX512F__)

@@ -1,4 +1,5 @@
-// From exponentials, scores and the statistics of their slices to results, a pack at a time. Rows and tiles share these.
+// From exponentials, scores and the statistics of their slices to results, a pack at a time. Rows and tiles share
+// these.
 #pragma once
 
 #include "elements.hpp"
@@ -17,9 +18,7 @@ struct PerSlice {
         for (auto& g : p.group) g = broadcast(value);
         return p;
     }
-    FASTSOFTMAX_INLINE double at(int i) const {
-        return lane(group[i / Pack<double>::lanes], i % Pack<double>::lanes);
-    }
+    FASTSOFTMAX_INLINE double at(int i) const { return lane(group[i / Pack<double>::lanes], i % Pack<double>::lanes); }
     // Of `count` neighbouring slices; 0 in the lanes beyond.
     FASTSOFTMAX_ONCE static PerSlice of(const double* values, std::ptrdiff_t count) {
         double padded[Pack<T>::lanes] = {};
@@ -83,16 +82,16 @@ FASTSOFTMAX_INLINE bool fits_float(double x) {
     return (0x1p-100 < size && size < 0x1p100) || size == 0;
 }
 
-// e -> numerator * e / sum, by a reciprocal in two parts: as good as dividing, to 2^-46 (double 2^-100) before rounding.
+// e -> numerator * e / sum, by a reciprocal in two parts: as good as dividing, to 2^-46 (double 2^-100) before
+// rounding.
 template <class T>
 struct Probability {
     Two<Pack<T>> factor;
     PerSlice<T> whole;
 
     FASTSOFTMAX_ONCE explicit Probability(const Groups<T>& g) {
-        factor = parts(g, [](const Group& s) __attribute__((always_inline)) {
-            return over_total<T>(broadcast(1.0), s.top, s.rest);
-        });
+        factor = parts(g, [](const Group& s)
+                              __attribute__((always_inline)) { return over_total<T>(broadcast(1.0), s.top, s.rest); });
     }
     FASTSOFTMAX_ONCE Probability(const Groups<T>& g, const PerSlice<T>& numerator) {
         Two<PerSlice<T>> f;
@@ -143,13 +142,12 @@ struct Probability {
     }
 };
 
-// Slices whose largest entry has a probability above 2/3. What would cancel is computed apart for that entry; below, the
-// general formulas are as good, and give equal entries equal results.
+// Slices whose largest entry has a probability above 2/3. What would cancel is computed apart for that entry; below,
+// the general formulas are as good, and give equal entries equal results.
 template <class T>
 FASTSOFTMAX_ONCE Mask<T> dominant(const Groups<T>& g) {
-    const Pack<T> excess = part(g, [](const Group& s) __attribute__((always_inline)) {
-        return s.rest.high - broadcast(0.5) * s.top.high;
-    });
+    const Pack<T> excess = part(
+        g, [](const Group& s) __attribute__((always_inline)) { return s.rest.high - broadcast(0.5) * s.top.high; });
     return less(excess, broadcast(T(0)));
 }
 
@@ -170,8 +168,8 @@ struct Dominance {
     }
 };
 
-// Probabilities from exponentials. Error: 1.6 ULP. Of an entry that dominates, top / (top + rest): at most 1, and 1 where
-// nothing else counts.
+// Probabilities from exponentials. Error: 1.6 ULP. Of an entry that dominates, top / (top + rest): at most 1, and 1
+// where nothing else counts.
 template <class T>
 struct Softmax {
     Probability<T> probability;
@@ -266,7 +264,7 @@ struct GradientEnds {
 
     // `total`: weight of the whole slice; `target`, `largest`: what is subtracted there; all times `scale`.
     FASTSOFTMAX_ONCE GradientEnds(const Groups<T>& g, Pack<T> target_exponential, const PerSlice<T>& total,
-                                    const PerSlice<T>& target, const PerSlice<T>& largest, const PerSlice<T>& scale) {
+                                  const PerSlice<T>& target, const PerSlice<T>& largest, const PerSlice<T>& scale) {
         const PerSlice<T> e = exactly(target_exponential);
         for (int i = 0; i < groups<T>; ++i) {
             const Group& s = g.group[i];
@@ -281,8 +279,9 @@ struct GradientEnds {
     }
 };
 
-// The vector-Jacobian products of the transforms, from the sum over the slice: y (dy - sum) / temperature with y = softmax(x),
-// (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Where float is computed, in double, rounded once.
+// The vector-Jacobian products of the transforms, from the sum over the slice: y (dy - sum) / temperature with y =
+// softmax(x), (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Where float is computed, in double,
+// rounded once.
 template <Operation op, class T>
 struct TransformGradient {
     PerSlice<T> high, low;

@@ -1,6 +1,6 @@
-// The passes over slices whose classes are contiguous. Rows are measured (the maximum, then the sum of the exponentials),
-// then written; the exponentials of all but long ones wait in the row of the output.
-// Short rows go together, up to as many as a pack has lanes, so that what happens once a slice happens for all of them at once.
+// The passes over slices whose classes are contiguous. Rows are measured (the maximum, then the sum of the
+// exponentials), then written; the exponentials of all but long ones wait in the row of the output. Short rows go
+// together, up to as many as a pack has lanes, so that what happens once a slice happens for all of them at once.
 #pragma once
 
 #include "losses.hpp"
@@ -53,7 +53,8 @@ FASTSOFTMAX_INLINE T row_max(const T* x, std::ptrdiff_t begin, std::ptrdiff_t en
     std::ptrdiff_t i = begin;
     for (; i + 4 * step <= end; i += 4 * step)
         for (int k = 0; k < 4; ++k) m[k] = max(load(x + i + k * step), m[k]);
-    for_packs(x, i, end, lowest, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { m[0] = max(v, m[0]); });
+    for_packs(x, i, end, lowest,
+              [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { m[0] = max(v, m[0]); });
     return fold_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
@@ -68,7 +69,7 @@ FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t begin, 
 
 template <class T>
 FASTSOFTMAX_ONCE bool has_nan(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    constexpr std::uint32_t all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes)-1);
+    constexpr std::uint32_t all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
     bool found = false;
     for_packs(x, begin, end, T(0),
               [&](auto v, std::ptrdiff_t) __attribute__((always_inline)) { found |= equal_bits(v, v) != all; });
@@ -84,8 +85,8 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
 
 // The sum of the exponentials of [begin, end) except that of class `apart`, all of them kept at `kept` if asked.
 template <bool keep, class T, class Exp>
-FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, std::ptrdiff_t apart,
-                                                T* kept, Exp exp) {
+FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end,
+                                                std::ptrdiff_t apart, T* kept, Exp exp) {
     constexpr int lanes = Pack<T>::lanes;
     constexpr T lowest = -__builtin_inf();
     Accumulator<T> sum;
@@ -111,8 +112,9 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
     return sum.total();
 }
 
-// Measures a block for everything that is made of exponentials. With `apart` the largest is left out of the sum, so that
-// what the others make up is exact however small it is; without, it is taken out again (softmax has no use for more).
+// Measures a block for everything that is made of exponentials. With `apart` the largest is left out of the sum, so
+// that what the others make up is exact however small it is; without, it is taken out again (softmax has no use for
+// more).
 template <bool apart, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
@@ -130,7 +132,8 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
             measured.argmax[i] = begin;
             std::ptrdiff_t left_out = -1;
             // Where nothing is finite, nothing is largest.
-            if (apart && maxima[i] - maxima[i] == 0) measured.argmax[i] = left_out = first_equal(rows.x(i), begin, end, maxima[i]);
+            if (apart && maxima[i] - maxima[i] == 0)
+                measured.argmax[i] = left_out = first_equal(rows.x(i), begin, end, maxima[i]);
             T* kept = nullptr;
             if constexpr (keep) kept = rows.out(i);
             const Two<double> rest = sum_exponentials<keep>(rows.x(i), begin, end, left_out, kept, exp.of_lane(i));
@@ -191,13 +194,12 @@ FASTSOFTMAX_INLINE Measured<T> measure(const Rows<T>& rows, std::ptrdiff_t begin
 // Stores f(x) of [begin, end).
 template <class T, class F>
 FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t begin, std::ptrdiff_t end, F f) {
-    for_packs(x, begin, end, T(0), [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) {
-        store_in(out, i, end, f(v, i));
-    });
+    for_packs(x, begin, end, T(0),
+              [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) { store_in(out, i, end, f(v, i)); });
 }
 
-// Calls body(i, from, exp) for each row: where the scores, or the exponentials kept in the output, are read and what makes
-// exponentials of them.
+// Calls body(i, from, exp) for each row: where the scores, or the exponentials kept in the output, are read and what
+// makes exponentials of them.
 template <bool kept, class T, class Body>
 FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Groups<T>& g, Body body) {
     if constexpr (kept) {
@@ -211,14 +213,12 @@ FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Groups<T>& 
 }
 
 template <bool kept, class T>
-FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Groups<T>& g, std::ptrdiff_t begin,
-                                    std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Groups<T>& g, std::ptrdiff_t begin, std::ptrdiff_t end) {
     const Softmax<T> all(g, rows.run.temperature);
     with_exponentials<kept>(rows, g, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
         const Softmax<T> probability(all, i);
-        transform(from, rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-            return probability(exp(v));
-        });
+        transform(from, rows.out(i), begin, end,
+                  [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return probability(exp(v)); });
     });
 }
 
@@ -230,13 +230,13 @@ FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& 
     for (int i = 0; i < rows.count; ++i) {
         const LogProbability<T> log_probability(all, i);
         if (rows.run.temperature == 1)
-            transform(rows.x(i), rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-                return log_probability.plain(v);
-            });
+            transform(rows.x(i), rows.out(i), begin, end,
+                      [&](Pack<T> v, std::ptrdiff_t)
+                          __attribute__((always_inline)) { return log_probability.plain(v); });
         else
-            transform(rows.x(i), rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-                return log_probability.scaled(v);
-            });
+            transform(rows.x(i), rows.out(i), begin, end,
+                      [&](Pack<T> v, std::ptrdiff_t)
+                          __attribute__((always_inline)) { return log_probability.scaled(v); });
         const std::int64_t largest = measured.argmax[i];
         if (begin <= largest && largest < end && lane(dominance.mask, i))
             rows.out(i)[largest] = lane(dominance.log_probability, i);
@@ -249,9 +249,9 @@ FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<T>& rows, const Groups
     const TransformGradient<op, T> all(g, rows.run.temperature);
     for (int r = 0; r < rows.count; ++r) {
         const TransformGradient<op, T> gradient(all, r);
-        transform(rows.dy(r), rows.out(r), begin, end, [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
-            return gradient(load_in(rows.x(r), i, end), dy);
-        });
+        transform(rows.dy(r), rows.out(r), begin, end,
+                  [&](Pack<T> dy, std::ptrdiff_t i)
+                      __attribute__((always_inline)) { return gradient(load_in(rows.x(r), i, end), dy); });
     }
 }
 
@@ -272,8 +272,7 @@ FASTSOFTMAX_ONCE Pack<T> target_scores(const Rows<T>& rows, const Targets<T>& ta
 
 // The losses of rows, before anything is written.
 template <class T>
-FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Groups<T>& g, const Targets<T>& targets,
-                                   Pack<T> scores) {
+FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Groups<T>& g, const Targets<T>& targets, Pack<T> scores) {
     const Run& run = rows.run;
     double from_terms[Pack<T>::lanes];
     if (run.terms) {
@@ -315,9 +314,8 @@ FASTSOFTMAX_ONCE Pack<T> exponentials_of(const Groups<T>& g, double temperature,
 }
 
 template <bool kept, class T>
-FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& measured,
-                                           const Targets<T>& targets, Pack<T> scores,
-                                           std::ptrdiff_t begin, std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
+                                           Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end) {
     const Groups<T>& g = measured.groups;
     const LossGradient<T> all(rows.run, rows.first, rows.count, measured, targets,
                               exponentials_of<T>(g, rows.run.temperature, scores), spreads(rows),
@@ -335,9 +333,8 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T
                 });
         }
         if (kept || !rows.run.terms)
-            transform(from, out, begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-                return gradient(exp(v));
-            });
+            transform(from, out, begin, end,
+                      [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return gradient(exp(v)); });
         const auto put = [&](std::int64_t c, const Pack<T>& value) {
             if (begin <= c && c < end) out[c] = lane(value, r);
         };
@@ -348,8 +345,8 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T
 
 // What is one value a slice.
 template <Operation op, class T>
-FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measured,
-                                 const Targets<T>& targets, Pack<T> scores) {
+FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
+                                 Pack<T> scores) {
     if constexpr (op == fastsoftmax::logsumexp) {
         double values[Pack<T>::lanes];
         for (int i = 0; i < groups<T>; ++i)
@@ -361,9 +358,8 @@ FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measure
 }
 
 template <Operation op, bool kept, class T>
-FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured,
-                              const Targets<T>& targets, Pack<T> scores, std::ptrdiff_t begin,
-                              std::ptrdiff_t end) {
+FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
+                              Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end) {
     if constexpr (op == fastsoftmax::softmax)
         write_softmax<kept>(rows, measured.groups, begin, end);
     else if constexpr (op == fastsoftmax::log_softmax)
@@ -383,9 +379,8 @@ void compute_rows(const Rows<T>& rows) {
     const Targets<T> targets(run, rows.first, is_loss<op> ? rows.count : 0);
     // Before exponentials take the place of scores.
     const Pack<T> scores = is_loss<op> ? target_scores(rows, targets) : broadcast(T(0));
-    const Measured<T> measured = measure_blocks<op, T>(run, rows.count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
-        return measure<op, keep>(rows, begin, end);
-    });
+    const Measured<T> measured = measure_blocks<op, T>(
+        run, rows.count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) { return measure<op, keep>(rows, begin, end); });
     conclude<op>(rows, measured, targets, scores);
     write<op, keep>(rows, measured, targets, scores, 0, run.classes);
 }
@@ -429,7 +424,8 @@ void conclude_row(const Run& run, const Statistics& s) {
 template <Operation op, class T>
 void write_row(const Run& run, const Statistics& s, std::ptrdiff_t begin, std::ptrdiff_t end) {
     const Targets<T> targets(run, 0, is_loss<op>);
-    write<op, false>(Rows<T>{run, 0, 1}, measured_of<T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)), begin, end);
+    write<op, false>(Rows<T>{run, 0, 1}, measured_of<T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)),
+                     begin, end);
 }
 
 }  // namespace

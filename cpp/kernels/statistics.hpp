@@ -1,5 +1,5 @@
-// From the statistics of slices to the numbers that their results are made of. One slice a lane: rows fill every lane with
-// the same one, tiles each with another, so both get the same bits.
+// From the statistics of slices to the numbers that their results are made of. One slice a lane: rows fill every lane
+// with the same one, tiles each with another, so both get the same bits.
 #pragma once
 
 #include "exp_log.hpp"

@@ -1,5 +1,5 @@
-// Compiled once per target with its own flags; FASTSOFTMAX_TARGET_NAME is the target's name. Everything but the table is
-// local to the file, so that the linker can never take another target's copy.
+// Compiled once per target with its own flags; FASTSOFTMAX_TARGET_NAME is the target's name. Everything but the table
+// is local to the file, so that the linker can never take another target's copy.
 #include "gather.hpp"
 #include "rows.hpp"
 #include "tiles.hpp"

@@ -1,6 +1,6 @@
-// The same passes over a tile: one class of as many slices as a pack has lanes, then the next class. Slices with few classes
-// and slices whose classes are apart in memory come this way. Sums keep the order of rows (class c to partial sum c mod 16
-// or 8, folded in halves), so the bits are theirs. Results replace scores.
+// The same passes over a tile: one class of as many slices as a pack has lanes, then the next class. Slices with few
+// classes and slices whose classes are apart in memory come this way. Sums keep the order of rows (class c to partial
+// sum c mod 16 or 8, folded in halves), so the bits are theirs. Results replace scores.
 #pragma once
 
 #include "losses.hpp"
@@ -97,15 +97,15 @@ struct TileSum<double> {
 };
 
 template <bool apart, bool keep, class T>
-FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std::ptrdiff_t begin,
-                                                                    std::ptrdiff_t end, double temperature) {
+FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end,
+                                                       double temperature) {
     using I = Integer<T>;
     constexpr T lowest = -__builtin_inf();
     Measured<T> measured;
     Groups<T>& g = measured.groups;
 
-    // Positions are relative to `begin`: a block has fewer classes than an int32 counts. Where nothing is finite, nothing is
-    // largest.
+    // Positions are relative to `begin`: a block has fewer classes than an int32 counts. Where nothing is finite,
+    // nothing is largest.
     Pack<T> largest = broadcast(lowest);
     Pack<I> position = broadcast(I(-1));
     for (std::ptrdiff_t c = begin; c < end; ++c) {
@@ -156,8 +156,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std:
 }
 
 template <Operation op, class T>
-FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Tile<T>& tile, std::ptrdiff_t begin,
-                                                                std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end) {
     TileSum<T> sum(end - begin);
     for (std::ptrdiff_t c = begin; c < end; ++c) {
         if constexpr (op == fastsoftmax::softmax_grad)
@@ -172,8 +171,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Tile<T>& tile, std::ptr
 }
 
 template <Operation op, class T, bool keep>
-inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
-                                                 std::ptrdiff_t end) {
+inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end) {
     if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
         return measure_tile_gradient<op>(tile, begin, end);
     else
@@ -181,8 +179,7 @@ inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::
 }
 
 template <class T>
-FASTSOFTMAX_ONCE void write_tile_log_softmax(const Run& run, const Tile<T>& tile,
-                                                 const Measured<T>& measured) {
+FASTSOFTMAX_ONCE void write_tile_log_softmax(const Run& run, const Tile<T>& tile, const Measured<T>& measured) {
     const LogProbability<T> log_probability(measured.groups, run.temperature);
     const Dominance<T> dominance(measured.groups);
     for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
@@ -256,11 +253,9 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
         if constexpr (keep) {
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(tile.score(c)));
         } else {
-            with_exponential(measured.groups, run.temperature,
-                             [&](auto exp) __attribute__((always_inline)) {
-                                 for (std::ptrdiff_t c = 0; c < run.classes; ++c)
-                                     tile.write(c, probability(exp(tile.score(c))));
-                             });
+            with_exponential(measured.groups, run.temperature, [&](auto exp) __attribute__((always_inline)) {
+                for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(exp(tile.score(c))));
+            });
         }
     } else if constexpr (op == fastsoftmax::log_softmax) {
         write_tile_log_softmax(run, tile, measured);
@@ -283,7 +278,8 @@ void tiles(const Run& run) {
     constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const std::ptrdiff_t offset = first * run.classes, left = run.slices - first;
-        const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset, reinterpret_cast<const T*>(run.dy.data) + offset};
+        const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset,
+                              reinterpret_cast<const T*>(run.dy.data) + offset};
         const int count = static_cast<int>(left < lanes ? left : lanes);
         if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
             compute_tile<op, T, may_keep>(run, tile, first, count);

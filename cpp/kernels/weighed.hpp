@@ -31,10 +31,11 @@ FASTSOFTMAX_INLINE void for_weighed(const double* x, const double* b, std::ptrdi
     if (i < count) f(load_first(x + i, count - i, -infinity), load_first(b + i, count - i, 0.0));
 }
 
-// Each term is split into a mantissa, exact to 2^-56, and an exponent of its own, so that neither can overflow. Error of the
-// result: 2^-55 (1 + sum |b| exp(x) / |sum b exp(x)|), and its rounding.
+// Each term is split into a mantissa, exact to 2^-56, and an exponent of its own, so that neither can overflow. Error
+// of the result: 2^-55 (1 + sum |b| exp(x) / |sum b exp(x)|), and its rounding.
 fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::ptrdiff_t count) {
-    const Pack<double> zero = broadcast(0.0), one = broadcast(1.0), none = broadcast(-infinity), top = broadcast(infinity);
+    const Pack<double> zero = broadcast(0.0), one = broadcast(1.0), none = broadcast(-infinity),
+                       top = broadcast(infinity);
     fastsoftmax::WeighedSum s;
     // What takes part has a weight; where its score or weight is infinite, the weight's sign decides.
     Pack<double> largest = none, positive = zero, negative = zero, undefined = zero;
@@ -55,8 +56,8 @@ fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::p
     s.none = max_score == -infinity;
     if (s.none || s.undefined || s.positive || s.negative) return s;
 
-    // Beyond this a score less the largest is exact wherever its term is more than 2^-800 of the whole (Sterbenz): weights
-    // differ by at most 2^2100.
+    // Beyond this a score less the largest is exact wherever its term is more than 2^-800 of the whole (Sterbenz):
+    // weights differ by at most 2^2100.
     if (max_score > 8192 || max_score < -8192) s.shift = max_score;
     const Pack<double> shift = broadcast(s.shift), log2e = broadcast(ExpConstants<double>::log2e);
     // A score this far down is as good as the next; so its exponent is exact.

@@ -1,10 +1,10 @@
 """The compiled core: every argument is already checked and converted by `_arguments`.
 
-The class-shaped arrays of one call (`x`, `out`, `where`, `y`, `dy`, `b`, ...) all have one shape; broadcasting is done by
-zero strides. Any strides, alignment and byte order will do, no array is copied. Element types: bool, every integer,
-float16, bfloat16, float32, float64 in; the four floating types out. `axes` are sorted and not negative. A call computes in
-float64 if the input or the output asks for it (float64, integers), else in float32. `out` may be the very same view as an
-input of the same type; any other overlap is the caller's to resolve.
+The class-shaped arrays of one call (`x`, `out`, `where`, `y`, `dy`, `b`, ...) all have one shape; broadcasting is done
+by zero strides. Any strides, alignment and byte order will do, no array is copied. Element types: bool, every integer,
+float16, bfloat16, float32, float64 in; the four floating types out. `axes` are sorted and not negative. A call computes
+in float64 if the input or the output asks for it (float64, integers), else in float32. `out` may be the very same view
+as an input of the same type; any other overlap is the caller's to resolve.
 """
 
 from typing import Any
@@ -56,4 +56,4 @@ def exp(x: _Array, out: _Array, target: str, /) -> None:
     """For tests: the kernels' own exponential on contiguous float32 or float64, in the named target."""
 
 def log1p(x: _Array, out: _Array, target: str, /) -> None:
-    """For tests: the kernels' own log(1 + x), x >= 0, float64 in; float32 (rounded from the short series) or float64 out."""
+    """For tests: the kernels' own log(1 + x), x >= 0, of float64; to float32 by the short series, or to float64."""
