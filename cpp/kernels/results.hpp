@@ -53,6 +53,7 @@ struct PlainExp {
     Exponential<T> exp;
     FASTSOFTMAX_INLINE PlainExp of_lane(int i) const { return {{exp, i}}; }
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const { return exp(x); }
+    FASTSOFTMAX_INLINE Two<Pack<T>> exactly(Pack<T> x) const { return exp.exactly(x); }
 };
 
 template <class T>
@@ -63,6 +64,20 @@ struct ScaledExp {
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const {
         const Two<Pack<T>> y = scale(x);
         return exp(y.high, y.low);
+    }
+    FASTSOFTMAX_INLINE Two<Pack<T>> exactly(Pack<T> x) const {
+        const Two<Pack<T>> y = scale(x);
+        return exp.exactly(y.high, y.low);
+    }
+};
+
+// One of these in two parts.
+template <class Exp>
+struct Exactly {
+    Exp exp;
+    template <class V>
+    FASTSOFTMAX_INLINE Two<V> operator()(V x) const {
+        return exp.exactly(x);
     }
 };
 

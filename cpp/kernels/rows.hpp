@@ -83,6 +83,11 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
     return select(equal(iota<I>(), broadcast(static_cast<I>(index - i))), broadcast(T(0)), value);
 }
 
+template <class T>
+FASTSOFTMAX_INLINE Two<Pack<T>> without(Two<Pack<T>> value, std::ptrdiff_t i, std::ptrdiff_t index) {
+    return {without(value.high, i, index), without(value.low, i, index)};
+}
+
 // The sum of the exponentials of [begin, end) except that of class `apart`, all of them kept at `kept` if asked.
 template <bool keep, class T, class Exp>
 FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end,
@@ -91,7 +96,7 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
     constexpr T lowest = -__builtin_inf();
     Accumulator<T> sum;
     const auto some = [&](std::ptrdiff_t i) __attribute__((always_inline)) {
-        const Pack<T> e = exp(load_in(x, i, end, lowest));
+        const auto e = exp(load_in(x, i, end, lowest));
         if constexpr (keep) store_in(kept, i, end, e);
         sum.add(without(e, i, apart));
     };
@@ -100,7 +105,7 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
     std::ptrdiff_t stop = apart < 0 ? end : apart - (apart - begin) % lanes;
     while (true) {
         for (; i + lanes <= stop; i += lanes) {
-            const Pack<T> e = exp(load(x + i));
+            const auto e = exp(load(x + i));
             if constexpr (keep) store(kept + i, e);
             sum.add(e);
         }
@@ -115,9 +120,11 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
 // Measures a block for everything that is made of exponentials. With `apart` the largest is left out of the sum, so
 // that what the others make up is exact however small it is; without, it is taken out again (softmax has no use for
 // more).
-template <bool apart, bool keep, class T>
+// logsumexp, which is held to 1 ULP, adds exponentials before they are rounded.
+template <Operation op, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
+    constexpr bool apart = op != fastsoftmax::softmax, exact = op == fastsoftmax::logsumexp;
     Measured<T> measured;
     Groups<T>& g = measured.groups;
     T maxima[lanes] = {};
@@ -136,7 +143,13 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
                 measured.argmax[i] = left_out = first_equal(rows.x(i), begin, end, maxima[i]);
             T* kept = nullptr;
             if constexpr (keep) kept = rows.out(i);
-            const Two<double> rest = sum_exponentials<keep>(rows.x(i), begin, end, left_out, kept, exp.of_lane(i));
+            const auto exp_of_row = exp.of_lane(i);
+            Two<double> rest;
+            if constexpr (exact)
+                rest =
+                    sum_exponentials<keep>(rows.x(i), begin, end, left_out, kept, Exactly<decltype(exp)>{exp_of_row});
+            else
+                rest = sum_exponentials<keep>(rows.x(i), begin, end, left_out, kept, exp_of_row);
             high[i] = rest.high;
             low[i] = rest.low;
         }
@@ -188,7 +201,7 @@ FASTSOFTMAX_INLINE Measured<T> measure(const Rows<T>& rows, std::ptrdiff_t begin
     if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
         return measure_gradients<op>(rows, begin, end);
     else
-        return measure_exponentials<op != fastsoftmax::softmax, keep>(rows, begin, end);
+        return measure_exponentials<sums_as<op>, keep>(rows, begin, end);
 }
 
 // Stores f(x) of [begin, end).

@@ -27,6 +27,10 @@ struct Accumulator<float> {
         low = low + x.low;
         high = high + x.high;
     }
+    FASTSOFTMAX_INLINE void add(Two<Pack<float>> x) {
+        const DoublePair a = to_double(x.high), b = to_double(x.low);
+        add(DoublePair{a.low + b.low, a.high + b.high});
+    }
     FASTSOFTMAX_INLINE void add_product(Pack<float> x, Pack<float> y) {
         const DoublePair a = to_double(x), b = to_double(y);
         add({a.low * b.low, a.high * b.high});
@@ -42,6 +46,10 @@ struct Accumulator<double> {
         const Double2 next = two_sum(sum, x);
         sum = next.high;
         error = error + next.low;
+    }
+    FASTSOFTMAX_INLINE void add(Two<Pack<double>> x) {
+        add(x.high);
+        error = error + x.low;
     }
     FASTSOFTMAX_INLINE void add_product(Pack<double> x, Pack<double> y) {
         const Pack<double> product = x * y;
@@ -307,6 +315,11 @@ inline Measured<T> measured_of(const Statistics* slices, int count) {
     }
     return measured;
 }
+
+// The operation whose exponentials another sums alike: what is compiled once for all of them.
+template <Operation op>
+constexpr Operation sums_as =
+    op == fastsoftmax::softmax || op == fastsoftmax::logsumexp ? op : fastsoftmax::cross_entropy;
 
 inline void merge(Operation op, const Run& run, Statistics& left, const Statistics& right) {
     if (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)

@@ -50,6 +50,10 @@ struct TileSum<float> {
         high[c % 16] = high[c % 16] + x.high;
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<float> x) { add(c, to_double(x)); }
+    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Two<Pack<float>> x) {
+        const DoublePair a = to_double(x.high), b = to_double(x.low);
+        add(c, DoublePair{a.low + b.low, a.high + b.high});
+    }
     FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<float> x, Pack<float> y) {
         const DoublePair a = to_double(x), b = to_double(y);
         add(c, DoublePair{a.low * b.low, a.high * b.high});
@@ -76,6 +80,10 @@ struct TileSum<double> {
         const Double2 next = two_sum(p.high, x);
         p = {next.high, p.low + next.low};
     }
+    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Two<Pack<double>> x) {
+        add(c, x.high);
+        parts[c % 8].low = parts[c % 8].low + x.low;
+    }
     FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<double> x, Pack<double> y) {
         const Pack<double> product = x * y;
         add(c, product);
@@ -96,11 +104,12 @@ struct TileSum<double> {
     }
 };
 
-template <bool apart, bool keep, class T>
+template <Operation op, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end,
                                                        double temperature) {
     using I = Integer<T>;
     constexpr T lowest = -__builtin_inf();
+    constexpr bool apart = op != fastsoftmax::softmax;
     Measured<T> measured;
     Groups<T>& g = measured.groups;
 
@@ -119,6 +128,13 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std:
     Pack<T> largest_exponential = broadcast(T(0));
     with_exponential(g, temperature, [&](auto exp) __attribute__((always_inline)) {
         for (std::ptrdiff_t c = begin; c < end; ++c) {
+            if constexpr (op == fastsoftmax::logsumexp) {
+                Two<Pack<T>> e = exp.exactly(tile.score(c));
+                const Mask<T> largest_here = equal(position, broadcast(static_cast<I>(c - begin)));
+                e = {select(largest_here, broadcast(T(0)), e.high), select(largest_here, broadcast(T(0)), e.low)};
+                sum.add(c - begin, e);
+                continue;
+            }
             const Pack<T> e = exp(tile.score(c));
             if constexpr (keep) tile.write(c, e);
             if constexpr (apart)
@@ -175,7 +191,7 @@ inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::
     if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
         return measure_tile_gradient<op>(tile, begin, end);
     else
-        return measure_tile_exponentials<op != fastsoftmax::softmax, keep>(tile, begin, end, run.temperature);
+        return measure_tile_exponentials<sums_as<op>, keep>(tile, begin, end, run.temperature);
 }
 
 template <class T>
