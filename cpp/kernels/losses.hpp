@@ -11,12 +11,24 @@ namespace {
 template <class T>
 struct Targets {
     static constexpr int lanes = Pack<T>::lanes;
-    std::int64_t index[lanes] = {};  // 0 where there is none
-    bool ignored[lanes] = {};
-    bool any_ignored = false;
-    PerSlice<T> chosen = PerSlice<T>::all(0);
+    std::int64_t index[lanes];  // 0 where there is none
+    bool ignored[lanes];
+    bool any_ignored;
+    PerSlice<T> chosen;
 
-    FASTSOFTMAX_ONCE Targets(const Run& run, std::ptrdiff_t first, int count) {
+    // Of no slices (no loss is wanted) it holds nothing.
+    FASTSOFTMAX_INLINE Targets(const Run& run, std::ptrdiff_t first, int count) {
+        if (count > 0) read(run, first, count);
+    }
+
+  private:
+    FASTSOFTMAX_ONCE void read(const Run& run, std::ptrdiff_t first, int count) {
+        any_ignored = false;
+        chosen = PerSlice<T>::all(0);
+        for (int i = 0; i < lanes; ++i) {
+            index[i] = 0;
+            ignored[i] = false;
+        }
         if (!run.target) return;
         for (int i = 0; i < count; ++i) {
             ignored[i] = run.target[first + i] < 0;

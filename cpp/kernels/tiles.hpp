@@ -40,14 +40,15 @@ struct TileSum<float> {
     Pack<double> low[16], high[16];
     int width;
 
-    // Partial sums that no class falls to are 0 and may be left out.
+    // Partial sums that no class falls to are 0 and may be left out; the first class of each begins it.
     FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : width(1) {
         while (width < 16 && width < classes) width *= 2;
-        for (int i = 0; i < width; ++i) low[i] = high[i] = broadcast(0.0);
+        for (std::ptrdiff_t i = classes; i < width; ++i) low[i] = high[i] = broadcast(0.0);
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, DoublePair x) {
-        low[c % 16] = low[c % 16] + x.low;
-        high[c % 16] = high[c % 16] + x.high;
+        const Pack<double> zero = broadcast(0.0);
+        low[c % 16] = (c < 16 ? zero : low[c % 16]) + x.low;
+        high[c % 16] = (c < 16 ? zero : high[c % 16]) + x.high;
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<float> x) { add(c, to_double(x)); }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Two<Pack<float>> x) {
