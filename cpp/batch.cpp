@@ -47,13 +47,12 @@ Batch::Batch(Operation operation, Slices& slices, double temperature, bool in_or
     if (!in_order) sort_batch();
     slices.batch.simplify();
     in_float_ = computed_in_float(slices.arrays[scores].type);
-    if (has_upstream()) in_float_ = in_float_ && computed_in_float(slices.arrays[second].type);
+    if (has_dy()) in_float_ = in_float_ && computed_in_float(slices.arrays[second].type);
     if (has_output()) in_float_ = in_float_ && computed_in_float(slices.arrays[output].type);
     if (operation == logsumexp) in_float_ = in_float_ && computed_in_float(slices.arrays[value].type);
     // Outside this range the parts of the reciprocal of the temperature are no normal floats.
     in_float_ = in_float_ && temperature > 0x1p-100 && temperature < 0x1p100;
-    choose_loop(in_order);
-    in_blocks_ = loop_ == Loop::gathered_rows && classes_ > block_classes && !whole_rows;
+    choose_loop(in_order, whole_rows);
     count_ = slices.batch.size();
     if (count_ == 0) return;
     along_ = slices.batch.last().size;
@@ -73,7 +72,7 @@ void Batch::sort_batch() {
 
 bool Batch::rows_in_place() const {
     if (slices_.has(mask) || slices_.classes.count > 1) return false;
-    for (const Role r : {scores, has_upstream() ? second : scores, has_output() ? output : scores}) {
+    for (const Role r : {scores, has_dy() ? second : scores, has_output() ? output : scores}) {
         const Array& array = slices_.arrays[r];
         if (array.type != (in_float_ ? float32 : float64) || array.swapped) return false;
         if (slices_.classes.last().strides[r] != width()) return false;
@@ -85,7 +84,7 @@ bool Batch::rows_in_place() const {
     return true;
 }
 
-void Batch::choose_loop(bool in_order) {
+void Batch::choose_loop(bool in_order, bool whole_rows) {
     if (classes_ > few_classes && rows_in_place()) {
         loop_ = Loop::rows;
         at_once_ = std::numeric_limits<std::ptrdiff_t>::max();
@@ -101,6 +100,11 @@ void Batch::choose_loop(bool in_order) {
         if (i < 0 || batch.axis[i].strides[scores] != bytes || batch.axis[i].size < lanes() / 2) continue;
         std::rotate(batch.axis.begin() + i, batch.axis.begin() + i + 1, batch.axis.begin() + batch.count);
         neighbours = true;
+    }
+    if (classes_ > block_classes && !whole_rows) {
+        in_blocks_ = true;
+        unit_ = at_once_ = neighbours ? lanes() : 1;
+        return;
     }
     const std::ptrdiff_t slice_bytes = std::max<std::ptrdiff_t>(classes_, 1) * width();
     if (neighbours || classes_ <= few_classes) {
@@ -120,14 +124,22 @@ int Batch::threads_for(std::ptrdiff_t slices) const {
 }
 
 bool Batch::shares_slices(int threads) const {
-    return threads > 1 && classes_ > block_classes && loop_ != Loop::tiles &&
-           units_ < 4 * static_cast<std::ptrdiff_t>(threads);
+    const bool blocks = in_blocks_ || (loop_ == Loop::rows && classes_ > block_classes);
+    return threads > 1 && blocks && units_ < 4 * static_cast<std::ptrdiff_t>(threads);
 }
 
-// Doubles for one array's rows or tiles, in whole cache lines.
+// Doubles for one array's rows, block or tiles, in whole cache lines.
 std::ptrdiff_t Batch::operand_size() const {
-    const std::ptrdiff_t classes = in_blocks_ ? block_classes : classes_;
-    return (classes * at_once_ * width() + 63) / 64 * 8;
+    const std::ptrdiff_t elements = in_blocks_ ? block_classes : classes_ * at_once_;
+    return (elements * width() + 63) / 64 * 8;
+}
+
+std::ptrdiff_t Batch::arrays_size() const { return loop_ == Loop::rows ? 0 : (has_dy() ? 2 : 1) * operand_size(); }
+
+std::ptrdiff_t Batch::scratch_size() const {
+    const bool needs_statistics = in_blocks_ || (loop_ == Loop::rows && classes_ > block_classes);
+    constexpr std::ptrdiff_t doubles = sizeof(Statistics) / sizeof(double);
+    return arrays_size() + (needs_statistics ? unit_ * blocks_of_slice() * doubles : 0);
 }
 
 Strided Batch::strided(Role role, const Offsets& offsets) const {
@@ -143,13 +155,22 @@ void Batch::in_type(F f) const {
         f(static_cast<double*>(nullptr));
 }
 
+// The run from its slice i on, as far as what is one value a slice goes.
+Run Batch::advanced(Run run, std::ptrdiff_t i) {
+    if (run.value) run.value += i;
+    if (run.target) run.target += i;
+    if (run.chosen) run.chosen += i;
+    if (run.scale) run.scale += i;
+    return run;
+}
+
 // The run's arrays in place, or gathered in scratch.
 Run Batch::with_arrays(Run run, const Offsets& offsets, double* scratch) const {
     run.classes = classes_;
     run.temperature = temperature_;
     if (loop_ == Loop::rows) {
         run.x = strided(scores, offsets);
-        if (has_upstream()) run.dy = strided(second, offsets);
+        if (has_dy()) run.dy = strided(second, offsets);
         if (has_output()) run.out = strided(output, offsets);
     } else {
         run.x = run.out = {reinterpret_cast<std::byte*>(scratch), classes_ * width()};
@@ -159,7 +180,7 @@ Run Batch::with_arrays(Run run, const Offsets& offsets, double* scratch) const {
 }
 
 void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const {
-    if (in_blocks_) return apply_blocks(run, offsets, 1, scratch);
+    if (in_blocks_) return apply_blocks(run, offsets, length, 1, scratch);
     run = with_arrays(run, offsets, scratch);
     run.slices = length;
     in_type([&](auto* pointer) {
@@ -167,7 +188,7 @@ void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double
         const KernelsIn<T>& k = kernels_in<T>();
         if (loop_ == Loop::rows) return k.rows[operation_](run);
         gather(scores, offsets, length, scratch);
-        if (has_upstream()) gather(second, offsets, length, scratch + operand_size());
+        if (has_dy()) gather(second, offsets, length, scratch + operand_size());
         (loop_ == Loop::tiles ? k.tiles : k.rows)[operation_](run);
         if (!has_output()) return;
         T* results = reinterpret_cast<T*>(scratch);
@@ -177,53 +198,60 @@ void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double
     });
 }
 
-// The score of a run's only target, 0 without one.
-double Batch::target_score(const Run& run, const Offsets& offsets) const {
+// The score of slice i's target, 0 without one.
+double Batch::target_score(const Run& run, const Offsets& offsets, std::ptrdiff_t i) const {
     double score = 0;
-    if (run.target) gather_doubles(scores, offsets, *run.target, *run.target + 1, &score);
+    const std::int64_t target = run.target ? run.target[i] : -1;
+    if (target >= 0) gather_doubles(scores, slices_.batch.moved(offsets, i), target, target + 1, &score);
     return score;
 }
 
-void Batch::apply_blocks(Run run, const Offsets& offsets, int threads, double* scratch) const {
+void Batch::apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length, int threads, double* scratch) const {
+    const std::ptrdiff_t blocks = blocks_of_slice();
+    auto* measured = reinterpret_cast<Statistics*>(scratch + arrays_size());
+    run = with_arrays(run, offsets, scratch);
     run.slices = 1;
-    const std::ptrdiff_t blocks = (classes_ + block_classes - 1) / block_classes;
     in_type([&](auto* pointer) {
         using T = std::remove_pointer_t<decltype(pointer)>;
         const KernelsIn<T>& k = kernels_in<T>();
-        // Calls body(run, block, begin, end) for each block, its arrays at hand.
-        const auto for_blocks = [&](auto body) {
+        // Calls body(run, offsets, i, block, begin, end) for each block of each slice, its arrays at hand. A block of
+        // all slices comes before the next: neighbours share cache lines.
+        const auto for_blocks = [&](const auto& body) {
             parallel_for(threads, [&](int part) {
                 double* own = scratch + part * scratch_size();
-                Run block = with_arrays(run, offsets, own);
                 for (std::ptrdiff_t b = blocks * part / threads; b < blocks * (part + 1) / threads; ++b) {
                     const std::ptrdiff_t begin = b * block_classes, end = std::min(begin + block_classes, classes_);
-                    if (loop_ == Loop::gathered_rows) {
-                        // Class `begin` is the first in scratch.
-                        T* x = reinterpret_cast<T*>(own);
-                        T* dy = reinterpret_cast<T*>(own + operand_size());
-                        block.x.data = block.out.data = reinterpret_cast<std::byte*>(x - begin);
-                        block.dy.data = reinterpret_cast<std::byte*>(dy - begin);
-                        gather_row(scores, offsets, begin, end, x);
-                        if (has_upstream()) gather_row(second, offsets, begin, end, dy);
+                    for (std::ptrdiff_t i = 0; i < length; ++i) {
+                        const Offsets at = slices_.batch.moved(offsets, i);
+                        Run one = with_arrays(advanced(run, i), at, own);
+                        if (loop_ == Loop::gathered_rows) {
+                            // Class `begin` is the first in scratch.
+                            T* x = reinterpret_cast<T*>(own);
+                            T* dy = reinterpret_cast<T*>(own + operand_size());
+                            one.x.data = one.out.data = reinterpret_cast<std::byte*>(x - begin);
+                            one.dy.data = reinterpret_cast<std::byte*>(dy - begin);
+                            gather_row(scores, at, begin, end, x);
+                            if (has_dy()) gather_row(second, at, begin, end, dy);
+                        }
+                        body(one, at, i, b, begin, end);
                     }
-                    body(block, b, begin, end);
                 }
             });
         };
-        const std::unique_ptr<Statistics[]> measured(new Statistics[blocks]);
-        for_blocks([&](const Run& block, std::ptrdiff_t b, std::ptrdiff_t begin, std::ptrdiff_t end) {
-            measured[b] = k.measure[operation_](block, begin, end);
-        });
-        run = with_arrays(run, offsets, scratch);
-        Statistics& all = measured[0];
-        for (std::ptrdiff_t b = 1; b < blocks; ++b) kernels().merge[operation_](run, all, measured[b]);
-        all.target_score = target_score(run, offsets);
-        k.conclude[operation_](run, all);
+        for_blocks([&](const Run& one, const Offsets&, std::ptrdiff_t i, std::ptrdiff_t b, std::ptrdiff_t begin,
+                       std::ptrdiff_t end) { measured[i * blocks + b] = k.measure[operation_](one, begin, end); });
+        for (std::ptrdiff_t i = 0; i < length; ++i) {
+            const Run one = advanced(run, i);
+            Statistics& all = measured[i * blocks];
+            for (std::ptrdiff_t b = 1; b < blocks; ++b) kernels().merge[operation_](one, all, measured[i * blocks + b]);
+            all.target_score = target_score(run, offsets, i);
+            k.conclude[operation_](one, all);
+        }
         if (!has_output()) return;
-        for_blocks([&](const Run& block, std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t end) {
-            k.write[operation_](block, all, begin, end);
-            if (loop_ == Loop::gathered_rows)
-                scatter_row(offsets, begin, end, reinterpret_cast<T*>(block.out.data) + begin);
+        for_blocks([&](const Run& one, const Offsets& at, std::ptrdiff_t i, std::ptrdiff_t, std::ptrdiff_t begin,
+                       std::ptrdiff_t end) {
+            k.write[operation_](one, measured[i * blocks], begin, end);
+            if (loop_ == Loop::gathered_rows) scatter_row(at, begin, end, reinterpret_cast<T*>(one.out.data) + begin);
         });
     });
 }

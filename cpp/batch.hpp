@@ -44,7 +44,7 @@ class Batch {
     bool shares_slices(int threads) const;
 
     // Doubles of memory that each thread needs.
-    std::ptrdiff_t scratch_size() const { return loop_ == Loop::rows ? 0 : operands() * operand_size(); }
+    std::ptrdiff_t scratch_size() const;
 
     // Calls body(offsets, first, length, scratch) for runs of neighbouring slices that make up the units [begin, end),
     // on so many threads. `extra`: doubles that the body needs behind what `apply` does.
@@ -52,6 +52,7 @@ class Batch {
     void for_runs(std::ptrdiff_t begin, std::ptrdiff_t end, int threads, std::ptrdiff_t most, std::ptrdiff_t extra,
                   Body body) const {
         const std::ptrdiff_t size = scratch_size() + extra, work = end - begin;
+        threads = static_cast<int>(std::min<std::ptrdiff_t>(threads, std::max<std::ptrdiff_t>(work, 1)));
         const std::unique_ptr<double[]> scratch(new double[threads * size]);
         parallel_for(threads, [&](int part) {
             std::ptrdiff_t unit = begin + work * part / threads;
@@ -72,8 +73,18 @@ class Batch {
     // Applies the kernel to up to `slices_at_once` neighbours. The run brings what is one value a slice.
     void apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const;
 
-    // One slice, in blocks, on so many threads. The scratch is for all of them.
-    void apply_blocks(Run run, const Offsets& offsets, int threads, double* scratch) const;
+    // The slices of one unit, in blocks, on so many threads. The scratch is for all of them.
+    void apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length, int threads, double* scratch) const;
+
+    // Calls body(offsets, length, scratch) for each unit in turn: for `apply_blocks`.
+    template <class Body>
+    void for_units(int threads, Body body) const {
+        const std::unique_ptr<double[]> scratch(new double[threads * scratch_size()]);
+        for (std::ptrdiff_t unit = 0; unit < units_; ++unit) {
+            const std::ptrdiff_t first = slice_of(unit), rest = along_ - first % along_;
+            body(slices_.batch.at(first), std::min(unit_, rest), scratch.get());
+        }
+    }
 
     // Neighbouring slices of the array in `role` as the kernel wants them: rows one after another, or tiles.
     void gather(Role role, const Offsets& offsets, std::ptrdiff_t length, double* to) const;
@@ -91,8 +102,10 @@ class Batch {
     bool in_blocks_ = false;  // slices too long to be gathered whole
     std::ptrdiff_t unit_ = 1, along_ = 1, units_along_ = 1, units_ = 0, at_once_ = 1;
 
-    bool has_upstream() const { return operation_ == softmax_grad || operation_ == log_softmax_grad; }
-    int operands() const { return has_upstream() ? 2 : 1; }
+    bool has_dy() const { return operation_ == softmax_grad || operation_ == log_softmax_grad; }
+    std::ptrdiff_t arrays_size() const;
+    std::ptrdiff_t blocks_of_slice() const { return (classes_ + block_classes - 1) / block_classes; }
+    static Run advanced(Run run, std::ptrdiff_t i);
     int lanes() const { return in_float_ ? 16 : 8; }
     std::ptrdiff_t width() const { return in_float_ ? 4 : 8; }
     std::ptrdiff_t operand_size() const;
@@ -100,12 +113,12 @@ class Batch {
     template <class F>
     void in_type(F f) const;
 
-    void choose_loop(bool in_order);
+    void choose_loop(bool in_order, bool whole_rows);
     bool rows_in_place() const;
     void sort_batch();
     Strided strided(Role role, const Offsets& offsets) const;
     Run with_arrays(Run run, const Offsets& offsets, double* scratch) const;
-    double target_score(const Run& run, const Offsets& offsets) const;
+    double target_score(const Run& run, const Offsets& offsets, std::ptrdiff_t i) const;
     double fill_of(Role role) const;
     template <class T>
     void gather_row(Role role, const Offsets& offsets, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const;

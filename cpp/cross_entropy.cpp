@@ -54,13 +54,14 @@ class CrossEntropy {
           loss_(loss),
           batch_(slices.has(output) ? cross_entropy_grad : cross_entropy, slices, loss.temperature, reduced(),
                  loss.probabilities || loss.label_smoothing > 0) {
+        normalise_weights();
         if (!loss.probabilities && loss.label_smoothing > 0) {
             shared_terms_.reset(new double[batch_.classes()]);
             in_type([&](auto* type) {
                 auto* terms = reinterpret_cast<decltype(type)>(shared_terms_.get());
                 OrderedSum sum;
                 for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) {
-                    terms[c] = static_cast<std::remove_pointer_t<decltype(type)>>(term(c, 0));
+                    terms[c] = stored_term<std::remove_pointer_t<decltype(type)>>(term(c, 0));
                     sum.add(terms[c]);
                 }
                 shared_spread_ = sum.total();
@@ -79,7 +80,8 @@ class CrossEntropy {
             const double total = sum_.total();
             const bool mean = loss_.reduction == Reduction::mean;
             const double undefined = std::numeric_limits<double>::quiet_NaN();
-            const double result = mean ? none_counts_ ? undefined : total / divisor_ : total;
+            const double result =
+                mean ? none_counts_ ? undefined : total / divisor_ * weight_unit() : total * weight_unit();
             write_doubles(slices_.arrays[value], 0, 0, 1, &result);
         }
     }
@@ -90,6 +92,9 @@ class CrossEntropy {
     const Batch batch_;
     std::unique_ptr<double[]> shared_terms_;  // of label smoothing, in the type computed in
     double shared_spread_ = 0;
+    const double* weight_ = nullptr;  // in units of weight_unit_
+    std::unique_ptr<double[]> normalised_;
+    double weight_unit_ = 1;
     double divisor_ = 1;  // of a mean
     bool none_counts_ = false;
     OrderedSum sum_;
@@ -104,16 +109,40 @@ class CrossEntropy {
             f(static_cast<double*>(nullptr));
     }
 
+    // What weighed sums are to be multiplied by; it cancels where the weights of a mean's samples divide them.
+    double weight_unit() const { return loss_.reduction == Reduction::mean && !loss_.probabilities ? 1 : weight_unit_; }
+
     // What multiplies -log p of class c, from its probability.
     double term(std::ptrdiff_t c, double probability) const {
         const double even = loss_.label_smoothing / static_cast<double>(batch_.classes());
         const double smoothed = (1 - loss_.label_smoothing) * probability + even;
-        return loss_.weight ? loss_.weight[c] * smoothed : smoothed;
+        return weight_ ? weight_[c] * smoothed : smoothed;
+    }
+
+    // A term that is not 0 does not become 0.
+    template <class T>
+    static T stored_term(double term) {
+        const T stored = static_cast<T>(term);
+        return stored == 0 && term != 0 ? std::numeric_limits<T>::denorm_min() : stored;
+    }
+
+    // Weights far from 1 are brought there by a power of two, so that float holds their products.
+    void normalise_weights() {
+        weight_ = loss_.weight;
+        if (!weight_ || batch_.classes() == 0) return;
+        const double largest = *std::max_element(weight_, weight_ + batch_.classes());
+        if (largest == 0 || (largest > 0x1p-30 && largest < 0x1p30)) return;
+        int exponent;
+        std::frexp(largest, &exponent);
+        weight_unit_ = std::ldexp(1, exponent - 1);
+        normalised_.reset(new double[batch_.classes()]);
+        for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) normalised_[c] = loss_.weight[c] / weight_unit_;
+        weight_ = normalised_.get();
     }
 
     void count_samples() {
         if (loss_.reduction != Reduction::mean) return;
-        if (loss_.probabilities || !(loss_.weight || loss_.ignore_index)) {
+        if (loss_.probabilities || !(weight_ || loss_.ignore_index)) {
             divisor_ = static_cast<double>(batch_.count());
             none_counts_ = batch_.count() == 0;
             return;
@@ -128,7 +157,7 @@ class CrossEntropy {
                 for (std::ptrdiff_t i = 0; i < some; ++i) {
                     if (targets[i] < 0) continue;
                     none_counts_ = false;
-                    weights.add(loss_.weight ? loss_.weight[targets[i]] : 1);
+                    weights.add(weight_ ? weight_[targets[i]] : 1);
                 }
             }
         });
@@ -154,20 +183,23 @@ class CrossEntropy {
         if (slices_.has(upstream)) {
             read_doubles(slices_.arrays[upstream], first[upstream], slices_.batch.last().strides[upstream], length,
                          s.scale);
-            for (std::ptrdiff_t i = 0; i < length; ++i) s.scale[i] = s.scale[i] / divisor_ / loss_.temperature;
+            for (std::ptrdiff_t i = 0; i < length; ++i)
+                s.scale[i] = s.scale[i] / divisor_ * weight_unit() / loss_.temperature;
         } else {
-            std::fill(s.scale, s.scale + length, loss_.upstream / divisor_ / loss_.temperature);
+            std::fill(s.scale, s.scale + length, loss_.upstream / divisor_ * weight_unit() / loss_.temperature);
         }
         if (loss_.probabilities) return;
         read_targets(first, length, s.targets);
         for (std::ptrdiff_t i = 0; i < length; ++i) {
             const bool counts = s.targets[i] >= 0;
-            s.chosen[i] = counts ? (1 - loss_.label_smoothing) * (loss_.weight ? loss_.weight[s.targets[i]] : 1) : 0;
+            s.chosen[i] = counts ? (1 - loss_.label_smoothing) * (weight_ ? weight_[s.targets[i]] : 1) : 0;
             if (!counts) s.scale[i] = 0;  // whatever comes from above
         }
     }
 
-    void write_losses(const Offsets& first, std::ptrdiff_t length, const double* losses) const {
+    void write_losses(const Offsets& first, std::ptrdiff_t length, double* losses) const {
+        if (weight_unit_ != 1)
+            for (std::ptrdiff_t i = 0; i < length; ++i) losses[i] *= weight_unit_;
         if (slices_.has(value))
             write_doubles(slices_.arrays[value], first[value], slices_.batch.last().strides[value], length, losses);
     }
@@ -215,7 +247,7 @@ class CrossEntropy {
     // Probabilities as terms: rows, or tiles as the scores are.
     void gather_terms(const Offsets& first, std::ptrdiff_t length, double* to) const {
         batch_.gather(second, first, length, to);
-        if (!loss_.weight && loss_.label_smoothing == 0) return;
+        if (!weight_ && loss_.label_smoothing == 0) return;
         in_type([&](auto* type) {
             using T = std::remove_pointer_t<decltype(type)>;
             T* terms = reinterpret_cast<T*>(to);
@@ -223,30 +255,25 @@ class CrossEntropy {
             const std::ptrdiff_t lanes = batch_.loop() == Loop::tiles ? batch_.unit_slices() : 1;
             const std::ptrdiff_t tiles = (length + lanes - 1) / lanes;
             for (std::ptrdiff_t i = 0; i < tiles * classes * lanes; ++i)
-                terms[i] = static_cast<T>(term(i / lanes % classes, terms[i]));
+                terms[i] = stored_term<T>(term(i / lanes % classes, static_cast<double>(terms[i])));
         });
     }
 
     void compute_shared(int threads) {
-        const std::unique_ptr<double[]> scratch(new double[threads * batch_.scratch_size()]);
-        for (std::ptrdiff_t i = 0; i < batch_.count(); ++i) {
-            const Offsets at = slices_.batch.at(i);
+        batch_.for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* scratch) {
             Samples s;
-            read_samples(at, 1, s);
+            read_samples(first, length, s);
             Run run;
             run.value = s.losses;
             run.target = s.targets;
             run.chosen = s.chosen;
             run.scale = s.scale;
-            if (s.targets[0] < 0)
-                batch_.apply(run, at, 1, scratch.get());  // there are but zeros to write
-            else
-                batch_.apply_blocks(run, at, threads, scratch.get());
+            batch_.apply_blocks(run, first, length, threads, scratch);
             if (reduced())
-                sum_.add(s.losses, 1);
+                sum_.add(s.losses, length);
             else
-                write_losses(at, 1, s.losses);
-        }
+                write_losses(first, length, s.losses);
+        });
     }
 };
 

@@ -61,9 +61,9 @@ void transform(Operation operation, Slices& slices, double temperature) {
     if (batch.count() == 0 || batch.classes() == 0) return;
     const int threads = batch.threads_for(batch.count());
     if (batch.shares_slices(threads)) {
-        const std::unique_ptr<double[]> scratch(new double[threads * batch.scratch_size()]);
-        for (std::ptrdiff_t s = 0; s < batch.count(); ++s)
-            batch.apply_blocks(Run{}, slices.batch.at(s), threads, scratch.get());
+        batch.for_units(threads, [&](const Offsets& at, std::ptrdiff_t length, double* scratch) {
+            batch.apply_blocks(Run{}, at, length, threads, scratch);
+        });
         return;
     }
     batch.for_runs(0, batch.units(), threads, batch.slices_at_once(), 0,
@@ -76,26 +76,27 @@ void reduce(Slices& slices) {
     if (slices.has(second)) return reduce_weighed(slices);
     const Batch batch(logsumexp, slices, 1, false);
     const int threads = batch.threads_for(batch.count());
-    Run run;
+    const auto reduce_run = [&](const Offsets& first, std::ptrdiff_t length, const auto& apply) {
+        double logs[slices_per_call];
+        Run run;
+        run.value = logs;
+        apply(run, first, length);
+        write_logs(slices, first, length, logs);
+    };
     if (batch.shares_slices(threads)) {
-        const std::unique_ptr<double[]> scratch(new double[threads * batch.scratch_size()]);
-        double log;
-        run.value = &log;
-        for (std::ptrdiff_t s = 0; s < batch.count(); ++s) {
-            const Offsets at = slices.batch.at(s);
-            batch.apply_blocks(run, at, threads, scratch.get());
-            write_logs(slices, at, 1, &log);
-        }
+        batch.for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* scratch) {
+            reduce_run(first, length, [&](const Run& run, const Offsets& at, std::ptrdiff_t some) {
+                batch.apply_blocks(run, at, some, threads, scratch);
+            });
+        });
         return;
     }
     const std::ptrdiff_t most = std::min(batch.slices_at_once(), slices_per_call);
     batch.for_runs(0, batch.units(), threads, most, 0,
                    [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* scratch) {
-                       double logs[slices_per_call];
-                       Run part;
-                       part.value = logs;
-                       batch.apply(part, first, length, scratch);
-                       write_logs(slices, first, length, logs);
+                       reduce_run(first, length, [&](const Run& run, const Offsets& at, std::ptrdiff_t some) {
+                           batch.apply(run, at, some, scratch);
+                       });
                    });
 }
 

@@ -46,10 +46,10 @@ int get_num_threads() {
 
 const char* openmp_version() { return FASTSOFTMAX_VALUE(_OPENMP); }
 
-void parallel_for(int parts, const std::function<void(int)>& body) {
-    if (parts == 1) return body(0);
+void run_parts(int parts, void (*call)(const void* body, int part), const void* body) {
+    if (parts == 1) return call(body, 0);
 #pragma omp parallel for num_threads(parts) schedule(static, 1)
-    for (int part = 0; part < parts; ++part) body(part);
+    for (int part = 0; part < parts; ++part) call(body, part);
 }
 
 #else
@@ -58,8 +58,8 @@ int get_num_threads() { return 1; }
 
 const char* openmp_version() { return ""; }
 
-void parallel_for(int parts, const std::function<void(int)>& body) {
-    for (int part = 0; part < parts; ++part) body(part);
+void run_parts(int parts, void (*call)(const void* body, int part), const void* body) {
+    for (int part = 0; part < parts; ++part) call(body, part);
 }
 
 #endif

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
 
 namespace fastsoftmax {
 
@@ -14,8 +13,13 @@ void set_num_threads(int count);
 // "201511" for OpenMP 4.5, and so on; empty without it.
 const char* openmp_version();
 
-// Calls body(part) for each part in [0, parts), each on a thread of its own; 1 part on the calling thread. `body` must
-// not throw.
-void parallel_for(int parts, const std::function<void(int)>& body);
+void run_parts(int parts, void (*call)(const void* body, int part), const void* body);
+
+// Calls body(part) for each part in [0, parts), each on a thread of its own; 1 part on the calling thread. Allocates
+// nothing. `body` must not throw.
+template <class Body>
+void parallel_for(int parts, const Body& body) {
+    run_parts(parts, [](const void* b, int part) { (*static_cast<const Body*>(b))(part); }, &body);
+}
 
 }  // namespace fastsoftmax

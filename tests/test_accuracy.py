@@ -26,11 +26,11 @@ LOGSUMEXP_OF_MAX_0 = {2: 0.51, 4: 2, 8: 2}
 CROSS_ENTROPY = {2: 2, 4: 2, 8: 2}  # float32 for half precision
 CROSS_ENTROPY_GRAD = {2: 0.52, 4: 3, 8: 3}
 
-ROWS, COLUMNS = ((24, 333), 1), ((333, 24), 0)
+ROWS, TILES = ((24, 333), 1), ((333, 24), 0)
 FEW = [((50, classes), axis) for classes in (2, 3, 4, 5, 8, 10, 16, 17, 31, 32) for axis in (0, 1)]
 SHAPES = {
     "rows": [ROWS, ((3, 4097), 1)],
-    "columns": [COLUMNS, ((4, 130, 5), 1)],
+    "tiles": [TILES, ((4, 130, 5), 1)],
     "few classes": [(shape[:: 1 if axis else -1], axis) for shape, axis in FEW],
     "long slice": [((1, 70_001), 1), ((70_001, 2), 0)],
 }

@@ -27,6 +27,8 @@ def test_a_docstring_has_the_sections_of_numpydoc(name):
     function = inspect.unwrap(getattr(fs, name))
     sections = re.findall(r"^ *([A-Z][A-Za-z ]+)\n *-{4,}$", inspect.getdoc(function), re.MULTILINE)
     parameters = inspect.signature(function).parameters
+    underlines = re.findall("-{4,}", inspect.getdoc(function))
+    assert len(underlines) == len(sections), "a heading that is none"
     needed = {"Examples"} | ({"Parameters", "Raises"} if parameters else {"Returns"})
     assert needed <= set(sections)
     for parameter in parameters:

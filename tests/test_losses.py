@@ -8,6 +8,7 @@ import precision
 import pytest
 from arrays import (
     FLOATING,
+    LAYOUTS,
     LOSSES,
     SIZES,
     Inputs,
@@ -235,6 +236,50 @@ def test_weights_may_have_any_real_dtype(dtype, case):
     assert (loss.dtype, grad.dtype) == (np.float32, np.float32)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_weights_may_lie_anywhere_in_memory(layout, case):
+    weight = np.linspace(0, 2, 7)
+    wanted = fs.cross_entropy_with_grad(*case, 1, weight=weight)
+    assert_all_same_bits(fs.cross_entropy_with_grad(*case, 1, weight=layout(weight)), wanted)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("weight", [1e300, 1e-60, 1e-300])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@each_dtype
+def test_a_common_factor_of_the_weights_leaves_the_mean_whatever_its_size(dtype, label_smoothing, weight):
+    for shape in [(40, 5), (7, 50), (2, 40_000)]:
+        a = Inputs.normal(shape, dtype)
+        for axis in (0, 1):
+            x = a.move(axis).x
+
+            def call(w, x=x, axis=axis, a=a):
+                options = {"weight": [w] * x.shape[axis], "label_smoothing": label_smoothing}
+                return fs.cross_entropy_with_grad(x, a.indices, axis, **options)
+
+            loss, grad = call(weight)
+            wanted, wanted_grad = call(1)
+            assert_within(4, loss, wanted.astype(np.longdouble))
+            wanted_grad = wanted_grad.astype(np.longdouble)
+            assert_within(4, grad, wanted_grad, np.maximum(np.abs(wanted_grad), 1 / np.longdouble(shape[0])))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("classes", [3, 40, 40_000])
+@each_dtype
+def test_a_target_probability_too_small_for_the_logits_dtype_is_not_zero(dtype, classes):
+    x, q = np.zeros((2, classes), dtype), np.zeros((2, classes))
+    x[0, 1] = -np.inf
+    q[:, 0], q[:, 1] = 1, 1e-50
+    for axis in (0, 1):
+        given = np.moveaxis(x, 1, axis).copy(), np.moveaxis(q, 1, axis).copy(), axis
+        losses = [fs.cross_entropy(*given, reduction="none")]
+        losses.append(fs.cross_entropy_with_grad(*given, reduction="none")[0])
+        for loss in losses:
+            assert loss[0] == np.inf
+            np.testing.assert_allclose(loss[1], np.log(classes), 1e-6)
+
+
 def test_the_mean_divides_by_the_weights_of_the_samples_that_count(case):
     logits, targets = case
     weight = np.arange(1.0, 8)
@@ -321,6 +366,43 @@ def test_upstream_may_be_an_array_of_any_real_dtype_and_layout(dtype, case, rng)
         got = fs.cross_entropy_grad(logits, targets, 1, reduction="none", upstream=layout(upstream))
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, grad * upstream[:, None].astype(np.float32))
+
+
+# From the smallest numbers to the largest, each with what the gradient's own scale must not lose on the way.
+SCALES = [
+    (np.float32, 1e-30, 1.0),
+    (np.float32, 1e30, 1.0),
+    (np.float32, 1e30, 1e25),
+    (np.float32, 1e-30, 1e-25),
+    (np.float64, 1e-300, 1.0),
+    (np.float64, 1e250, 1.0),
+    (np.float64, 1e300, 1.0),
+    (np.float64, 1.0, 1e290),
+    (np.float64, 1e250, 1e290),
+    (np.float64, 1e300, 1e290),
+    (np.float64, 1e-300, 1e-290),
+]
+
+
+@pytest.mark.core
+@pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
+@pytest.mark.parametrize("classes", [8, 40, 40_000])
+@pytest.mark.parametrize(("dtype", "upstream", "temperature"), SCALES)
+def test_upstream_and_temperature_of_any_size_keep_every_entry_of_the_gradient(dtype, upstream, temperature, classes):
+    depth = -np.log(np.finfo(dtype).smallest_subnormal)
+    x = np.full((5, classes), -np.inf)
+    x[:, :8] = np.array([0, 0.01, 0.1, 0.5, 0.8, 0.9, 0.95, 0.99]) * -float(depth) * temperature
+    x = x.astype(dtype)
+    targets = np.array([0, 1, 2, 6, 7])
+    for axis in (1, 0):
+        a = np.ascontiguousarray(np.moveaxis(x, 1, axis))
+        exact = precision.Slices(a, axis, temperature)
+        share = precision.shares(a.shape, axis, targets)
+        for u, reduction in [(upstream, "sum"), (np.full(5, upstream), "none")]:
+            grad = fs.cross_entropy_grad(a, targets, axis, temperature=temperature, upstream=u, reduction=reduction)
+            # One rounding of x / T moves a probability by as much as x / T times its own.
+            bound = 3 if temperature == 1 else 3 + 4 * depth
+            assert_within(bound, grad, exact.cross_entropy_grad(share) * np.longdouble(upstream))
 
 
 def test_temperature_divides_the_logits_and_the_gradient(case):

@@ -151,3 +151,26 @@ def measure(call, shape, dtype, layout):
     out = np.ones(shape, dtype)
     growth = peak_growth(lambda: call(a, out))
     assert growth <= LIMIT + 2 * 8 * shape[0], f"{growth / 2**20:.1f} MiB"  # sums and signs, a loss of each slice
+
+
+FEW_LONG_SLICES = {
+    "softmax": lambda x, dy, out, targets: fs.softmax(x, 0, out=out),
+    "softmax, where": lambda x, dy, out, targets: fs.softmax(x, 0, where=True, out=out),
+    "log_softmax": lambda x, dy, out, targets: fs.log_softmax(x, 0, out=out),
+    "logsumexp": lambda x, dy, out, targets: fs.logsumexp(x, 0),
+    "softmax_grad": lambda x, dy, out, targets: fs.softmax_grad(x, dy, 0, out=out),
+    "log_softmax_grad": lambda x, dy, out, targets: fs.log_softmax_grad(x, dy, 0, out=out),
+    "cross_entropy": lambda x, dy, out, targets: fs.cross_entropy(x, targets, 0),
+    "cross_entropy_grad": lambda x, dy, out, targets: fs.cross_entropy_grad(x, targets, 0, out=out),
+}
+
+
+@pytest.mark.parametrize("call", FEW_LONG_SLICES.values(), ids=FEW_LONG_SLICES)
+def test_a_few_long_slices_side_by_side_need_no_copy_of_themselves(call):
+    few, targets = np.ones((1000, 16), np.float32), np.zeros(16, int)
+    call(few, few, few.copy(), targets)
+    warm_up(lambda a, out: None, np.dtype("float32"), LAYOUTS["c"])
+    x = np.ones((1_000_000, 16), np.float32)
+    dy, out = x.copy(), x.copy()
+    growth = peak_growth(lambda: call(x, dy, out, targets))
+    assert growth <= 2**24, f"{growth / 2**20:.1f} MiB"

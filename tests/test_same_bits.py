@@ -1,5 +1,7 @@
 """A slice's result depends on the slice alone: the same bits in every batch, layout, number of threads and call."""
 
+from functools import lru_cache
+
 import fastsoftmax as fs
 import numpy as np
 import pytest
@@ -67,6 +69,45 @@ def test_in_every_layout_of_a_long_slice(call, dtype):
     wanted = call(fs, inputs, -1)
     for name in ("strided", "axis_first", "unaligned", "swapped"):
         assert_all_same_bits(call(fs, inputs.map(LAYOUTS[name]), -1), wanted)
+
+
+@lru_cache(maxsize=1)
+def long_slices(n, dtype):
+    """`n` slices of 200,000 classes, and as others lay them out: (what, inputs, class axis)."""
+    a = Inputs.normal((n, 200_000), dtype)
+    first = a.move(0)
+    return a, [
+        ("Fortran", a.map(np.asfortranarray), 1),
+        ("first axis", first, 0),
+        ("first axis, Fortran", first.map(np.asfortranarray), 0),
+        ("first axis, strided", first.map(LAYOUTS["strided"]), 0),
+        ("first axis, swapped", first.map(LAYOUTS["swapped"]), 0),
+    ]
+
+
+@each_call_and_reduction
+@pytest.mark.parametrize("dtype", FLOATING[1:], ids=str)
+@pytest.mark.parametrize("n", [3, 16])
+def test_in_every_layout_of_a_few_long_slices(n, dtype, call):
+    a, others = long_slices(n, dtype)
+    wanted = call(fs, a, -1)
+    for _, other, axis in others:
+        assert_all_same_bits(moved_back(call(fs, other, axis), 2, axis), wanted)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_of_long_slices_with_a_mask_of_ones(dtype):
+    a, others = long_slices(3, dtype)
+    for function in (fs.softmax, fs.log_softmax, fs.logsumexp):
+        wanted = function(a.x, 1)
+        for _, other, axis in [("C", a, 1), *others]:
+            got = moved_back(function(other.x, axis, where=True), 2, axis)
+            assert_all_same_bits(got, wanted)
+    for gradient, y in [(fs.softmax_grad, "probabilities"), (fs.log_softmax_grad, "log_probabilities")]:
+        wanted = gradient(getattr(a, y), a.dy, 1)
+        for _, other, axis in [("C", a, 1), *others]:
+            got = moved_back(gradient(getattr(other, y), other.dy, axis, where=True), 2, axis)
+            assert_all_same_bits(got, wanted)
 
 
 @pytest.mark.core

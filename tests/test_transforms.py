@@ -104,6 +104,32 @@ def test_a_subclass_comes_back_as_a_plain_array():
         assert type(got) is np.ndarray
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("axis", [0, 1, None])
+@pytest.mark.parametrize("kind", [np.matrix, np.recarray, np.memmap])
+def test_out_of_a_subclass_is_written_as_a_plain_array_and_returned(kind, axis, rng):
+    x = rng.normal(size=(40, 3))
+    if axis == 0:
+        x = x.T.copy().T
+    wanted = fs.logsumexp(x, axis, keepdims=True, return_sign=True)
+    room = np.full((wanted[0].shape[0] + 2, wanted[0].shape[1] + 2), 77.0)
+    out = room[1:-1, 1:-1].view(kind)
+    got = fs.logsumexp(x, axis, keepdims=True, return_sign=True, out=out)
+    assert got[0] is out
+    assert_all_same_bits(got, wanted)
+    room[1:-1, 1:-1] = 77
+    assert (room == 77).all()
+    for function in (fs.softmax, fs.log_softmax):
+        wanted = function(x, axis)
+        place = x.copy().view(kind)
+        assert function(place, axis, out=place) is place
+        assert_same_bits(np.asarray(place), wanted)
+    logits = x.copy().view(kind)
+    wanted = fs.cross_entropy_grad(x, np.zeros(40, int))
+    assert fs.cross_entropy_grad(logits, np.zeros(40, int), out=logits) is logits
+    assert_same_bits(np.asarray(logits), wanted)
+
+
 # axis
 
 
@@ -392,6 +418,20 @@ def test_a_negative_sum_without_return_sign_is_nan():
 def test_an_entry_of_weight_zero_takes_no_part(hidden):
     got = fs.logsumexp([1.0, hidden, 2.0], b=[2.0, 0.0, -0.5], return_sign=True)
     assert_all_same_bits(got, fs.logsumexp([1.0, 2.0], b=[2.0, -0.5], return_sign=True))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_sign_of_a_sum_over_blocks_is_that_of_the_larger_weight(order):
+    for places in ([0, 20_000], [0, 16_384], [0, 1], [20_000, 39_999]):
+        for sign in (1, -1):
+            x, b = np.full((2, 40_000), -np.inf), np.ones((2, 40_000))
+            x[:, places] = 1e20
+            b[:, places[::order]] = sign * 1e-300, -sign * 1e300
+            for a, weights, axis in [(x, b, 1), (x.T.copy(), b.T.copy(), 0)]:
+                result, signs = fs.logsumexp(a, axis, b=weights, return_sign=True)
+                assert (result == 1e20).all()
+                assert (signs == -sign).all()
 
 
 def test_the_sign_of_an_empty_sum_is_zero():

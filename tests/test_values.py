@@ -2,9 +2,11 @@
 
 import fastsoftmax as fs
 import numpy as np
+import precision
 import pytest
 from arrays import FLOATING, assert_all_same_bits
 from ml_dtypes import finfo
+from precision import assert_within
 
 pytestmark = pytest.mark.core
 
@@ -15,7 +17,7 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def along_both_axes(x):
-    """The slices as rows, and as columns."""
+    """The slices along the last axis, and along the first."""
     return (x, 1), (np.ascontiguousarray(x.T), 0)
 
 
@@ -43,6 +45,37 @@ def test_nan_and_inf_fill_their_slice_with_nan_and_no_other(logits, dtype, shape
             assert np.isnan(logp[-1]).all()
             assert lse[-1] == np.inf if value == np.inf else np.isnan(lse[-1])
             assert_all_same_bits((p[:-1], logp[:-1], lse[:-1]), tuple(c[:-1] for c in clean))
+
+
+@pytest.mark.parametrize("rest", ["normal", "largest", "-inf"])
+@pytest.mark.parametrize("infinite", [(0,), (0, 20_000), (5, 6, 16_384), (16_383, 39_999)], ids=str)
+@each_dtype
+def test_logsumexp_is_infinite_wherever_in_a_long_slice_infinities_are(dtype, infinite, rest, rng):
+    x = rng.normal(size=(2, 40_000)).astype(dtype)
+    x[1] = {"normal": x[1], "largest": finfo(dtype).max, "-inf": -np.inf}[rest]
+    x[1, list(infinite)] = np.inf
+    clean = fs.logsumexp(x[0])
+    for a, axis in along_both_axes(x):
+        for options in ({}, {"where": True}, {"b": np.ones((), dtype)}):
+            assert fs.logsumexp(a, axis, **options)[1] == np.inf
+        assert_all_same_bits(fs.logsumexp(a, axis)[0], clean)
+        assert np.isnan(np.moveaxis(fs.softmax(a, axis), axis, 1)[1]).all()
+        assert np.isnan(np.moveaxis(fs.log_softmax(a, axis), axis, 1)[1]).all()
+    for place in (1, 19_999, 30_000):
+        x[1, place] = np.nan
+        for a, axis in along_both_axes(x):
+            assert np.isnan(fs.logsumexp(a, axis)[1])
+            assert np.isnan(fs.logsumexp(a, axis, b=np.ones((), dtype))[1])
+        x[1, place] = 0
+
+
+def test_infinity_outweighs_the_largest_numbers_of_other_blocks():
+    for values in ([np.inf, 1e300], [1e300, np.inf], [np.inf, np.inf]):
+        x = np.zeros(40_000)
+        x[[0, 20_000]] = values
+        assert fs.logsumexp(x) == np.inf
+        x[-1] = np.nan
+        assert np.isnan(fs.logsumexp(x))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -191,6 +224,59 @@ def test_the_ends_of_the_range_do_not_overflow_on_the_way(dtype):
     assert fs.logsumexp(x) == info.max
     np.testing.assert_array_equal(fs.softmax(np.full(4, info.min, dtype)).astype(float), 0.25)
     assert fs.logsumexp(np.full(4, info.min, dtype)) == info.min
+
+
+CLASSES = [4, 40, 40_000]
+
+
+def padded(values, classes, dtype, by):
+    """Five equal slices that begin with `values` and go on with `by`."""
+    x = np.full((5, classes), by, dtype)
+    x[:, : len(values)] = values
+    return x
+
+
+@pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
+@pytest.mark.parametrize("temperature", [1e300, 1e306, 1.7e308, 1e-300, 1e-309, 5e-324])
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
+def test_temperatures_at_the_ends_of_the_range_are_divided_by(dtype, classes, temperature):
+    for a, axis in along_both_axes(padded([0, 1, -np.inf, -3], classes, dtype, -np.inf)):
+        exact = precision.Slices(a, axis, temperature)
+        assert_within(2, fs.softmax(a, axis, temperature=temperature), exact.softmax)
+        assert_within(4, fs.log_softmax(a, axis, temperature=temperature), exact.log_softmax)
+        for target in (0, 1, 3):
+            targets = np.full(5, target)
+            share = precision.shares(a.shape, axis, targets)
+            options = {"temperature": temperature, "reduction": "none"}
+            loss, grad = fs.cross_entropy_with_grad(a, targets, axis, **options)
+            assert_within(4, loss, exact.cross_entropy(share))
+            assert_within(4, fs.cross_entropy(a, targets, axis, **options), exact.cross_entropy(share))
+            assert_within(4, grad, exact.cross_entropy_grad(share))
+            assert_within(4, fs.cross_entropy_grad(a, targets, axis, **options), exact.cross_entropy_grad(share))
+
+
+@pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("classes", [2, *CLASSES])
+@pytest.mark.parametrize(("dtype", "large"), [(FLOATING[2], 3e38), (FLOATING[3], 1.5e308)], ids=str)
+def test_a_difference_of_logits_beyond_the_range_does_not_overflow_before_it_is_divided(
+    dtype, large, classes, label_smoothing
+):
+    for a, axis in along_both_axes(padded([large, -large], classes, dtype, -large)):
+        exact = precision.Slices(a, axis, 10)
+        logp = fs.log_softmax(a, axis, temperature=10)
+        assert np.isfinite(logp).all()
+        assert_within(4, logp, exact.log_softmax)
+        for target in (0, 1):
+            targets = np.full(5, target)
+            share = precision.shares(a.shape, axis, targets, label_smoothing=label_smoothing)
+            options = {"temperature": 10, "label_smoothing": label_smoothing, "reduction": "none"}
+            loss, grad = fs.cross_entropy_with_grad(a, targets, axis, **options)
+            assert np.isfinite(loss).all()
+            assert_within(4, loss, exact.cross_entropy(share))
+            assert_within(4, fs.cross_entropy(a, targets, axis, **options), exact.cross_entropy(share))
+            assert_within(4, grad, exact.cross_entropy_grad(share))
 
 
 @each_dtype

@@ -40,6 +40,9 @@ FASTSOFTMAX_INLINE T read(const std::byte* p, bool swapped) {
     const E element = same_bits<E>(bits);
     if constexpr (std::is_same_v<E, Half> || std::is_same_v<E, BFloat16>)
         return static_cast<T>(to_compute(element));
+    else if constexpr (std::is_same_v<E, double> && std::is_same_v<T, float>)
+        // A probability beside float32 logits: one that is not 0 does not become 0.
+        return element != 0 && static_cast<T>(element) == 0 ? T(0x1p-149f) : static_cast<T>(element);
     else
         return static_cast<T>(element);
 }

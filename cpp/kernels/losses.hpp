@@ -1,8 +1,6 @@
 // Cross-entropy: what rows and tiles do alike once their slices are measured.
 #pragma once
 
-#include <limits>
-
 #include "results.hpp"
 
 namespace {
@@ -90,10 +88,12 @@ struct LossGradient {
     static constexpr int lanes = Pack<T>::lanes;
     Probability<T> probability;
     PerSlice<T> scale;
+    Probability<T> unscaled;
+    PerSlice<T> total;
     Pack<T> factor;                                // of the terms
     std::int64_t at_target[lanes], at_max[lanes];  // -1: nothing apart
     Pack<T> target_value, max_value;
-    Mask<T> wide;  // slices whose factors no two floats hold: by way of double
+    Mask<T> wide;  // slices whose factors two numbers of T do not hold
     bool any_wide = false;
 
     // term_at(c, i): the term of class c of slice i.
@@ -103,6 +103,8 @@ struct LossGradient {
                                     TermAt term_at)
         : probability(measured.groups, numerator(run, first, count, targets, spread)),
           scale(PerSlice<T>::of(run.scale + first, count)),
+          unscaled(measured.groups),
+          total(sum(targets, spread)),
           factor(rounded(scale)) {
         double target_weights[lanes] = {}, max_weights[lanes] = {};
         Integer<T> is_wide[lanes] = {};
@@ -118,7 +120,9 @@ struct LossGradient {
             }
             if (run.terms) max_weights[i] += term_at(largest, i);
             if (max_weights[i] != 0 && lane(dominates, i)) at_max[i] = largest;
-            if (sizeof(T) == 4 && !(fits_float(probability.whole.at(i)) && (!run.terms || fits_float(scale.at(i))))) {
+            const double factor_of_slice = static_cast<double>(lane(probability.factor.high, i));
+            if (!fits<T>(factor_of_slice) || (run.terms && !fits<T>(scale.at(i))) ||
+                (factor_of_slice == 0 && total.at(i) * scale.at(i) != 0)) {
                 is_wide[i] = -1;
                 any_wide = true;
             }
@@ -131,8 +135,10 @@ struct LossGradient {
     }
 
     FASTSOFTMAX_INLINE LossGradient(const LossGradient& all, int i) : LossGradient(all) {
-        probability = all.probability.of_lane(i);
+        probability = Probability<T>(all.probability, i);
         scale = PerSlice<T>::all(all.scale.at(i));
+        unscaled = Probability<T>(all.unscaled, i);
+        total = PerSlice<T>::all(all.total.at(i));
         factor = ::spread(all.factor, i);
         wide = ::spread(all.wide, i);
         any_wide = lane(all.wide, i) != 0;
@@ -140,19 +146,25 @@ struct LossGradient {
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
         const Pack<T> value = probability(e);
-        return any_wide ? select(wide, rounded(probability.widely(e)), value) : value;
+        return any_wide ? select(wide, widely(e, broadcast(T(0))), value) : value;
     }
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> term) const {
         const Pack<T> value = probability(e, term * factor);
         if (!any_wide) return value;
-        PerSlice<T> exact = probability.widely(e);
-        const PerSlice<T> u = exactly(term);
-        for (int i = 0; i < groups<T>; ++i) exact.group[i] = exact.group[i] - u.group[i] * scale.group[i];
-        return select(wide, rounded(exact), value);
+        return select(wide, widely(e, term), value);
     }
 
   private:
+    // By way of a probability in double, with a rounding of its own.
+    FASTSOFTMAX_INLINE Pack<T> widely(Pack<T> e, Pack<T> term) const {
+        PerSlice<T> value = exactly(unscaled(e));
+        const PerSlice<T> u = exactly(term);
+        for (int i = 0; i < groups<T>; ++i)
+            value.group[i] = scale.group[i] * (total.group[i] * value.group[i] - u.group[i]);
+        return rounded(value);
+    }
+
     static PerSlice<T> sum(const Targets<T>& targets, const PerSlice<T>& spread) {
         PerSlice<T> total = targets.chosen;
         for (int i = 0; i < groups<T>; ++i) total.group[i] = total.group[i] + spread.group[i];

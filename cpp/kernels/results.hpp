@@ -91,10 +91,12 @@ FASTSOFTMAX_INLINE void with_exponential(const Groups<T>& g, double temperature,
         body(ScaledExp<T>{exp, scaling(g, exp, temperature)});
 }
 
-// Whether both parts of x are normal floats, or it is 0.
-FASTSOFTMAX_INLINE bool fits_float(double x) {
+// Whether both parts of a factor are normal numbers of T, with room for what they multiply, or it is 0.
+template <class T>
+FASTSOFTMAX_INLINE bool fits(double x) {
+    constexpr double least = sizeof(T) == 4 ? 0x1p-100 : 0x1p-900, most = sizeof(T) == 4 ? 0x1p100 : 0x1p300;
     const double size = x < 0 ? -x : x;
-    return (0x1p-100 < size && size < 0x1p100) || size == 0;
+    return (least < size && size < most) || size == 0;
 }
 
 // e -> numerator * e / sum, by a reciprocal in two parts: as good as dividing, to 2^-46 (double 2^-100) before
@@ -102,39 +104,25 @@ FASTSOFTMAX_INLINE bool fits_float(double x) {
 template <class T>
 struct Probability {
     Two<Pack<T>> factor;
-    PerSlice<T> whole;
 
     FASTSOFTMAX_ONCE explicit Probability(const Groups<T>& g) {
         factor = parts(g, [](const Group& s)
                               __attribute__((always_inline)) { return over_total<T>(broadcast(1.0), s.top, s.rest); });
     }
     FASTSOFTMAX_ONCE Probability(const Groups<T>& g, const PerSlice<T>& numerator) {
-        Two<PerSlice<T>> f;
-        for (int i = 0; i < groups<T>; ++i) {
-            const Double2 over = over_total<T>(numerator.group[i], g.group[i].top, g.group[i].rest);
-            f.high.group[i] = over.high;
-            f.low.group[i] = over.low;
-        }
-        whole = f.high;
-        factor.high = rounded(f.high);
+        Double2 over[groups<T>];
+        for (int i = 0; i < groups<T>; ++i)
+            over[i] = over_total<T>(numerator.group[i], g.group[i].top, g.group[i].rest);
         if constexpr (sizeof(T) == 4) {
-            const PerSlice<T> kept = exactly(factor.high);
-            PerSlice<T> left;
-            for (int i = 0; i < groups<T>; ++i) {
-                left.group[i] = f.high.group[i] - kept.group[i];
-            }
-            factor.low = rounded(left);
+            factor.high = to_float({over[0].high, over[1].high});
+            const DoublePair kept = to_double(factor.high);
+            factor.low = to_float({over[0].high - kept.low, over[1].high - kept.high});
         } else {
-            factor.low = f.low.group[0];
+            factor = {over[0].high, over[0].low};
         }
     }
-
-    FASTSOFTMAX_INLINE Probability of_lane(int i) const {
-        Probability one = *this;
-        one.factor = {spread(factor.high, i), spread(factor.low, i)};
-        one.whole = PerSlice<T>::all(whole.at(i));
-        return one;
-    }
+    FASTSOFTMAX_INLINE Probability(const Probability& all, int i)
+        : factor{spread(all.factor.high, i), spread(all.factor.low, i)} {}
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
         // Dekker's product loses its error where that is subnormal.
@@ -148,12 +136,6 @@ struct Probability {
     // Less a term.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> term) const {
         return fma(e, factor.high, fma(e, factor.low, -term));
-    }
-
-    FASTSOFTMAX_INLINE PerSlice<T> widely(Pack<T> e) const {
-        PerSlice<T> value = exactly(e);
-        for (int i = 0; i < groups<T>; ++i) value.group[i] = value.group[i] * whole.group[i];
-        return value;
     }
 };
 
@@ -205,7 +187,7 @@ struct Softmax {
     }
 
     FASTSOFTMAX_INLINE Softmax(const Softmax& all, int i)
-        : probability(all.probability.of_lane(i)),
+        : probability(all.probability, i),
           mask(spread(all.mask, i)),
           any_dominates(lane(all.mask, i) != 0),
           largest_exponential(spread(all.largest_exponential, i)),
@@ -224,8 +206,7 @@ struct LogProbability {
     Two<Pack<T>> offset;
 
     FASTSOFTMAX_ONCE LogProbability(const Groups<T>& g, double temperature)
-        : scale(shift(g), temperature, broadcast(floor_for(temperature))),
-          offset(log_offset(g, temperature, temperature != 1)) {}
+        : scale(shift(g), temperature, broadcast(T(-far))), offset(log_offset(g, temperature, temperature != 1)) {}
 
     FASTSOFTMAX_INLINE LogProbability(const LogProbability& all, int i)
         : scale(all.scale, i), offset{spread(all.offset.high, i), spread(all.offset.low, i)} {}
@@ -239,11 +220,8 @@ struct LogProbability {
     }
 
   private:
-    // Low enough to be of no weight beside the quotient, high enough for the quotient not to overflow.
-    static T floor_for(double temperature) {
-        constexpr double far = sizeof(T) == 4 ? 0x1p20 : 0x1p60;
-        return static_cast<T>(-far * temperature);
-    }
+    // A quotient so low that the second part of it is of no weight, and so high that it does not overflow.
+    static constexpr double far = sizeof(T) == 4 ? 0x1p20 : 0x1p60;
 };
 
 // log-sum-exp of each slice.
@@ -261,12 +239,13 @@ FASTSOFTMAX_ONCE Pack<double> log_sum_exp(const Group& g) {
 template <class T>
 FASTSOFTMAX_ONCE Pack<double> minus_log_probability(const Group& g, Pack<double> x, double temperature) {
     const Double2 log = log_total<T>(g.top, g.rest);
-    const Pack<double> t = broadcast(temperature);
-    const Pack<double> difference = g.max - x;
+    const Temperature split(temperature);
+    const Pack<double> before = broadcast(split.before), t = broadcast(split.rest);
+    const Pack<double> difference = g.max * before - x * before;
     if constexpr (sizeof(T) == 4) {
         return difference / t + log.high;
     } else {
-        const Double2 exact = two_sum(g.max, -x);
+        const Double2 exact = two_sum(g.max * before, -(x * before));
         const Double2 sum = add(temperature == 1 ? exact : divide(exact, {t, broadcast(0.0)}), log);
         return select(less(difference, broadcast(infinity)), sum.high + sum.low, difference + log.high);
     }

@@ -157,7 +157,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
     });
     for (int i = 0; i < rows.count; ++i) {
         // Of a row whose largest is +inf, `rest` tells whether it has a NaN.
-        if (maxima[i] == T(infinity)) {
+        if (exact && maxima[i] == T(infinity)) {
             high[i] = has_nan(rows.x(i), begin, end) ? __builtin_nan("") : 0;
             low[i] = 0;
         }

@@ -2,8 +2,8 @@
 // with the same one, tiles each with another, so both get the same bits.
 #pragma once
 
+#include "elements.hpp"
 #include "exp_log.hpp"
-#include "kernels.hpp"
 
 namespace {
 
@@ -68,37 +68,58 @@ struct Accumulator<double> {
     }
 };
 
+// Division by the temperature in two steps, so that neither it nor a difference of scores overflows before: times
+// `before`, a power of two of at most 1, then over `rest`, which is below 2.
+struct Temperature {
+    double before = 1, rest = 1;
+
+    FASTSOFTMAX_ONCE explicit Temperature(double temperature) : rest(temperature) {
+        if (!(temperature >= 2)) return;
+        const std::int64_t exponent = same_bits<std::int64_t>(temperature) >> 52 << 52;  // a power of two's bits
+        before = 1 / same_bits<double>(exponent);
+        rest = temperature * before;
+    }
+};
+
 // How a score enters the exponential: (x - shift) / temperature, as two parts where that rounds.
 template <class T>
 struct Scaling {
-    Pack<T> shift, inverse_high, inverse_low;
-    Pack<T> floor;  // a score so low that its exponential is 0: what is below counts as this, so that nothing overflows
+    Pack<T> before, shift, inverse_high, inverse_low;
+    Pack<T> floor;  // differences below count as this in the second part, so that it stays finite
 
-    FASTSOFTMAX_ONCE Scaling(Pack<T> shift_, double temperature, Pack<T> floor_) : shift(shift_), floor(floor_) {
-        const double inverse = 1 / temperature;
+    FASTSOFTMAX_ONCE Scaling(Pack<T> shift_, double temperature, Pack<T> lowest) {
+        const Temperature t(temperature);
+        before = broadcast(static_cast<T>(t.before));
+        shift = shift_ * before;
+        // The reciprocal of a subnormal is held to the largest number: that matters to differences below 2^-1000 alone.
+        constexpr double largest = 0x1.fffffffffffffp1023;
+        const double inverse = 1 / t.rest < largest ? 1 / t.rest : largest;
         inverse_high = broadcast(static_cast<T>(inverse));
         if constexpr (sizeof(T) == 4) {
             inverse_low = broadcast(static_cast<T>(inverse - static_cast<T>(inverse)));
         } else {
-            const Pack<double> t = broadcast(temperature);
-            inverse_low = fma(-inverse_high, t, broadcast(1.0)) / t;
+            const Pack<double> rest = broadcast(t.rest);
+            const Pack<double> low = fma(-inverse_high, rest, broadcast(1.0)) / rest;
+            inverse_low = select(less(max(low, -low), broadcast(infinity)), low, broadcast(0.0));
         }
+        floor = lowest / inverse_high;
     }
     FASTSOFTMAX_INLINE Scaling(const Scaling& all, int i)
-        : shift(spread(all.shift, i)),
+        : before(all.before),
+          shift(spread(all.shift, i)),
           inverse_high(all.inverse_high),
           inverse_low(all.inverse_low),
           floor(spread(all.floor, i)) {}
 
     FASTSOFTMAX_INLINE Two<Pack<T>> operator()(Pack<T> x) const {
-        const Pack<T> difference = x - shift;
+        const Pack<T> difference = x * before - shift;
         const Pack<T> bounded = max(floor, difference);
         return {difference * inverse_high,
                 fma(bounded, inverse_high, -(bounded * inverse_high)) + bounded * inverse_low};
     }
 };
 
-// (max - shift) / temperature.
+// (max - shift) / temperature: shift is 0 or max, so the difference is exact.
 template <class T>
 FASTSOFTMAX_INLINE Double2 scaled_max(Pack<double> max, Pack<double> shift, double temperature) {
     if (temperature == 1) return {max - shift, broadcast(0.0)};
@@ -162,8 +183,9 @@ FASTSOFTMAX_INLINE void set(double (&parts)[2], Double2 value) {
 // exp(difference) * 2^exponent, 0 where that is below 2^-1000: the scale of one block relative to that of another.
 FASTSOFTMAX_ONCE Double2 relative_scale(Double2 difference, double exponent) {
     const Pack<double> n = round_to_integer(difference.high * broadcast(ExpConstants<double>::log2e));
-    const double power = lane(n, 0) + exponent;
+    double power = lane(n, 0) + exponent;
     if (!(power > -1000)) return {broadcast(0.0), broadcast(0.0)};
+    if (power > 1000) power = 1000;
     const Double2 mantissa = exp_reduced(difference, n);
     const Pack<double> scale = power_of_two(broadcast(power));
     return {mantissa.high * scale, mantissa.low * scale};
@@ -174,6 +196,13 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
     const bool right_wins = right.max > left.max;
     const Statistics& high = right_wins ? right : left;
     const Statistics& low = right_wins ? left : right;
+    if (high.max == infinity) {
+        // All that `rest` tells then is whether there is a NaN.
+        Statistics merged = high;
+        merged.rest[0] = low.rest[0] == low.rest[0] ? high.rest[0] : low.rest[0];
+        left = merged;
+        return;
+    }
     const Pack<double> t = broadcast(run.temperature);
     const Double2 difference = divide(two_sum(broadcast(low.shift), broadcast(-high.shift)), {t, broadcast(0.0)});
     const Double2 factor = relative_scale(difference, low.reference - high.reference);
@@ -245,8 +274,7 @@ FASTSOFTMAX_INLINE Pack<T> shift(const Groups<T>& groups) {
 // The scaling of slices before their exponential.
 template <class T>
 FASTSOFTMAX_INLINE Scaling<T> scaling(const Groups<T>& groups, const Exponential<T>& exponential, double temperature) {
-    const Pack<T> floor = (exponential.lowest - broadcast(T(2))) * broadcast(static_cast<T>(temperature));
-    return Scaling<T>(shift(groups), temperature, floor);
+    return Scaling<T>(shift(groups), temperature, exponential.lowest - broadcast(T(2)));
 }
 
 // What log_softmax subtracts from a score (less its shift): log-sum-exp in two parts.

@@ -13,7 +13,7 @@ struct Tile {
     const T* dy;
 
     FASTSOFTMAX_INLINE Pack<T> score(std::ptrdiff_t c) const { return load_pack<T>(x + c * Pack<T>::lanes); }
-    FASTSOFTMAX_INLINE Pack<T> upstream(std::ptrdiff_t c) const { return load_pack<T>(dy + c * Pack<T>::lanes); }
+    FASTSOFTMAX_INLINE Pack<T> gradient(std::ptrdiff_t c) const { return load_pack<T>(dy + c * Pack<T>::lanes); }
     FASTSOFTMAX_INLINE void write(std::ptrdiff_t c, Pack<T> value) const { store_pack(x + c * Pack<T>::lanes, value); }
 
     // One class of each slice: that of lane i is classes[i].
@@ -152,7 +152,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std:
         if constexpr (!apart) rest = add(rest, {-again.group[i], broadcast(0.0)});
         g.group[i].rest = rest;
     }
-    if (fold_max(largest) == T(infinity)) {
+    if (op == fastsoftmax::logsumexp && fold_max(largest) == T(infinity)) {
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
         for (std::ptrdiff_t c = begin; c < end; ++c) {
@@ -177,9 +177,9 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Tile<T>& tile, std::ptr
     TileSum<T> sum(end - begin);
     for (std::ptrdiff_t c = begin; c < end; ++c) {
         if constexpr (op == fastsoftmax::softmax_grad)
-            sum.add_product(c - begin, tile.score(c), tile.upstream(c));
+            sum.add_product(c - begin, tile.score(c), tile.gradient(c));
         else
-            sum.add(c - begin, tile.upstream(c));
+            sum.add(c - begin, tile.gradient(c));
     }
     const Two<PerSlice<T>> total = sum.total();
     Measured<T> measured = {};
@@ -285,7 +285,7 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
         write_tile_losses<op, T, keep>(run, tile, first, count, measured, targets, scores);
     } else {
         const TransformGradient<op, T> gradient(measured.groups, run.temperature);
-        for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.upstream(c)));
+        for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.gradient(c)));
     }
 }
 

@@ -90,8 +90,8 @@ fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::p
 }
 
 void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum& right) {
-    const bool right_wins = right.shift * ExpConstants<double>::log2e + right.reference >
-                            left.shift * ExpConstants<double>::log2e + left.reference;
+    const bool right_wins =
+        (right.shift - left.shift) * ExpConstants<double>::log2e + (right.reference - left.reference) > 0;
     const bool take_right = left.none || (!right.none && right_wins);
     const fastsoftmax::WeighedSum& high = take_right ? right : left;
     const fastsoftmax::WeighedSum& low = take_right ? left : right;

@@ -276,7 +276,7 @@ def work_array(
     inputs: tuple[object, ...],
     in_place: tuple[Array, ...] = (),
 ) -> Array:
-    """Where to compute: in a new array, or in a checked `out`.
+    """Where to compute: in a new array, or in a checked `out`, as a plain array.
 
     The array is a new one, too, if `out` overlaps one of `inputs`, or one of `in_place` without being the very same
     view.
@@ -284,13 +284,13 @@ def work_array(
     if out is None:
         return empty(shape, dtype)
     check_out(out, shape, dtype)
+    work = np.asarray(out)  # a subclass may squeeze and index in a way of its own
     for given in in_place:
-        if _overlap(out, given) and not _same_view(out, given):
+        if _overlap(work, given) and not _same_view(work, given):
             return empty(shape, dtype)
     for other in inputs:
-        if _overlap(out, other):
+        if _overlap(work, other):
             return empty(shape, dtype)
-    work: Array = out
     return work
 
 
@@ -313,8 +313,9 @@ def finished(result: Array, out: Array | None) -> Array:
         if result.ndim == 0:
             result = result[()]
         return result
-    if result is not out:
-        out[...] = result
+    plain = np.asarray(out)
+    if not _same_view(plain, result):
+        plain[...] = result
     return out
 
 
@@ -439,7 +440,7 @@ def _to_weight(given: ArrayLike, classes: int) -> Array:
     if weight.shape != (classes,):
         raise ValueError(f"weight has shape {weight.shape}; expected ({classes},), one for each class")
     with np.errstate(all="ignore"):
-        weight = np.ascontiguousarray(weight, FLOAT64)
+        weight = np.require(weight, FLOAT64, "CA")
         good = weight.min() >= 0.0 and weight.max() < inf
     if not good:
         place = int(np.argmin((weight >= 0.0) & (weight < inf)))

@@ -75,8 +75,10 @@ def cross_entropy(
     --------
     cross_entropy_grad, cross_entropy_with_grad
 
-    Notes ----- With p = softmax(logits / T) over C classes, weights w, smoothing e, and the target's probabilities q (1
-    for the class of an index, else 0), a sample has the loss
+    Notes
+    -----
+    With p = softmax(logits / T) over C classes, weights w, smoothing e, and the target's probabilities q (1 for the
+    class of an index, else 0), a sample has the loss
 
         L = -sum_c w_c ((1 - e) q_c + e / C) log p_c
 
