@@ -368,7 +368,7 @@ def test_upstream_may_be_an_array_of_any_real_dtype_and_layout(dtype, case, rng)
         np.testing.assert_array_equal(got, grad * upstream[:, None].astype(np.float32))
 
 
-# From the smallest numbers to the largest, each with what the gradient's own scale must not lose on the way.
+# (dtype, upstream, temperature)
 SCALES = [
     (np.float32, 1e-30, 1.0),
     (np.float32, 1e30, 1.0),
@@ -389,9 +389,9 @@ SCALES = [
 @pytest.mark.parametrize("classes", [8, 40, 40_000])
 @pytest.mark.parametrize(("dtype", "upstream", "temperature"), SCALES)
 def test_upstream_and_temperature_of_any_size_keep_every_entry_of_the_gradient(dtype, upstream, temperature, classes):
-    depth = -np.log(np.finfo(dtype).smallest_subnormal)
+    depth = -float(np.log(np.finfo(dtype).smallest_normal))
     x = np.full((5, classes), -np.inf)
-    x[:, :8] = np.array([0, 0.01, 0.1, 0.5, 0.8, 0.9, 0.95, 0.99]) * -float(depth) * temperature
+    x[:, :8] = np.array([0, 0.01, 0.1, 0.5, 0.8, 0.9, 0.95, 0.99]) * -depth * temperature
     x = x.astype(dtype)
     targets = np.array([0, 1, 2, 6, 7])
     for axis in (1, 0):
@@ -400,9 +400,21 @@ def test_upstream_and_temperature_of_any_size_keep_every_entry_of_the_gradient(d
         share = precision.shares(a.shape, axis, targets)
         for u, reduction in [(upstream, "sum"), (np.full(5, upstream), "none")]:
             grad = fs.cross_entropy_grad(a, targets, axis, temperature=temperature, upstream=u, reduction=reduction)
-            # One rounding of x / T moves a probability by as much as x / T times its own.
-            bound = 3 if temperature == 1 else 3 + 4 * depth
-            assert_within(bound, grad, exact.cross_entropy_grad(share) * np.longdouble(upstream))
+            assert_within(3, grad, exact.cross_entropy_grad(share) * np.longdouble(upstream))
+
+
+@pytest.mark.core
+@pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
+@pytest.mark.parametrize("classes", [3, 40, 40_000])
+@pytest.mark.parametrize(("dtype", "upstream"), [(np.float32, 1e30), (np.float64, 1e250), (np.float64, 1e300)])
+def test_a_large_upstream_raises_a_subnormal_probability_without_its_rounding(dtype, upstream, classes):
+    x = np.full((2, classes), -np.inf, dtype)
+    x[:, :3] = 0, -1, 0.99 * np.log(np.finfo(dtype).smallest_subnormal)
+    for a, axis in [(x, 1), (x.T.copy(), 0)]:
+        exact = precision.Slices(a, axis)
+        wanted = exact.cross_entropy_grad(precision.shares(a.shape, axis, np.array([0, 1]))) * np.longdouble(upstream)
+        grad = fs.cross_entropy_grad(a, [0, 1], axis, upstream=upstream, reduction="sum")
+        assert_within(3, grad, wanted)
 
 
 def test_temperature_divides_the_logits_and_the_gradient(case):

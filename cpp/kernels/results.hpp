@@ -94,7 +94,7 @@ FASTSOFTMAX_INLINE void with_exponential(const Groups<T>& g, double temperature,
 // Whether both parts of a factor are normal numbers of T, with room for what they multiply, or it is 0.
 template <class T>
 FASTSOFTMAX_INLINE bool fits(double x) {
-    constexpr double least = sizeof(T) == 4 ? 0x1p-100 : 0x1p-900, most = sizeof(T) == 4 ? 0x1p100 : 0x1p300;
+    constexpr double least = sizeof(T) == 4 ? 0x1p-100 : 0x1p-900, most = sizeof(T) == 4 ? 0x1p100 : 0x1p830;
     const double size = x < 0 ? -x : x;
     return (least < size && size < most) || size == 0;
 }
@@ -127,8 +127,10 @@ struct Probability {
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
         // Dekker's product loses its error where that is subnormal.
         if constexpr (sizeof(T) == 8 && !has_fma) {
-            const Pack<T> raised = e * broadcast(T(0x1p300));
-            return fma(raised, factor.high, raised * factor.low) * broadcast(T(0x1p-300));
+            const Mask<T> large = less(broadcast(T(0x1p200)), max(factor.high, -factor.high));
+            const Pack<T> raised = e * select(large, broadcast(T(1)), broadcast(T(0x1p300)));
+            return fma(raised, factor.high, raised * factor.low) *
+                   select(large, broadcast(T(1)), broadcast(T(0x1p-300)));
         }
         return fma(e, factor.high, e * factor.low);
     }
@@ -240,14 +242,15 @@ template <class T>
 FASTSOFTMAX_ONCE Pack<double> minus_log_probability(const Group& g, Pack<double> x, double temperature) {
     const Double2 log = log_total<T>(g.top, g.rest);
     const Temperature split(temperature);
-    const Pack<double> before = broadcast(split.before), t = broadcast(split.rest);
-    const Pack<double> difference = g.max * before - x * before;
+    const Pack<double> before = broadcast(split.before), after = broadcast(split.after), t = broadcast(split.rest);
+    const Pack<double> quotient = (g.max * before - x * before) * after / t;
     if constexpr (sizeof(T) == 4) {
-        return difference / t + log.high;
+        return quotient + log.high;
     } else {
-        const Double2 exact = two_sum(g.max * before, -(x * before));
+        Double2 exact = two_sum(g.max * before, -(x * before));
+        exact = {exact.high * after, exact.low * after};
         const Double2 sum = add(temperature == 1 ? exact : divide(exact, {t, broadcast(0.0)}), log);
-        return select(less(difference, broadcast(infinity)), sum.high + sum.low, difference + log.high);
+        return select(less(quotient, broadcast(infinity)), sum.high + sum.low, quotient + log.high);
     }
 }
 

@@ -68,51 +68,53 @@ struct Accumulator<double> {
     }
 };
 
-// Division by the temperature in two steps, so that neither it nor a difference of scores overflows before: times
-// `before`, a power of two of at most 1, then over `rest`, which is below 2.
+// Division by the temperature in steps, so that nothing overflows that the quotient does not: scores times `before`,
+// their difference times `after` (powers of two, one of them 1), over `rest`, whose reciprocal is a normal number.
 struct Temperature {
-    double before = 1, rest = 1;
+    double before = 1, after = 1, rest = 1;
 
-    FASTSOFTMAX_ONCE explicit Temperature(double temperature) : rest(temperature) {
-        if (!(temperature >= 2)) return;
-        const std::int64_t exponent = same_bits<std::int64_t>(temperature) >> 52 << 52;  // a power of two's bits
-        before = 1 / same_bits<double>(exponent);
-        rest = temperature * before;
+    FASTSOFTMAX_ONCE explicit Temperature(double temperature) {
+        if (temperature >= 2) {
+            const std::int64_t exponent = same_bits<std::int64_t>(temperature) >> 52 << 52;  // a power of two's bits
+            before = 1 / same_bits<double>(exponent);
+        } else if (temperature < 0x1p-1000) {
+            after = 0x1p60;  // makes a subnormal normal
+        }
+        rest = temperature * before * after;
     }
 };
 
 // How a score enters the exponential: (x - shift) / temperature, as two parts where that rounds.
 template <class T>
 struct Scaling {
-    Pack<T> before, shift, inverse_high, inverse_low;
+    Pack<T> before, shift, after, inverse_high, inverse_low;
     Pack<T> floor;  // differences below count as this in the second part, so that it stays finite
 
     FASTSOFTMAX_ONCE Scaling(Pack<T> shift_, double temperature, Pack<T> lowest) {
         const Temperature t(temperature);
         before = broadcast(static_cast<T>(t.before));
+        after = broadcast(static_cast<T>(t.after));
         shift = shift_ * before;
-        // The reciprocal of a subnormal is held to the largest number: that matters to differences below 2^-1000 alone.
-        constexpr double largest = 0x1.fffffffffffffp1023;
-        const double inverse = 1 / t.rest < largest ? 1 / t.rest : largest;
+        const double inverse = 1 / t.rest;
         inverse_high = broadcast(static_cast<T>(inverse));
         if constexpr (sizeof(T) == 4) {
             inverse_low = broadcast(static_cast<T>(inverse - static_cast<T>(inverse)));
         } else {
             const Pack<double> rest = broadcast(t.rest);
-            const Pack<double> low = fma(-inverse_high, rest, broadcast(1.0)) / rest;
-            inverse_low = select(less(max(low, -low), broadcast(infinity)), low, broadcast(0.0));
+            inverse_low = fma(-inverse_high, rest, broadcast(1.0)) / rest;
         }
         floor = lowest / inverse_high;
     }
     FASTSOFTMAX_INLINE Scaling(const Scaling& all, int i)
         : before(all.before),
           shift(spread(all.shift, i)),
+          after(all.after),
           inverse_high(all.inverse_high),
           inverse_low(all.inverse_low),
           floor(spread(all.floor, i)) {}
 
     FASTSOFTMAX_INLINE Two<Pack<T>> operator()(Pack<T> x) const {
-        const Pack<T> difference = x * before - shift;
+        const Pack<T> difference = (x * before - shift) * after;
         const Pack<T> bounded = max(floor, difference);
         return {difference * inverse_high,
                 fma(bounded, inverse_high, -(bounded * inverse_high)) + bounded * inverse_low};

@@ -440,7 +440,7 @@ def _to_weight(given: ArrayLike, classes: int) -> Array:
     if weight.shape != (classes,):
         raise ValueError(f"weight has shape {weight.shape}; expected ({classes},), one for each class")
     with np.errstate(all="ignore"):
-        weight = np.require(weight, FLOAT64, "CA")
+        weight = np.require(weight, FLOAT64, ["C", "A"])
         good = weight.min() >= 0.0 and weight.max() < inf
     if not good:
         place = int(np.argmin((weight >= 0.0) & (weight < inf)))
