@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import fastsoftmax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -88,7 +89,13 @@ def limit_blas(threads: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small case of each kind; ends within a minute")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads for each contender (default 1)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=fastsoftmax.get_num_threads(),
+        metavar="N",
+        help="threads for each contender that has them (default: as many as fastsoftmax takes, %(default)s)",
+    )
     parser.add_argument("--case", metavar="PATTERN", help="only cases whose name holds PATTERN, or is it, with * and ?")
     parser.add_argument("--peers", action="store_true", help="race the other libraries that are installed, too")
     parser.add_argument("--seconds", type=float, metavar="S", help="time for each case (default 0.8 if quick, else 6)")

@@ -105,7 +105,7 @@ template <class T>
 struct Probability {
     Two<Pack<T>> factor;
 
-    FASTSOFTMAX_ONCE explicit Probability(const Groups<T>& g) {
+    FASTSOFTMAX_INLINE explicit Probability(const Groups<T>& g) {
         factor = parts(g, [](const Group& s)
                               __attribute__((always_inline)) { return over_total<T>(broadcast(1.0), s.top, s.rest); });
     }
@@ -144,7 +144,7 @@ struct Probability {
 // Slices whose largest entry has a probability above 2/3. What would cancel is computed apart for that entry; below,
 // the general formulas are as good, and give equal entries equal results.
 template <class T>
-FASTSOFTMAX_ONCE Mask<T> dominant(const Groups<T>& g) {
+FASTSOFTMAX_INLINE Mask<T> dominant(const Groups<T>& g) {
     const Pack<T> excess = part(
         g, [](const Group& s) __attribute__((always_inline)) { return s.rest.high - broadcast(0.5) * s.top.high; });
     return less(excess, broadcast(T(0)));
@@ -177,17 +177,18 @@ struct Softmax {
     Pack<T> largest_exponential, largest_probability;
 
     FASTSOFTMAX_ONCE Softmax(const Groups<T>& g, double temperature) : probability(g), mask(dominant(g)) {
+        any_dominates = lane_bits(mask) != 0;
+        if (!any_dominates) return;
         const Pack<T> max = part(g, [](const Group& s) __attribute__((always_inline)) { return s.max; });
         with_exponential(g, temperature,
                          [&](auto exp) __attribute__((always_inline)) { largest_exponential = exp(max); });
         largest_probability = part(g, [](const Group& s) __attribute__((always_inline)) {
-            if constexpr (sizeof(T) == 4) return s.top.high / (s.top.high + s.rest.high);
-            const Double2 p = divide(s.top, add(s.top, s.rest));
+            const Double2 over = over_total<T>(broadcast(1.0), s.top, s.rest);
+            if constexpr (sizeof(T) == 4) return s.top.high * over.high;
+            const Double2 p = multiply(s.top, over);
             return p.high + p.low;
         });
-        any_dominates = lane_bits(mask) != 0;
     }
-
     FASTSOFTMAX_INLINE Softmax(const Softmax& all, int i)
         : probability(all.probability, i),
           mask(spread(all.mask, i)),

@@ -148,7 +148,7 @@ FASTSOFTMAX_INLINE Double2 broadcast2(const double (&parts)[2]) { return {broadc
 
 // Whether max is so large that it is subtracted, and the integer next to the largest exponent. Infinite: neither.
 template <class T>
-FASTSOFTMAX_ONCE Pack<double> shift_for(Pack<double> max, double temperature) {
+FASTSOFTMAX_INLINE Pack<double> shift_for(Pack<double> max, double temperature) {
     const Pack<double> scaled = temperature == 1 ? max : max / broadcast(temperature);
     const Pack<double> limit = broadcast<double>(ExpConstants<T>::largest_unshifted);
     const Mask<double> within = less(scaled, limit) & less(-limit, scaled);
@@ -156,18 +156,24 @@ FASTSOFTMAX_ONCE Pack<double> shift_for(Pack<double> max, double temperature) {
     return select(within, broadcast(0.0), select(finite, max, broadcast(0.0)));
 }
 
-FASTSOFTMAX_ONCE Pack<double> reference_for(Pack<double> scaled) {
+FASTSOFTMAX_INLINE Pack<double> reference_for(Pack<double> scaled) {
     const Mask<double> finite = less(scaled, broadcast(infinity)) & less(broadcast(-infinity), scaled);
     return select(finite, round_to_integer(scaled * broadcast(ExpConstants<double>::log2e)), broadcast(0.0));
 }
 
-// The exponential of the largest entry, on the slice's scale, to 2^-53 (float) and 2^-56 (double).
+// The exponential of the largest entry, on the slice's scale, to 2^-52 (float) and 2^-56 (double).
 template <class T>
-FASTSOFTMAX_ONCE Double2 exp_of_max(Double2 scaled, Pack<double> reference) {
-    const Double2 value = exp_reduced(scaled, reference);
-    const Pack<double> power = broadcast(ExpConstants<T>::exponent_bias == 64 ? 0x1p64 : 0x1p200);
-    if constexpr (sizeof(T) == 4) return {(value.high + value.low) * power, broadcast(0.0)};
-    return {value.high * power, value.low * power};
+FASTSOFTMAX_INLINE Double2 exp_of_max(Double2 scaled, Pack<double> reference) {
+    using C = ExpConstants<double>;
+    if constexpr (sizeof(T) == 4) {
+        const Pack<double> part = fma(reference, broadcast(-C::ln2_high), scaled.high);
+        const Pack<double> r = multiply_add(reference, broadcast(-C::ln2_low), part);
+        const Pack<double> value = multiply_add(r * r, polynomial(r, C::q), r) + broadcast(1.0);
+        return {value * broadcast(0x1p64), broadcast(0.0)};
+    } else {
+        const Double2 value = exp_reduced(scaled, reference);
+        return {value.high * broadcast(0x1p200), value.low * broadcast(0x1p200)};
+    }
 }
 
 // 2^k for integers k in [-1000, 1000].

@@ -47,8 +47,8 @@ struct TileSum<float> {
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, DoublePair x) {
         const Pack<double> zero = broadcast(0.0);
-        low[c % 16] = (c < 16 ? zero : low[c % 16]) + x.low;
-        high[c % 16] = (c < 16 ? zero : high[c % 16]) + x.high;
+        low[c & 15] = (c < 16 ? zero : low[c & 15]) + x.low;
+        high[c & 15] = (c < 16 ? zero : high[c & 15]) + x.high;
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<float> x) { add(c, to_double(x)); }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Two<Pack<float>> x) {
@@ -77,18 +77,18 @@ struct TileSum<double> {
         for (auto& p : parts) p = {broadcast(0.0), broadcast(0.0)};
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<double> x) {
-        Double2& p = parts[c % 8];
+        Double2& p = parts[c & 7];
         const Double2 next = two_sum(p.high, x);
         p = {next.high, p.low + next.low};
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Two<Pack<double>> x) {
         add(c, x.high);
-        parts[c % 8].low = parts[c % 8].low + x.low;
+        parts[c & 7].low = parts[c & 7].low + x.low;
     }
     FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<double> x, Pack<double> y) {
         const Pack<double> product = x * y;
         add(c, product);
-        parts[c % 8].low = parts[c % 8].low + fma(x, y, -product);
+        parts[c & 7].low = parts[c & 7].low + fma(x, y, -product);
     }
     FASTSOFTMAX_ONCE Two<PerSlice<double>> total() {
         Pack<double> plain[8];
