@@ -121,6 +121,15 @@ def test_logsumexp_keeps_what_it_adds_to_a_maximum_of_zero(name, dtype, loop):
 
 
 @each_dtype
+def test_what_far_blocks_of_a_long_slice_add_is_not_lost(dtype):
+    x = family("subnormal results", (3, 40_000), dtype)
+    for a, axis in [(x, 1), (np.ascontiguousarray(x.T), 0)]:
+        exact = precision.Slices(a, axis)
+        assert_within(LOG_SOFTMAX[dtype.itemsize], fs.log_softmax(a, axis), exact.log_softmax)
+        assert_within(LOGSUMEXP_OF_MAX_0[dtype.itemsize], fs.logsumexp(a, axis), exact.logsumexp)
+
+
+@each_dtype
 @pytest.mark.parametrize("classes", [2, 10, 100, 1000, 10_000, 300_000])
 def test_probabilities_sum_to_one(classes, dtype):
     bound = 4 if classes <= 1000 else np.sqrt(classes)

@@ -188,15 +188,18 @@ FASTSOFTMAX_INLINE void set(double (&parts)[2], Double2 value) {
     parts[1] = lane(value.low, 0);
 }
 
-// exp(difference) * 2^exponent, 0 where that is below 2^-1000: the scale of one block relative to that of another.
-FASTSOFTMAX_ONCE Double2 relative_scale(Double2 difference, double exponent) {
+// sum * exp(difference) * 2^exponent: one block's sum on the scale of another. 0 where the factor is below 2^-1500.
+FASTSOFTMAX_ONCE Double2 rescaled(Double2 sum, Double2 difference, double exponent) {
     const Pack<double> n = round_to_integer(difference.high * broadcast(ExpConstants<double>::log2e));
     double power = lane(n, 0) + exponent;
-    if (!(power > -1000)) return {broadcast(0.0), broadcast(0.0)};
+    // Out of reach, but for a NaN, which stays.
+    if (!(power > -1500)) return {sum.high * broadcast(0.0), broadcast(0.0)};
     if (power > 1000) power = 1000;
-    const Double2 mantissa = exp_reduced(difference, n);
-    const Pack<double> scale = power_of_two(broadcast(power));
-    return {mantissa.high * scale, mantissa.low * scale};
+    const Double2 product = multiply(sum, exp_reduced(difference, n));
+    // In two steps: sums are kept well above 1, so that the first leaves a normal number.
+    const double first = power < -750 ? -750 : power;
+    const Pack<double> scale = power_of_two(broadcast(first)), rest = power_of_two(broadcast(power - first));
+    return {product.high * scale * rest, product.low * scale * rest};
 }
 
 // Two blocks of one slice as one, left before right.
@@ -213,11 +216,10 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
     }
     const Pack<double> t = broadcast(run.temperature);
     const Double2 difference = divide(two_sum(broadcast(low.shift), broadcast(-high.shift)), {t, broadcast(0.0)});
-    const Double2 factor = relative_scale(difference, low.reference - high.reference);
     Double2 loser = broadcast2(low.rest);
     if (low.max > -infinity) loser = add(loser, broadcast2(low.top));
     Statistics merged = high;
-    set(merged.rest, add(broadcast2(high.rest), multiply(loser, factor)));
+    set(merged.rest, add(broadcast2(high.rest), rescaled(loser, difference, low.reference - high.reference)));
     left = merged;
 }
 

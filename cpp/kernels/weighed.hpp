@@ -98,8 +98,8 @@ void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum&
     fastsoftmax::WeighedSum merged = high;
     if (!low.none) {
         const Double2 difference = two_sum(broadcast(low.shift), broadcast(-high.shift));
-        const Double2 factor = relative_scale(difference, low.reference - high.reference);
-        set(merged.sum, add(broadcast2(high.sum), multiply(broadcast2(low.sum), factor)));
+        const Double2 scaled = rescaled(broadcast2(low.sum), difference, low.reference - high.reference);
+        set(merged.sum, add(broadcast2(high.sum), scaled));
     }
     merged.undefined = left.undefined || right.undefined;
     merged.positive = left.positive || right.positive;
