@@ -1,5 +1,4 @@
-// The operations on a batch of slices: each chooses the shape of its loop, the share of every thread, and calls
-// kernels.
+// The operations on a batch of slices.
 #pragma once
 
 #include <cstdint>

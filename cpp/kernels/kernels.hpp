@@ -70,8 +70,8 @@ struct Run {
 };
 
 // What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are
-// exp((x - shift) / temperature) * 2^(exponent_bias - reference). Sums are two parts (the second 0 where float is
-// computed).
+// exp((x - shift) / temperature) * 2^(exponent_bias - reference). Sums are two parts, of which
+// float's results need the first alone.
 struct Statistics {
     double max = 0;           // the largest entry that is not NaN
     std::int64_t argmax = 0;  // its first position
