@@ -101,16 +101,19 @@ void Batch::choose_loop(bool in_order, bool whole_rows) {
         std::rotate(batch.axis.begin() + i, batch.axis.begin() + i + 1, batch.axis.begin() + batch.count);
         neighbours = true;
     }
-    if (classes_ > block_classes && !whole_rows) {
-        in_blocks_ = true;
-        unit_ = at_once_ = neighbours ? lanes() : 1;
+    if (classes_ > block_classes) {
+        // A tile of slices this long would be large beside the batch.
+        in_blocks_ = !whole_rows;
+        unit_ = at_once_ = in_blocks_ && neighbours ? lanes() : 1;
         return;
     }
     const std::ptrdiff_t slice_bytes = std::max<std::ptrdiff_t>(classes_, 1) * width();
     if (neighbours || classes_ <= few_classes) {
         loop_ = Loop::tiles;
         unit_ = lanes();
-        const std::ptrdiff_t most = neighbours ? strided_bytes_at_once : bytes_at_once;
+        // Gradients of the transforms, and terms of losses, lie beside the scores.
+        const std::ptrdiff_t arrays = has_dy() || whole_rows ? 2 : 1;
+        const std::ptrdiff_t most = (neighbours ? strided_bytes_at_once : bytes_at_once) / arrays;
         at_once_ = unit_ * std::clamp<std::ptrdiff_t>(most / (slice_bytes * unit_), 1, tiles_at_once);
     } else {
         at_once_ = std::clamp<std::ptrdiff_t>(bytes_at_once / slice_bytes, 1, lanes());

@@ -208,7 +208,8 @@ class CrossEntropy {
         const std::ptrdiff_t most = std::min(batch_.slices_at_once(), slices_per_call);
         // Probabilities stand beside the scores.
         const std::ptrdiff_t rows = batch_.loop() == Loop::rows ? 1 : batch_.slices_at_once();
-        const std::ptrdiff_t extra = loss_.probabilities ? rows * batch_.classes() : 0;
+        const std::ptrdiff_t terms = loss_.probabilities ? rows * batch_.classes() : 0;
+        const std::ptrdiff_t extra = batch_.in_float() ? (terms + 1) / 2 : terms;  // in doubles
         std::unique_ptr<double[]> held;
         if (reduced()) held.reset(new double[std::min(batch_.count(), losses_held)]);
         const std::ptrdiff_t step = reduced() ? losses_held / batch_.unit_slices() : batch_.units();
