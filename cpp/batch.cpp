@@ -149,15 +149,6 @@ Strided Batch::strided(Role role, const Offsets& offsets) const {
     return {slices_.arrays[role].data + offsets[role], slices_.batch.last().strides[role]};
 }
 
-// Calls f with a null pointer to the type computed in.
-template <class F>
-void Batch::in_type(F f) const {
-    if (in_float_)
-        f(static_cast<float*>(nullptr));
-    else
-        f(static_cast<double*>(nullptr));
-}
-
 // The run from its slice i on, as far as what is one value a slice goes.
 Run Batch::advanced(Run run, std::ptrdiff_t i) {
     if (run.value) run.value += i;

@@ -28,6 +28,15 @@ class Batch {
     bool in_float() const { return in_float_; }
     bool has_output() const { return slices_.has(output); }
 
+    // Calls f with a null pointer to the type computed in.
+    template <class F>
+    void in_type(F f) const {
+        if (in_float_)
+            f(static_cast<float*>(nullptr));
+        else
+            f(static_cast<double*>(nullptr));
+    }
+
     // Work is dealt out in units of neighbouring slices along the last batch axis; the first slice of a unit.
     std::ptrdiff_t units() const { return units_; }
     std::ptrdiff_t unit_slices() const { return unit_; }
@@ -109,9 +118,6 @@ class Batch {
     int lanes() const { return in_float_ ? 16 : 8; }
     std::ptrdiff_t width() const { return in_float_ ? 4 : 8; }
     std::ptrdiff_t operand_size() const;
-
-    template <class F>
-    void in_type(F f) const;
 
     void choose_loop(bool in_order, bool whole_rows);
     bool rows_in_place() const;

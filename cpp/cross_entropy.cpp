@@ -57,7 +57,7 @@ class CrossEntropy {
         normalise_weights();
         if (!loss.probabilities && loss.label_smoothing > 0) {
             shared_terms_.reset(new double[batch_.classes()]);
-            in_type([&](auto* type) {
+            batch_.in_type([&](auto* type) {
                 auto* terms = reinterpret_cast<decltype(type)>(shared_terms_.get());
                 OrderedSum sum;
                 for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) {
@@ -100,14 +100,6 @@ class CrossEntropy {
     OrderedSum sum_;
 
     bool reduced() const { return loss_.reduction != Reduction::none; }
-
-    template <class F>
-    void in_type(F f) const {
-        if (batch_.in_float())
-            f(static_cast<float*>(nullptr));
-        else
-            f(static_cast<double*>(nullptr));
-    }
 
     // What weighed sums are to be multiplied by; it cancels where the weights of a mean's samples divide them.
     double weight_unit() const { return loss_.reduction == Reduction::mean && !loss_.probabilities ? 1 : weight_unit_; }
@@ -249,7 +241,7 @@ class CrossEntropy {
     void gather_terms(const Offsets& first, std::ptrdiff_t length, double* to) const {
         batch_.gather(second, first, length, to);
         if (!weight_ && loss_.label_smoothing == 0) return;
-        in_type([&](auto* type) {
+        batch_.in_type([&](auto* type) {
             using T = std::remove_pointer_t<decltype(type)>;
             T* terms = reinterpret_cast<T*>(to);
             const std::ptrdiff_t classes = batch_.classes();

@@ -86,10 +86,8 @@ struct MinusLog {
 template <class T>
 struct LossGradient {
     static constexpr int lanes = Pack<T>::lanes;
-    Probability<T> probability;
-    PerSlice<T> scale;
-    Probability<T> unscaled;
-    PerSlice<T> total;
+    PerSlice<T> total, scale;
+    Probability<T> probability, unscaled;
     Pack<T> factor;                                // of the terms
     std::int64_t at_target[lanes], at_max[lanes];  // -1: nothing apart
     Pack<T> target_value, max_value;
@@ -101,10 +99,10 @@ struct LossGradient {
     FASTSOFTMAX_INLINE LossGradient(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& measured,
                                     const Targets<T>& targets, Pack<T> target_exponentials, const PerSlice<T>& spread,
                                     TermAt term_at)
-        : probability(measured.groups, numerator(run, first, count, targets, spread)),
+        : total(combined(targets.chosen, spread, [](auto a, auto b) { return a + b; })),
           scale(PerSlice<T>::of(run.scale + first, count)),
+          probability(measured.groups, combined(total, scale, [](auto a, auto b) { return a * b; })),
           unscaled(measured.groups),
-          total(sum(targets, spread)),
           factor(rounded(scale)) {
         double target_weights[lanes] = {}, max_weights[lanes] = {};
         Integer<T> is_wide[lanes] = {};
@@ -128,8 +126,8 @@ struct LossGradient {
             }
         }
         wide = load_pack<Integer<T>>(is_wide);
-        const GradientEnds<T> ends(measured.groups, target_exponentials, sum(targets, spread),
-                                   PerSlice<T>::of(target_weights, lanes), PerSlice<T>::of(max_weights, lanes), scale);
+        const GradientEnds<T> ends(measured.groups, target_exponentials, total, PerSlice<T>::of(target_weights, lanes),
+                                   PerSlice<T>::of(max_weights, lanes), scale);
         target_value = rounded(ends.at_target);
         max_value = rounded(ends.at_max);
     }
@@ -165,17 +163,10 @@ struct LossGradient {
         return rounded(value);
     }
 
-    static PerSlice<T> sum(const Targets<T>& targets, const PerSlice<T>& spread) {
-        PerSlice<T> total = targets.chosen;
-        for (int i = 0; i < groups<T>; ++i) total.group[i] = total.group[i] + spread.group[i];
-        return total;
-    }
-    static PerSlice<T> numerator(const Run& run, std::ptrdiff_t first, int count, const Targets<T>& targets,
-                                 const PerSlice<T>& spread) {
-        PerSlice<T> product = sum(targets, spread);
-        const PerSlice<T> scale = PerSlice<T>::of(run.scale + first, count);
-        for (int i = 0; i < groups<T>; ++i) product.group[i] = product.group[i] * scale.group[i];
-        return product;
+    template <class F>
+    static PerSlice<T> combined(PerSlice<T> a, const PerSlice<T>& b, F f) {
+        for (int i = 0; i < groups<T>; ++i) a.group[i] = f(a.group[i], b.group[i]);
+        return a;
     }
 };
 
