@@ -47,31 +47,43 @@ def assert_within(bound: float, got: NDArray, wanted: Exact, unit: Exact | None 
 
 
 class Slices:
-    """All that the functions need of `x`, whose slices lie along `axis`: finite, or -inf beside a finite value."""
+    """All that the functions need of `x`, whose slices lie along `axis`: finite, or -inf beside a finite value.
 
-    def __init__(self, x: ArrayLike, axis: int = -1, temperature: float = 1.0, where: NDArray | None = None):
+    Of long slices, where the sum is what is special, `every` looks at every so-many-th class alone, and at the largest.
+    """
+
+    def __init__(
+        self, x: ArrayLike, axis: int = -1, temperature: float = 1.0, where: NDArray | None = None, every: int = 1
+    ):
         self.axis = axis
-        self.x = np.asarray(x).astype(np.longdouble)
+        x = np.asarray(x).astype(np.longdouble)
         if where is not None:
-            self.x = np.where(where, self.x, -np.inf)
+            x = np.where(where, x, -np.inf)
         self.temperature = np.longdouble(temperature)
-        self.peak = np.max(self.x, axis=axis, keepdims=True)
-        first = np.expand_dims(np.argmax(self.x, axis=axis), axis)
-        self.is_peak = np.zeros(self.x.shape, bool)
-        np.put_along_axis(self.is_peak, first, True, axis)
-        self.high, self.low = _two_part_difference(self.x, self.peak)
+        self.peak = np.max(x, axis=axis, keepdims=True)
+        self.argmax = np.argmax(x, axis=axis)
+        self.entries = None if every == 1 else np.union1d(np.arange(0, x.shape[axis], every), self.argmax)
+        is_peak = np.zeros(x.shape, bool)
+        np.put_along_axis(is_peak, np.expand_dims(self.argmax, axis), True, axis)
+        high, low = _two_part_difference(x, self.peak)
         if temperature != 1:
-            self.high, self.low = _two_part_quotient(self.high, self.low, self.temperature)
+            high, low = _two_part_quotient(high, low, self.temperature)
+        # Far down exp is slow, and 0 to every dtype.
+        exp = np.exp(high, where=high > -11_000, out=np.zeros_like(high)) * (1 + low)
+        # The sum without the peak's own 1. NumPy sums pairwise, as a million terms need, along the last axis alone.
+        others = np.ascontiguousarray(np.moveaxis(np.where(is_peak, 0, exp), axis, -1))
+        self.rest = np.expand_dims(np.sum(others, axis=-1), axis)
+        self.x, self.is_peak, self.high, self.low, self.exp = map(self.seen, (x, is_peak, high, low, exp))
 
-    @cached_property
-    def exp(self) -> Exact:
-        """exp(x - peak)"""
-        return np.exp(self.high) * (1 + self.low)
+    def seen(self, result: NDArray) -> NDArray:
+        """The entries of `result` that are looked at."""
+        return result if self.entries is None else np.take(result, self.entries, self.axis)
 
-    @cached_property
-    def rest(self) -> Exact:
-        """The sum of `exp` without the peak's own 1."""
-        return np.sum(np.where(self.is_peak, 0, self.exp), axis=self.axis, keepdims=True)
+    def one_hot(self, targets: NDArray) -> Exact:
+        """What each class counts (see `shares`) with class indices for targets; they have to be looked at."""
+        classes = np.arange(self.x.shape[self.axis]) if self.entries is None else self.entries
+        along = np.expand_dims(classes, tuple(range(1, self.x.ndim))).swapaxes(0, self.axis)
+        return (np.expand_dims(targets, self.axis) == along).astype(np.longdouble)
 
     @cached_property
     def softmax(self) -> Exact:

@@ -1,0 +1,163 @@
+"""The accuracy contract: what the functions promise, and how far their results are from it. For tests and the table.
+
+A check yields names of `BOUNDS` and the errors of what they name. `fs` is the package, or has its functions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from arrays import Inputs
+from numpy.typing import NDArray
+from precision import Slices, shares, ulp_error, unit_roundoff
+
+
+@dataclass(frozen=True)
+class Bound:
+    """In ULP at the result, or at what `unit` says."""
+
+    float32: float
+    float64: float
+    half: float
+    unit: str = "the result"
+
+    def of(self, dtype: np.dtype) -> float:
+        return {2: self.half, 4: self.float32, 8: self.float64}[dtype.itemsize]
+
+
+_TERMS = "the larger of the two terms that it is the difference of"
+
+# Of a loss of half precision, whose result is float32, in ULP of that.
+BOUNDS = {
+    "softmax": Bound(2, 2, 0.51),
+    "log_softmax": Bound(2, 2, 0.51),
+    "logsumexp": Bound(1, 1, 0.51, "the larger of the result and the largest logit"),
+    "logsumexp, largest 0": Bound(2, 2, 0.51),
+    "cross_entropy": Bound(2, 2, 2),
+    "cross_entropy_grad": Bound(3, 3, 0.52),
+    "softmax, temperature": Bound(2, 2, 0.51),
+    "log_softmax, temperature": Bound(2, 2, 0.51),
+    "cross_entropy, temperature": Bound(2, 2, 2),
+    "cross_entropy_grad, temperature": Bound(4, 5, 0.52),
+    "softmax, where": Bound(2, 2, 0.51),
+    "log_softmax, where": Bound(2, 2, 0.51),
+    "logsumexp, where": Bound(1, 1, 0.51, "the larger of the result and the largest logit"),
+    "cross_entropy, weight": Bound(2, 2, 2),
+    "cross_entropy_grad, weight": Bound(4, 4, 0.52, _TERMS),
+    "cross_entropy, label_smoothing": Bound(4, 4, 4),
+    "cross_entropy_grad, label_smoothing": Bound(4, 4, 0.52, _TERMS),
+    "cross_entropy, probabilities": Bound(4, 4, 4),
+    "cross_entropy_grad, probabilities": Bound(4, 4, 0.52, _TERMS),
+    "softmax_grad": Bound(0.51, 2, 0.51, "|y| (|dy| + sum |y dy|)"),
+    "log_softmax_grad": Bound(2, 2, 0.51, "|dy| + exp(logp) sum |dy|"),
+    "logsumexp, b": Bound(1, 1, 0.51, "the largest logit or the result, and sum |b exp x| / |sum b exp x|"),
+}
+
+Checks = Iterator[tuple[str, NDArray]]
+
+
+def plain(fs: Any, x: NDArray, axis: int, exact: Slices) -> Checks:
+    """What is called with nothing but logits and class indices."""
+    yield "softmax", ulp_error(exact.seen(fs.softmax(x, axis)), exact.softmax)
+    yield "log_softmax", ulp_error(exact.seen(fs.log_softmax(x, axis)), exact.log_softmax)
+    yield "logsumexp", ulp_error(fs.logsumexp(x, axis), exact.logsumexp, _larger(exact))
+    targets = some_targets(exact)
+    loss, grad = fs.cross_entropy_with_grad(x, targets, axis, reduction="none")
+    share = exact.one_hot(targets)
+    yield "cross_entropy", ulp_error(loss, exact.cross_entropy(share))
+    yield "cross_entropy_grad", ulp_error(exact.seen(grad), exact.cross_entropy_grad(share))
+
+
+def largest_zero(fs: Any, x: NDArray, axis: int) -> Checks:
+    """logsumexp where the largest logit is 0, and the result as small as what the others add."""
+    wide = x.astype(np.longdouble)
+    wide = np.maximum(wide - wide.max(axis, keepdims=True), float(ml_dtypes.finfo(x.dtype).min))
+    x = wide.astype(x.dtype)
+    yield "logsumexp, largest 0", ulp_error(fs.logsumexp(x, axis), Slices(x, axis).logsumexp)
+
+
+def temperature(fs: Any, x: NDArray, axis: int, t: float) -> Checks:
+    exact = Slices(x, axis, t)
+    yield "softmax, temperature", ulp_error(fs.softmax(x, axis, temperature=t), exact.softmax)
+    yield "log_softmax, temperature", ulp_error(fs.log_softmax(x, axis, temperature=t), exact.log_softmax)
+    targets = some_targets(exact)
+    loss, grad = fs.cross_entropy_with_grad(x, targets, axis, temperature=t, reduction="none")
+    share = exact.one_hot(targets)
+    yield "cross_entropy, temperature", ulp_error(loss, exact.cross_entropy(share))
+    error = ulp_error(grad, exact.cross_entropy_grad(share))
+    # 1 - p of the target is rounded before it is divided, which is felt where it is subnormal.
+    lost = (share != 0) & (exact.others < np.finfo(np.float64).smallest_normal)
+    yield "cross_entropy_grad, temperature", np.where(lost, 0, error)
+
+
+def where(fs: Any, x: NDArray, axis: int) -> Checks:
+    shown = np.random.default_rng(x.shape).uniform(size=x.shape) < 0.7
+    np.moveaxis(shown, axis, -1)[..., 0] = True
+    exact = Slices(x, axis, where=shown)
+    yield "softmax, where", ulp_error(fs.softmax(x, axis, where=shown), exact.softmax)
+    yield "log_softmax, where", ulp_error(fs.log_softmax(x, axis, where=shown), exact.log_softmax)
+    yield "logsumexp, where", ulp_error(fs.logsumexp(x, axis, where=shown), exact.logsumexp, _larger(exact))
+
+
+def targets(fs: Any, x: NDArray, axis: int) -> Checks:
+    """Losses whose gradient is a difference in every entry."""
+    a = Inputs.of(np.moveaxis(x, axis, -1)).move(axis)
+    exact = Slices(x, axis)
+    weight, smoothing = {"weight": a.weight}, {"label_smoothing": 0.1}
+    for name, chosen, options in (
+        ("weight", a.indices, weight),
+        ("label_smoothing", a.indices, smoothing),
+        ("label_smoothing", a.indices, weight | smoothing),
+        ("probabilities", a.probabilities, {}),
+        ("probabilities", a.probabilities, weight | smoothing),
+    ):
+        share = shares(x.shape, axis, chosen, **options)
+        loss, grad = fs.cross_entropy_with_grad(x, chosen, axis, reduction="none", **options)
+        error = ulp_error(loss, exact.cross_entropy(share))
+        # -log p is rounded before it is weighed, which is felt where it is subnormal, or beyond the largest number.
+        minus_log = np.where(share == 0, 1, -exact.log_softmax)
+        lost = (minus_log > ml_dtypes.finfo(loss.dtype).max) | (minus_log < np.finfo(np.float64).smallest_normal)
+        yield f"cross_entropy, {name}", np.where(np.any(lost & (minus_log != 0), axis), 0, error)
+        terms = np.maximum(exact.softmax * share.sum(axis, keepdims=True), share)
+        yield f"cross_entropy_grad, {name}", ulp_error(grad, exact.cross_entropy_grad(share), terms)
+
+
+def gradients(fs: Any, x: NDArray, axis: int) -> Checks:
+    """Sums of signed numbers: as good as their condition allows."""
+    dy = Inputs.of(np.moveaxis(x, axis, -1)).move(axis).dy
+    y, logp = fs.softmax(x, axis), fs.log_softmax(x, axis)
+    u, v = y.astype(np.longdouble), dy.astype(np.longdouble)
+    wanted = u * (v - np.sum(u * v, axis, keepdims=True))
+    condition = np.abs(u) * (np.abs(v) + np.sum(np.abs(u * v), axis, keepdims=True))
+    yield "softmax_grad", ulp_error(fs.softmax_grad(y, dy, axis), wanted, condition)
+    u = np.exp(logp.astype(np.longdouble))
+    wanted = v - u * np.sum(v, axis, keepdims=True)
+    condition = np.abs(v) + u * np.sum(np.abs(v), axis, keepdims=True)
+    yield "log_softmax_grad", ulp_error(fs.log_softmax_grad(logp, dy, axis), wanted, condition)
+
+
+def signed_sum(fs: Any, x: NDArray, axis: int) -> Checks:
+    b = np.random.default_rng(x.shape).normal(size=x.shape).astype(x.dtype)
+    exact = Slices(x, axis)
+    terms = exact.exp * b.astype(np.longdouble)
+    total, size = terms.sum(axis), np.abs(terms).sum(axis)
+    wanted = np.squeeze(exact.peak, axis) + np.log(np.abs(total))
+    result, sign = fs.logsumexp(x, axis, b=b, return_sign=True)
+    distance = np.abs(result.astype(np.longdouble) - wanted)
+    computed = np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
+    condition = 2 * unit_roundoff(computed) * size / np.abs(total)
+    one = 2 * unit_roundoff(x.dtype) * np.maximum(np.abs(wanted), np.abs(np.squeeze(exact.peak, axis)))
+    yield "logsumexp, b", np.where(sign == np.sign(total), distance / (condition + one), np.inf)
+
+
+def some_targets(exact: Slices) -> NDArray:
+    """Of most slices the largest class, of every third the first."""
+    chosen = np.array(exact.argmax)  # 0-d for one slice
+    chosen.reshape(-1)[1::3] = 0
+    return chosen
+
+
+def _larger(exact: Slices) -> NDArray:
+    return np.maximum(np.abs(exact.logsumexp), np.abs(np.squeeze(exact.peak, exact.axis)))

@@ -1,0 +1,102 @@
+"""The kernels' own exp and log1p, of every target: the bounds that their comments state."""
+
+import numpy as np
+import precision
+import pytest
+from arrays import FLOATING
+from fastsoftmax import _core
+from precision import assert_within
+
+pytestmark = pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
+
+each_target = pytest.mark.parametrize("target", _core.describe()["targets_usable"])
+each_wide_dtype = pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
+
+
+def kernel_exp(x, target):
+    out = np.empty_like(x)
+    _core.exp(x, out, target)
+    return out
+
+
+def kernel_log1p(x, dtype, target):
+    out = np.empty(x.shape, dtype)
+    _core.log1p(x, out, target)
+    return out
+
+
+def worst_of_every_float32(target, low, high):
+    """The largest error of exp in ULP over all float32 of [low, high] and of [-high, -low]."""
+    first, last = map(int, np.array([low, high], np.float32).view(np.uint32))
+    chunk = 1 << 16
+    worst = 0.0
+    for start in range(first, last + 1, chunk):
+        r = np.arange(start, min(start + chunk, last + 1), dtype=np.uint32).view(np.float32)
+        for x in (r, -r):
+            wanted = np.exp(x.astype(np.float64))  # its own error is 2^-29 of an ULP here
+            power = (wanted.view(np.uint64) & np.uint64(0x7FF << 52)).view(np.float64)
+            worst = max(worst, np.max(np.abs(kernel_exp(x, target) - wanted) / power))
+    return worst * 2.0**23
+
+
+@each_target
+def test_exp_of_every_float32_of_the_reduced_range_is_right_to_0_63_ulp(target):
+    """|r| in [2^-24, ln2 / 2], both signs; nearer to 0 the result is 1."""
+    assert worst_of_every_float32(target, 2.0**-24, np.log(2) / 2) <= 0.63
+    r = np.concatenate([2.0 ** np.arange(-149, -24), [0]]).astype(np.float32)
+    assert (kernel_exp(r, target) == 1).all()
+    assert (kernel_exp(-np.nextafter(r[:-1], np.float32(0)), target) == 1).all()
+
+
+@each_target
+def test_exp_of_every_float32_whose_result_is_normal_is_right_to_0_71_ulp(target):
+    """Beyond the reduced range: what is split off, a multiple of ln2, is rounded as well."""
+    assert worst_of_every_float32(target, np.log(2) / 2, 87.3) <= 0.71
+
+
+@each_target
+def test_exp_of_float64_is_right_to_0_75_ulp(target, rng):
+    info = np.finfo(np.float64)
+    low, high = np.log(info.smallest_normal) + 0.5, np.log(info.max) - 0.5
+    halves = np.arange(low / np.log(2), high / np.log(2), 0.5) * np.log(2)  # where the reduction changes
+    x = np.concatenate(
+        [
+            rng.uniform(low, high, 200_000),
+            rng.uniform(-8, 8, 200_000),
+            rng.uniform(-0.35, 0.35, 100_000),
+            np.sign(rng.normal(size=50_000)) * 2.0 ** rng.uniform(-60, 0, 50_000),
+            (halves[:, np.newaxis] * (1 + rng.uniform(-1e-3, 1e-3, (len(halves), 40)))).ravel(),
+            *(halves * (1 + k * info.eps) for k in range(-3, 4)),
+        ]
+    )
+    x = x[(x > low) & (x < high)]
+    assert_within(0.75, kernel_exp(x, target), np.exp(x.astype(np.longdouble)))
+
+
+@each_target
+@each_wide_dtype
+def test_exp_is_right_or_zero_below_the_smallest_normal_number(target, dtype):
+    """Kernels scale their exponentials, so that what is lost here is far below the smallest result."""
+    low = np.log(np.finfo(dtype).smallest_normal)
+    x = np.linspace(2 * low, low + 0.5, 100_001).astype(dtype)
+    got = kernel_exp(x, target)
+    assert_within(0.75, got[got > 0], np.exp(x[got > 0].astype(np.longdouble)))
+    assert (got[x < low - 1] == 0).all()
+    assert (kernel_exp(np.array([-np.inf, np.finfo(dtype).min, -1e30], dtype), target) == 0).all()
+
+
+@each_target
+@each_wide_dtype
+def test_log1p_is_right_to_little_more_than_its_rounding(target, dtype, rng):
+    x = np.concatenate(
+        [
+            2.0 ** rng.uniform(-1000, 30, 100_000),
+            2.0 ** rng.uniform(-3, 3, 200_000),
+            rng.uniform(0, 4, 200_000),
+            np.sqrt(2) - 1 + np.arange(-1000, 1000) * 2.0**-54,  # where the reduction changes
+            2.0 ** np.arange(1, 40) * np.sqrt(2) - 1,
+            [0, 2.0**-1022, 1, 2.0**40],
+        ]
+    )
+    bound = 0.501 if dtype.itemsize == 4 else 0.54
+    assert_within(bound, kernel_log1p(x, dtype, target), np.log1p(x.astype(np.longdouble)))
