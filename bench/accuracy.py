@@ -1,29 +1,38 @@
-"""`python -m bench.accuracy`: the errors of fastsoftmax and of others in ULP, for every family of logits.
+"""`python -m bench.accuracy`: the errors of fastsoftmax and of others in ULP, and whether every bound is kept.
 
-One ULP is the spacing of the dtype's numbers at the right result, and that comes from the tests: `tests/precision.py`
-computes it in long double and is itself held against mpmath there. Families of logits are those of `tests/arrays.py`.
+Bounds and what is right come from the tests: `tests/contract.py`, and `tests/precision.py`, which computes it in long
+double and is itself held against mpmath there. Families of logits are those of `tests/arrays.py`.
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import fastsoftmax
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.arrays import FAMILIES, family
-from tests.precision import SUFFICES, Slices, shares, ulp_error
-
 from . import machine
 from .cases import Array, Case, Operation, Workload, dtype_of
-from .contenders import Contender, Unsupported, contenders
+from .contenders import Contender, NumpyApi, Unsupported, contenders
 from .report import markdown
+
+# The tests' modules import each other by their bare names.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import contract
+from arrays import FAMILIES, family
+from precision import SUFFICES, Slices, ulp_error
 
 OPERATIONS: tuple[Operation, ...] = (
     "softmax",
@@ -32,15 +41,42 @@ OPERATIONS: tuple[Operation, ...] = (
     "cross_entropy",
     "cross_entropy_with_grad",
 )
+FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "cross_entropy", "cross_entropy_grad")  # of all contenders
+PLAIN = (*FUNCTIONS[:3], "logsumexp, largest 0", *FUNCTIONS[3:])  # without arguments
+WITH_ARGUMENTS = tuple(function for function in contract.BOUNDS if function not in PLAIN)
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-SHAPES = ((400, 2), (200, 10), (40, 100), (20, 1000), (2, 32_000), (1, 300_000))
-QUICK_SHAPES = ((200, 10), (4, 1000))
+
+Slicing = tuple[tuple[int, ...], int]  # shape, and the class axis
+SHAPES: tuple[Slicing, ...] = (
+    ((400, 2), 1),
+    ((200, 10), 1),
+    ((40, 100), 1),
+    ((20, 1000), 1),
+    ((2, 32_000), 1),
+    ((3, 400), 0),
+    ((200, 40), 0),
+    ((70_001, 2), 0),
+)
+LONGEST: Slicing = ((1, 1_000_000), 1)
+LONGEST_FAMILIES = ("normal 1", "ahead by 20", "sorted")
+QUICK_SHAPES: tuple[Slicing, ...] = (((200, 10), 1), ((4, 1000), 1), ((100, 20), 0))
+ARGUMENT_SHAPES: tuple[Slicing, ...] = (((8, 333), 1), ((40, 2), 1), ((40, 10), 1), ((3, 40), 0), ((333, 20), 0))
+QUICK_ARGUMENT_SHAPES: tuple[Slicing, ...] = (((40, 10), 1),)
+TEMPERATURES = (0.7, 3.0, 1000.0, 1e-3)
+ARGUMENT_CHECKS: tuple[Callable[..., contract.Checks], ...] = (
+    contract.largest_zero,
+    *(partial(contract.temperature, t=t) for t in TEMPERATURES),
+    contract.where,
+    contract.targets,
+    contract.gradients,
+    contract.signed_sum,
+)
 
 LEGEND = (
-    "Worst and mean error in ULP (the spacing of the dtype's numbers at the right result). Of a subnormal result, half "
-    "a smallest subnormal of rounding is not counted, a flush to zero is. logsumexp is counted in ULP of the larger of "
-    "the result and the maximum. A loss of half-precision logits is counted in ULP of the dtype in which it is "
-    "returned. inf: NaN or infinity instead of a number, or a number instead of 0."
+    "Errors in ULP (the spacing of the dtype's numbers at the right result). Of a subnormal result, half a smallest "
+    "subnormal of rounding is not counted, a flush to zero is. logsumexp is counted in ULP of the larger of the result "
+    "and the maximum. A loss of half-precision logits is counted in ULP of the dtype in which it is returned. inf: NaN "
+    "or infinity instead of a number, or a number instead of 0."
 )
 
 
@@ -67,12 +103,26 @@ class Errors:
 
 
 # (dtype, function, family, contender)
-Key = tuple[str, str, str, str]
+Found = dict[tuple[str, str, str, str], Errors]
+
+
+class OnTarget:
+    """The functions of the package, called in a process that was started with one SIMD target."""
+
+    def __init__(self, target: str) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        with patch.dict(os.environ, FASTSOFTMAX_TARGET=target):
+            self._pool.submit(fastsoftmax.set_num_threads, 1).result()
+
+    def __getattr__(self, function: str) -> Callable[..., Any]:
+        return lambda *arguments, **options: self._pool.submit(
+            getattr(fastsoftmax, function), *arguments, **options
+        ).result()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two shapes only")
+    parser.add_argument("--quick", action="store_true", help="a few small shapes only")
     parser.add_argument("--no-peers", action="store_true", help="fastsoftmax, its reference and SciPy alone")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="only this dtype (may be repeated)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "ACCURACY.md", help="(%(default)s)")
@@ -82,40 +132,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("long double has fewer than 64 bits on this machine: nothing to compare with", style="red")
         return 2
 
-    racers = [racer for racer in contenders(peers=not options.no_peers) if racer.name != "numba"]
-    for racer in racers:
+    others = [racer for racer in contenders(peers=not options.no_peers) if racer.name not in ("fastsoftmax", "numba")]
+    for racer in others:
         racer.start(threads=1)
-    about = machine.describe(racers)
+    config = fastsoftmax.show_config(mode="dicts")
+    assert config is not None
+    targets: dict[str, Any] = {f"fastsoftmax {name}": OnTarget(name) for name in config["targets"]["usable"]}
+    racers = [*(NumpyApi(name, functions) for name, functions in targets.items()), *others]
+
     dtypes = tuple(options.dtype or DTYPES)
-    jobs = [
-        (dtype, name, shape)
-        for dtype in dtypes
-        for name in FAMILIES
-        for shape in (QUICK_SHAPES if options.quick else SHAPES)
-    ]
-    found: dict[Key, Errors] = {}
-    for dtype, name, shape in track(jobs, "counting", console=console, transient=True):
-        for function, contender, errors in measure(dtype, name, shape, racers):
+    found: Found = {}
+    jobs = [(dtype, name) for dtype in dtypes for name in FAMILIES]
+    for dtype, name in track(jobs, "counting", console=console, transient=True):
+
+        def add(function: str, contender: str, errors: Array, dtype: str = dtype, name: str = name) -> None:
             found.setdefault((dtype, function, name, contender), Errors()).add(errors)
 
+        shapes = QUICK_SHAPES if options.quick else SHAPES + (LONGEST,) * (name in LONGEST_FAMILIES)
+        for shape, axis in shapes:
+            for function, contender, errors in measure(dtype, name, shape, axis, racers):
+                add(function, contender, errors)
+        for shape, axis in QUICK_ARGUMENT_SHAPES if options.quick else ARGUMENT_SHAPES:
+            x = family(name, shape, dtype_of(dtype), axis)
+            for contender, functions in targets.items():
+                for check in ARGUMENT_CHECKS:
+                    for function, errors in check(functions, x, axis):
+                        add(function, contender, errors)
+
     names = [racer.name for racer in racers]
+    console.print(bounds_table(found, (*PLAIN, *WITH_ARGUMENTS), dtypes, list(targets)))
     console.print(summary(found, dtypes, names))
     for dtype in dtypes:
         console.print(details(found, dtype, names))
-    _write(options.output, about, found, dtypes, names)
+    about = machine.describe([NumpyApi("fastsoftmax", fastsoftmax), *others])
+    about |= {"target": ", ".join(config["targets"]["usable"]), "threads": 1}
+    _write(options.output, about, found, dtypes, names, list(targets))
     console.print(f"written: {options.output}", style="dim", highlight=False, soft_wrap=True)
-    return 0
+    broken = [
+        f"{function} of {dtype}: {errors.worst:.4g} ULP on {contender}, family {name!r}"
+        for (dtype, function, name, contender), errors in found.items()
+        if contender in targets and errors.worst > contract.BOUNDS[function].of(dtype_of(dtype))
+    ]
+    for line in broken:
+        console.print(f"bound broken: {line}", style="red", highlight=False, soft_wrap=True)
+    return 1 if broken else 0
 
 
 def measure(
-    dtype: str, name: str, shape: tuple[int, int], racers: Sequence[Contender]
+    dtype: str, name: str, shape: tuple[int, ...], axis: int, racers: Sequence[Contender]
 ) -> Iterator[tuple[str, str, Array]]:
     """(function, contender, error of every entry)."""
     with np.errstate(all="ignore"):
-        x = family(name, shape, dtype_of(dtype))
+        x = family(name, shape, dtype_of(dtype), axis)
+        exact = Slices(x, axis)
     for operation in OPERATIONS:
-        work = Workload(Case(operation, shape, dtype=dtype, reduction="none"), x)
-        wanted: tuple[tuple[str, Any, Any], ...] | None = None
+        work = Workload(Case(operation, shape, axis, dtype, reduction="none"), x)
+        work.targets = contract.some_targets(exact)
+        wanted = _right(operation, work, exact)
         for racer in racers:
             try:
                 with np.errstate(all="ignore"):
@@ -123,55 +196,60 @@ def measure(
                     got = racer.arrays(call())
             except Unsupported:
                 continue
-            if wanted is None:
-                wanted = _right(operation, work)
             for part, (function, right, unit) in zip(got, wanted, strict=True):
                 yield function, racer.name, ulp_error(part, right, unit)
 
 
-def _right(operation: Operation, work: Workload) -> tuple[tuple[str, Any, Any], ...]:
+def _right(operation: Operation, work: Workload, exact: Slices) -> tuple[tuple[str, Any, Any], ...]:
     """(function, right results, what they are counted in units of) for each array that the operation returns."""
-    slices = Slices(work.x)
     with np.errstate(all="ignore"):
         match operation:
             case "softmax":
-                return ((operation, slices.softmax, None),)
+                return ((operation, exact.softmax, None),)
             case "log_softmax":
-                return ((operation, slices.log_softmax, None),)
+                return ((operation, exact.log_softmax, None),)
             case "logsumexp":
                 # The result may pass through 0; the maximum does not get more exact by that.
-                unit = np.maximum(np.abs(slices.logsumexp), np.abs(slices.peak[..., 0]))
-                return ((operation, slices.logsumexp, unit),)
+                largest = np.abs(np.squeeze(exact.peak, exact.axis))
+                return ((operation, exact.logsumexp, np.maximum(np.abs(exact.logsumexp), largest)),)
             case _:
-                share = shares(work.case.shape, -1, work.targets)
-                loss = ("cross_entropy", slices.cross_entropy(share), None)
+                share = exact.one_hot(work.targets)
+                loss = ("cross_entropy", exact.cross_entropy(share), None)
                 if operation == "cross_entropy":
                     return (loss,)
-                return (("loss, with gradient", *loss[1:]), ("gradient", slices.cross_entropy_grad(share), None))
+                return (loss, ("cross_entropy_grad", exact.cross_entropy_grad(share), None))
 
 
-def _functions(found: dict[Key, Errors]) -> list[str]:
-    return list(dict.fromkeys(function for _, function, _, _ in found))
+def over_families(found: Found, dtype: str, function: str, contender: str) -> Errors:
+    errors = Errors()
+    for name in FAMILIES:
+        errors.merge(found.get((dtype, function, name, contender), Errors()))
+    return errors
 
 
-def summary(found: dict[Key, Errors], dtypes: Sequence[str], names: Sequence[str], plain: bool = False) -> Table:
-    grid = _grid("worst / mean ULP over all families", ["function", "dtype"], names, plain)
-    for function in _functions(found):
+def bounds_table(
+    found: Found, functions: Sequence[str], dtypes: Sequence[str], targets: Sequence[str], plain: bool = False
+) -> Table:
+    grid = _grid("bound and worst ULP over all families", ["function", "dtype", "bound"], [*targets, "kept"], plain)
+    for function in functions:
         for dtype in dtypes:
-            cells = []
-            for contender in names:
-                errors = Errors()
-                for (other_dtype, other_function, _, other), part in found.items():
-                    if (other_dtype, other_function, other) == (dtype, function, contender):
-                        errors.merge(part)
-                cells.append(str(errors))
-            grid.add_row(function, dtype, *cells)
+            bound = contract.BOUNDS[function].of(dtype_of(dtype))
+            worst = [over_families(found, dtype, function, target).worst for target in targets]
+            grid.add_row(function, dtype, f"{bound:g}", *map(_short, worst), "yes" if max(worst) <= bound else "no")
     return grid
 
 
-def details(found: dict[Key, Errors], dtype: str, names: Sequence[str], plain: bool = False) -> Table:
+def summary(found: Found, dtypes: Sequence[str], names: Sequence[str], plain: bool = False) -> Table:
+    grid = _grid("worst / mean ULP over all families", ["function", "dtype"], names, plain)
+    for function in FUNCTIONS:
+        for dtype in dtypes:
+            grid.add_row(function, dtype, *(str(over_families(found, dtype, function, name)) for name in names))
+    return grid
+
+
+def details(found: Found, dtype: str, names: Sequence[str], plain: bool = False) -> Table:
     grid = _grid(f"{dtype}: worst / mean ULP", ["function", "family"], names, plain)
-    for function in _functions(found):
+    for function in FUNCTIONS:
         for name in FAMILIES:
             cells = [str(found.get((dtype, function, name, contender), Errors())) for contender in names]
             grid.add_row(function, name, *cells)
@@ -188,21 +266,43 @@ def _grid(title: str, first: Sequence[str], names: Sequence[str], plain: bool) -
 
 
 def _write(
-    path: Path, about: dict[str, Any], found: dict[Key, Errors], dtypes: Sequence[str], names: Sequence[str]
+    path: Path,
+    about: dict[str, Any],
+    found: Found,
+    dtypes: Sequence[str],
+    names: Sequence[str],
+    targets: Sequence[str],
 ) -> None:
+    units = [f"- {name}: of {bound.unit}" for name, bound in contract.BOUNDS.items() if bound.unit != "the result"]
+    arguments = (
+        "`temperature` from 0.001 to 1000; losses of class indices with `weight`, with `label_smoothing` (also "
+        "weighted), of class probabilities (also weighted and smoothed). What is not counted in ULP of the result:"
+    )
     parts = [
         "# Accuracy",
         "",
+        f"{machine.paragraph(about)} Written by `python -m bench.accuracy`, which fails if a bound is broken.",
+        "",
         LEGEND,
         "",
-        f"{machine.paragraph(about)} Written by `python -m bench.accuracy`.",
+        "## Bounds and worst errors",
         "",
-        "## All families",
+        markdown(bounds_table(found, PLAIN, dtypes, targets, plain=True)),
+        "",
+        "## Arguments and gradients of the transforms",
+        "",
+        arguments,
+        "",
+        *units,
+        "",
+        markdown(bounds_table(found, WITH_ARGUMENTS, dtypes, targets, plain=True)),
+        "",
+        "## Beside others: worst / mean over all families",
         "",
         markdown(summary(found, dtypes, names, plain=True)),
     ]
     for dtype in dtypes:
-        parts += ["", f"## {dtype}", "", markdown(details(found, dtype, names, plain=True))]
+        parts += ["", f"## {dtype}: worst / mean", "", markdown(details(found, dtype, names, plain=True))]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts) + "\n")
 

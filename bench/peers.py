@@ -149,6 +149,8 @@ class OnnxModels:
         types = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
         if node is None or case.dtype not in types:
             raise Unsupported(f"ONNX has no {case.operation} for {case.dtype}")
+        if case.has_loss and case.axis % len(case.shape) != 1:
+            raise Unsupported("ONNX has its classes second")
         dtype = types[case.dtype]
         inputs = [helper.make_tensor_value_info("x", dtype, case.shape)]
         axis = case.axis % len(case.shape)

@@ -124,7 +124,7 @@ def test_probabilities_sum_to_one(classes, dtype):
 
 @each_family
 @each_dtype
-@pytest.mark.parametrize("temperature", [0.3, 0.7, 3.0, 1000.0, 1e-3])
+@pytest.mark.parametrize("temperature", [0.7, 3.0, 1000.0, 1e-3])
 def test_a_temperature_costs_nothing_but_a_rounding_of_the_gradient(temperature, dtype, name):
     for shape, axis in ARGUMENT_SHAPES:
         assert_kept(dtype, contract.temperature(fs, family(name, shape, dtype, axis), axis, temperature))

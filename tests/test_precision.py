@@ -12,12 +12,15 @@ FLOAT64 = np.dtype("float64")
 TARGET = 3
 
 
-def by_mpmath(x, temperature=1.0):
-    """softmax, log_softmax, logsumexp, and the gradient of cross_entropy, of one slice."""
+def by_mpmath(x, temperature=1.0, repeats=1):
+    """softmax, log_softmax, logsumexp, and the gradient of cross_entropy, of one slice.
+
+    With `repeats` all but the last are of a slice that holds each of `x` so many times.
+    """
     with mpmath.workdps(400):
         logits = [mpmath.mpf(float(v)) / mpmath.mpf(temperature) for v in x]
         peak = max(logits)
-        total = mpmath.fsum(mpmath.exp(v - peak) for v in logits)
+        total = repeats * mpmath.fsum(mpmath.exp(v - peak) for v in logits)
         softmax = [mpmath.exp(v - peak) / total for v in logits]
         log_softmax = [v - peak - mpmath.log(total) for v in logits]
         grad = [p / temperature for p in softmax]
@@ -46,6 +49,21 @@ def test_longdouble_results_are_right_to_a_fiftieth_of_a_float64_ulp(name, tempe
         assert error(slices.logsumexp, logsumexp[0], np.maximum(abs(logsumexp[0]), abs(x).max())) <= 0.02
         assert error(slices.cross_entropy(share), -log_softmax[TARGET]) <= 0.02
         assert error(slices.cross_entropy_grad(share), grad) <= 0.02
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("name", ["normal 0.1", "normal 40", "ahead by 50", "near ties"])
+def test_longdouble_results_of_a_million_classes_are_as_right(name, axis):
+    """As many as mpmath cannot sum in time, unless they are few numbers, each many times."""
+    x = family(name, (40,), FLOAT64)
+    order = np.random.default_rng(0).permutation(1_000_000)
+    many = np.tile(x, 25_000)[order]
+    slices = precision.Slices(np.stack([many, many], axis=1 - axis), axis, every=99_991)
+    softmax, log_softmax, logsumexp, _ = by_mpmath(x, repeats=25_000)
+    for got, wanted in [(slices.softmax, softmax), (slices.log_softmax, log_softmax)]:
+        for one in np.moveaxis(got, axis, -1):
+            assert error(one, wanted[order[slices.entries] % 40]) <= 0.02
+    assert error(slices.logsumexp, logsumexp[0], np.maximum(abs(logsumexp[0]), abs(x).max())) <= 0.02
 
 
 def error(got, wanted, unit=None):
