@@ -53,6 +53,19 @@ def test_transforms_and_losses_keep_their_bounds_for_every_size(dtype):
             assert_kept(dtype, contract.plain(fs, x, axis, precision.Slices(x, axis)))
 
 
+@each_wide_dtype
+@pytest.mark.parametrize("others", [4, 16, 128, 3000])
+def test_softmax_keeps_its_bound_beside_many_equal_logits(dtype, others):
+    """Where the exponentials of all are rounded the same way, and that of the one class the other way."""
+    eps = float(np.finfo(dtype).eps)
+    for tie in (0.499 * eps, 0.501 * eps):
+        for power in (-1, 1, 3, 10):
+            near = power * np.log(2) * (1 + eps * np.arange(-40, 40))
+            x = np.full((len(near), others + 1), tie, dtype)
+            x[:, 0] = near
+            assert_kept(dtype, contract.plain(fs, x, 1, precision.Slices(x, 1)))
+
+
 # Long slices take long, and what is special about them is the sum: every 61st class is looked at.
 
 
