@@ -12,9 +12,6 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// Slices of at most this many classes go through tiles: a pack holds one class of many slices, where a row would leave
-// most of a pack empty.
-constexpr std::ptrdiff_t few_classes = 32;
 // So many elements pay for waking another thread.
 constexpr std::ptrdiff_t elements_per_thread = 16384;
 // Gathered slices are taken together up to this size (half of a first-level cache), and up to so many tiles.

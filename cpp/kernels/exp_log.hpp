@@ -1,16 +1,18 @@
 // exp and log: reduction without subtracting the maximum, polynomials from coefficients.py.
 #pragma once
 
-#include "pack.hpp"
+#include "wide.hpp"
 
 namespace {
 
 template <class T>
 struct ExpConstants;
 
-// Coefficients of q in exp(r) = 1 + r + r^2 q(r), constant first; error of the polynomial 2^-28.0 on |r| <= ln2/2.
+// exp(x) = 2^(n / parts) (1 + r + r^2 q(r)), n = round(x parts / ln2), |r| <= ln2 / (2 parts). Coefficients of q,
+// constant first; error of the polynomial 2^-34.5.
 template <>
 struct ExpConstants<float> {
+    static constexpr int parts = 4;  // powers of two that a permutation within 16 bytes finds
     static constexpr float log2e = 0x1.715476p+0f;
     static constexpr float ln2_high = 0x1.62e43p-1f, ln2_low = -0x1.05c61p-29f;
     static constexpr float rounder = 0x1.8p23f;  // adding it leaves an integer in the last bits
@@ -18,19 +20,25 @@ struct ExpConstants<float> {
     // Exponentials of a slice are kept at 2^64 times their size relative to the largest: terms of 2^-149 of it stay
     // normal, and so do both parts of the reciprocal of the sum.
     static constexpr int exponent_bias = 64;
+    static constexpr float above_all = 0x1p65f;  // no exponential is larger
     // From |max| = 512 on, x - max is exact wherever exp(x - max) > 2^-190 (Sterbenz), so such a slice subtracts.
     static constexpr float largest_unshifted = 512;
-    static constexpr float q[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239f8p-7f, 0x1.6a241p-10f};
+    static constexpr float q[] = {0x1.fffffep-2f, 0x1.555558p-3f, 0x1.557394p-5f, 0x1.11084ap-7f};
+    // 2^(i/4), the second part of each behind its first.
+    static constexpr float powers[] = {1, 0x1.306fe0p+0f, 0x1.6a09e6p+0f, 0x1.ae89fap+0f};
+    static constexpr float powers_low[] = {0, 0x1.4636e2p-25f, 0x1.9fcef4p-26f, -0x1.a94b14p-26f};
 };
 
 // The same; error of the polynomial 2^-56.4.
 template <>
 struct ExpConstants<double> {
+    static constexpr int parts = 1;
     static constexpr double log2e = 0x1.71547652b82fep+0;
     static constexpr double ln2_high = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
     static constexpr double rounder = 0x1.8p52;
     static constexpr int mantissa_bits = 52, ieee_bias = 1023;
     static constexpr int exponent_bias = 200;          // terms of 2^-1223 of the largest stay
+    static constexpr double above_all = 0x1p201;       // no exponential is larger
     static constexpr double largest_unshifted = 2048;  // as above, for exp(x - max) > 2^-1223
     static constexpr double q[] = {0x1.000000000000ap-1,  0x1.55555555554fap-3,  0x1.5555555550866p-5,
                                    0x1.1111111127c5p-7,   0x1.6c16c1842f55ap-10, 0x1.a01a012a3d994p-13,
@@ -45,25 +53,19 @@ FASTSOFTMAX_INLINE Pack<T> polynomial(Pack<T> x, const T (&coefficients)[n]) {
     return sum;
 }
 
-// A sum of two parts, the second within half an ULP of the first: of numbers or of packs of them.
-template <class V>
-struct Two {
-    V high, low;
-};
-using Double2 = Two<Pack<double>>;
-
 // exp(x) * 2^(exponent_bias - reference), reference an integer, per lane. 0 where that is below 2^-126 (float; double
 // 2^-1022): then exp(x) is below 2^-190 (2^-1222) of the largest. NaN stays NaN; x may not be +inf.
 template <class T>
 struct Exponential {
     using C = ExpConstants<T>;
-    Pack<T>
-        rounder;  // leaves n - reference + exponent_bias + ieee_bias in the last bits: a power of two's exponent field
+    // Leaves (n / parts - reference + exponent_bias + ieee_bias) * parts in the last bits: a power of two's exponent
+    // field, and for float the quarter of a power that follows.
+    Pack<T> rounder;
     Pack<T> lowest;  // whose exponent field is 0: the power is +0
 
     FASTSOFTMAX_INLINE explicit Exponential(Pack<T> reference) {
         const Pack<T> offset = broadcast(T(C::exponent_bias + C::ieee_bias)) - reference;
-        rounder = broadcast(C::rounder) + offset;
+        rounder = broadcast(C::rounder) + offset * broadcast(T(C::parts));
         lowest = -(offset * broadcast(C::ln2_high));
     }
 
@@ -71,84 +73,66 @@ struct Exponential {
     FASTSOFTMAX_INLINE Exponential(const Exponential& all, int i)
         : rounder(spread(all.rounder, i)), lowest(spread(all.lowest, i)) {}
 
-    // Error: 0.54 ULP; see tests/test_accuracy.py, which sweeps the reduced range.
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const {
-        const Parts p = parts(max(lowest, x), [](Pack<T> r) __attribute__((always_inline)) { return r; });
-        return (p.high + p.low) * p.power;
-    }
+    // Error: 0.70 ULP (double 0.75); see tests/test_exp_log.py, which sweeps the reduced range.
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const { return with_parts(x, as_it_is, rounded); }
 
     // Of x + low, |low| within an ULP of x.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> low) const {
-        const Parts p = parts(max(lowest, x), [&](Pack<T> r) __attribute__((always_inline)) { return r + low; });
-        return (p.high + p.low) * p.power;
+        return with_parts(x, [&](Pack<T> r) __attribute__((always_inline)) { return r + low; }, rounded);
     }
 
-    // The same in two parts, before the rounding: to 0.05 ULP.
-    FASTSOFTMAX_INLINE Two<Pack<T>> exactly(Pack<T> x) const {
-        return both(parts(max(lowest, x), [](Pack<T> r) __attribute__((always_inline)) { return r; }));
+    // f(e, lost, power): the same, and what its rounding lost as lost * power, so that e + lost * power is right to 0.2
+    // ULP (double 0.05).
+    template <class F>
+    FASTSOFTMAX_INLINE auto unrounded(Pack<T> x, F f) const {
+        return with_parts(x, as_it_is, with_lost(f));
     }
-    FASTSOFTMAX_INLINE Two<Pack<T>> exactly(Pack<T> x, Pack<T> low) const {
-        return both(parts(max(lowest, x), [&](Pack<T> r) __attribute__((always_inline)) { return r + low; }));
+    template <class F>
+    FASTSOFTMAX_INLINE auto unrounded(Pack<T> x, Pack<T> low, F f) const {
+        return with_parts(x, [&](Pack<T> r) __attribute__((always_inline)) { return r + low; }, with_lost(f));
     }
 
   private:
-    // (high + low) * power
-    struct Parts {
-        Pack<T> high, low, power;
-    };
-
-    FASTSOFTMAX_INLINE static Two<Pack<T>> both(Parts p) {
-        const Pack<T> sum = p.high + p.low;
-        return {sum * p.power, (p.low - (sum - p.high)) * p.power};
+    FASTSOFTMAX_INLINE static Pack<T> as_it_is(Pack<T> r) { return r; }
+    FASTSOFTMAX_INLINE static Pack<T> rounded(Pack<T> high, Pack<T> low, Pack<T> power) { return (high + low) * power; }
+    template <class F>
+    FASTSOFTMAX_INLINE static auto with_lost(F f) {
+        return [f](Pack<T> high, Pack<T> low, Pack<T> power) __attribute__((always_inline)) {
+            const Pack<T> sum = high + low;
+            return f(sum * power, low - (sum - high), power);
+        };
     }
 
-    template <class Correct>
-    FASTSOFTMAX_INLINE Parts parts(Pack<T> x, Correct correct) const {
-        const Pack<T> shifted = multiply_add(x, broadcast(C::log2e), rounder);
+    // combine(high, low, power): the exponential is (high + low) * power.
+    template <class Correct, class Combine>
+    FASTSOFTMAX_INLINE auto with_parts(Pack<T> x, Correct correct, Combine combine) const {
+        constexpr T step_high = C::ln2_high / C::parts, step_low = C::ln2_low / C::parts;
+        x = max(lowest, x);
+        const Pack<T> shifted = multiply_add(x, broadcast(C::log2e * C::parts), rounder);
         const Pack<T> n = shifted - rounder;
-        // Exact: a multiple of the last bit of ln2_high, below 1. What n ln2 has besides goes to the low part of 1 + r.
-        const Pack<T> first = fma(n, broadcast(-C::ln2_high), x);
-        const Pack<T> high = broadcast(T(1)) + first;
-        const Pack<T> low = correct(multiply_add(n, broadcast(-C::ln2_low), first - (high - broadcast(T(1)))));
-        const Pack<T> r = correct(multiply_add(n, broadcast(-C::ln2_low), first));
-        return {high, multiply_add(r * r, polynomial(r, C::q), low),
-                bit_cast<T>(shift_left(bit_cast<Integer<T>>(shifted), C::mantissa_bits))};
+        // Exact: a multiple of the last bit of step_high, below 1.
+        const Pack<T> first = fma(n, broadcast(-step_high), x);
+        const Pack<T> r = correct(multiply_add(n, broadcast(-step_low), first));
+        const Pack<Integer<T>> bits = bit_cast<Integer<T>>(shifted);
+        if constexpr (C::parts == 4) {
+            // |r| < 0.09: what rounding it and its powers loses is little beside the 1 that they are added to.
+            const Pack<T> power = look_up(C::powers, bits);
+            const Pack<T> grown = multiply_add(r * r, polynomial(r, C::q), r);
+            return combine(power, multiply_add(power, grown, look_up(C::powers_low, bits)),
+                           bit_cast<T>(shift_left(shift_right(bits, 2), C::mantissa_bits)));
+        } else {
+            // What n ln2 has besides goes to the low part of 1 + r.
+            const Pack<T> high = broadcast(T(1)) + first;
+            const Pack<T> low = correct(multiply_add(n, broadcast(-step_low), first - (high - broadcast(T(1)))));
+            return combine(high, multiply_add(r * r, polynomial(r, C::q), low),
+                           bit_cast<T>(shift_left(bits, C::mantissa_bits)));
+        }
     }
 };
 
-// Exact: high + low = a + b (Knuth).
-template <class V>
-FASTSOFTMAX_INLINE Two<V> two_sum(V a, V b) {
-    const V sum = a + b, back = sum - a;
-    return {sum, (a - (sum - back)) + (b - back)};
-}
-
-// The same where |a| >= |b| (Dekker).
-template <class V>
-FASTSOFTMAX_INLINE Two<V> fast_two_sum(V a, V b) {
-    const V sum = a + b;
-    return {sum, b - (sum - a)};
-}
-
-template <class V>
-FASTSOFTMAX_INLINE Two<V> add(Two<V> a, Two<V> b) {
-    const Two<V> sum = two_sum(a.high, b.high);
-    return fast_two_sum(sum.high, sum.low + (a.low + b.low));
-}
-
-FASTSOFTMAX_ONCE Double2 multiply(Double2 a, Double2 b) {
-    const Pack<double> product = a.high * b.high;
-    return fast_two_sum(product, fma(a.high, b.high, -product) + (a.high * b.low + a.low * b.high));
-}
-
-FASTSOFTMAX_ONCE Double2 divide(Double2 a, Double2 b) {
-    const Pack<double> quotient = a.high / b.high;
-    const Pack<double> remainder = fma(-quotient, b.high, a.high) + (a.low - quotient * b.low);
-    return fast_two_sum(quotient, remainder / b.high);
-}
-
-FASTSOFTMAX_INLINE Pack<double> round_to_integer(Pack<double> x) {
-    const Pack<double> rounder = broadcast(ExpConstants<double>::rounder);
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> round_to_integer(Pack<T> x) {
+    const Pack<T> rounder = broadcast(ExpConstants<T>::rounder);
     return (x + rounder) - rounder;
 }
 
@@ -208,7 +192,7 @@ FASTSOFTMAX_ONCE Double2 log1p_long(Double2 u) {
     const Double2 f = {select(small, u.high, b.m - broadcast(1.0)), select(small, u.low, w.low * b.power)};
     Double2 denominator = two_sum(broadcast(2.0), f.high);
     denominator.low = denominator.low + f.low;
-    const Double2 s = divide(f, denominator);
+    const Double2 s = f / denominator;
     const Pack<double> z = s.high * s.high;
     const Pack<double> tail = s.high * z * polynomial(z, LogConstants::long_q);
     const Pack<double> not_finite = u.high - u.high;
@@ -221,5 +205,8 @@ FASTSOFTMAX_ONCE Double2 log1p_long(Double2 u) {
     const Mask<double> tiny = less(u.high, broadcast(0x1p-110)) & less(broadcast(-0x1p-110), u.high);
     return {select(tiny, u.high, log.high), select(tiny, u.low, log.low)};
 }
+
+FASTSOFTMAX_INLINE DoublePair log1p(DoublePair u) { return {log1p_short(u.low), log1p_short(u.high)}; }
+FASTSOFTMAX_INLINE Double2 log1p(Double2 u) { return log1p_long(u); }
 
 }  // namespace

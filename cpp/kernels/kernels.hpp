@@ -95,6 +95,10 @@ struct WeighedSum {
 // summation, so never to depend on anything. 16384 float32 are half of the smallest second-level cache in use.
 constexpr std::ptrdiff_t block_classes = 16384;
 
+// Slices of at most this many classes go through tiles: a pack holds one class of many slices, where a row would leave
+// most of a pack empty.
+constexpr std::ptrdiff_t few_classes = 32;
+
 // What is done in T, float or double.
 template <class T>
 struct KernelsIn {

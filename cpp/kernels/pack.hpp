@@ -154,6 +154,24 @@ FASTSOFTMAX_INLINE Pack<T> select(Pack<I> mask, Pack<T> a, Pack<T> b) {
     return a;
 }
 
+// table[i mod 4] for the integer i of each lane.
+FASTSOFTMAX_INLINE Pack<float> look_up(const float (&table)[4], Pack<std::int32_t> index) {
+    Pack<float> a;
+    for (int i = 0; i < pack_registers; ++i) {
+#if defined(__AVX512F__)
+        a.r[i] = _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(table)), (__m512i)index.r[i]);
+#elif defined(__AVX2__)
+        a.r[i] = _mm256_permutevar_ps(_mm256_broadcast_ps((const __m128*)table), (__m256i)index.r[i]);
+#else
+        const auto odd = (index.r[i] & 1) != 0, upper = (index.r[i] & 2) != 0;
+        const Pack<float>::Register zero = {};
+        const auto low = odd ? table[1] - zero : table[0] - zero, high = odd ? table[3] - zero : table[2] - zero;
+        a.r[i] = upper ? high : low;
+#endif
+    }
+    return a;
+}
+
 // 0, 1, 2, ...
 template <class I>
 FASTSOFTMAX_INLINE Pack<I> iota() {

@@ -83,92 +83,98 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
     return select(equal(iota<I>(), broadcast(static_cast<I>(index - i))), broadcast(T(0)), value);
 }
 
-template <class T>
-FASTSOFTMAX_INLINE Two<Pack<T>> without(Two<Pack<T>> value, std::ptrdiff_t i, std::ptrdiff_t index) {
-    return {without(value.high, i, index), without(value.low, i, index)};
-}
-
-// The sum of the exponentials of [begin, end) except that of class `apart`, all of them kept at `kept` if asked.
-template <bool keep, class T, class Exp>
+// The sum of the exponentials of [begin, end), all of them kept at `kept` if asked; without that of class `apart` unless
+// it is to be the `whole` sum. With `exact`, what their rounding loses is summed, too.
+template <bool whole, bool exact, bool keep, class T, class Exp>
 FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end,
                                                 std::ptrdiff_t apart, T* kept, Exp exp) {
+    using Sum = ExponentialSum<T, whole>;
     constexpr int lanes = Pack<T>::lanes;
     constexpr T lowest = -__builtin_inf();
-    Accumulator<T> sum;
-    const auto some = [&](std::ptrdiff_t i) __attribute__((always_inline)) {
-        const auto e = exp(load_in(x, i, end, lowest));
-        if constexpr (keep) store_in(kept, i, end, e);
-        sum.add(without(e, i, apart));
-    };
-    // Whole packs up to the one with `apart` in it, that one, whole packs on to the end, what is left.
+    Sum sum;
     std::ptrdiff_t i = begin;
-    std::ptrdiff_t stop = apart < 0 ? end : apart - (apart - begin) % lanes;
-    while (true) {
-        for (; i + lanes <= stop; i += lanes) {
-            const auto e = exp(load(x + i));
-            if constexpr (keep) store(kept + i, e);
-            sum.add(e);
+    const auto add_pack = [&](Pack<T> v, auto store_kept, auto others) __attribute__((always_inline)) {
+        if constexpr (exact) {
+            exp.unrounded(v, [&](Pack<T> e, Pack<T> lost, Pack<T> power) __attribute__((always_inline)) {
+                store_kept(e);
+                sum.add(others(e), others(lost), power);
+            });
+        } else {
+            const Pack<T> e = exp(v);
+            store_kept(e);
+            sum.add(others(e));
         }
-        if (i >= end) break;
-        some(i);
+    };
+    const auto add_packs = [&](std::ptrdiff_t stop) __attribute__((always_inline)) {
+        for (; i + lanes <= stop; i += lanes)
+            add_pack(
+                load(x + i),
+                [&](Pack<T> e) __attribute__((always_inline)) {
+                    if constexpr (keep) store(kept + i, e);
+                },
+                [](Pack<T> e) __attribute__((always_inline)) { return e; });
+    };
+    const auto add_some = [&]() __attribute__((always_inline)) {
+        add_pack(
+            load_in(x, i, end, lowest),
+            [&](Pack<T> e) __attribute__((always_inline)) {
+                if constexpr (keep) store_in(kept, i, end, e);
+            },
+            [&](Pack<T> e) __attribute__((always_inline)) { return whole ? e : without(e, i, apart); });
         i += lanes;
-        stop = end;
+    };
+    while (i < end) {
+        const std::ptrdiff_t stop = end - i < Sum::terms * lanes ? end : i + Sum::terms * lanes;
+        if (!whole && i <= apart && apart < stop) {
+            add_packs(apart - (apart - i) % lanes);
+            add_some();
+        }
+        add_packs(stop);
+        if (i < stop) add_some();
+        sum.flush();
     }
-    return sum.total();
+    return folded(widen(sum.total));
 }
 
-// Measures a block for everything that is made of exponentials. With `apart` the largest is left out of the sum, so
-// that what the others make up is exact however small it is; without, it is taken out again (softmax has no use for
-// more).
-// logsumexp, which is held to 1 ULP, adds exponentials before they are rounded.
+// Measures a block for everything that is made of exponentials. The largest is left out of the sum, so that what the
+// others make up is exact however small it is; but softmax has no use for more than the sum of all.
 template <Operation op, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
-    constexpr bool apart = op != fastsoftmax::softmax, exact = op == fastsoftmax::logsumexp;
-    Measured<T> measured;
-    Groups<T>& g = measured.groups;
+    constexpr bool whole = op == fastsoftmax::softmax, exact = sums_exactly<op>;
+    Measured<T> m;
     T maxima[lanes] = {};
     for (int i = 0; i < rows.count; ++i) maxima[i] = row_max(rows.x(i), begin, end);
-    const Pack<T> largest = load_pack<T>(maxima);
-    set_maxima(g, exactly(largest).group, rows.run.temperature);
+    set_maxima(m, load_pack<T>(maxima), rows.run.temperature);
 
     double high[lanes] = {}, low[lanes] = {};
-    Pack<T> largest_exponentials = broadcast(T(0));
-    with_exponential(g, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
+    with_exponential(m, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
         for (int i = 0; i < rows.count; ++i) {
-            measured.argmax[i] = begin;
-            std::ptrdiff_t left_out = -1;
+            m.argmax[i] = begin;
+            std::ptrdiff_t apart = -1;
             // Where nothing is finite, nothing is largest.
-            if (apart && maxima[i] - maxima[i] == 0)
-                measured.argmax[i] = left_out = first_equal(rows.x(i), begin, end, maxima[i]);
+            if (!whole && maxima[i] - maxima[i] == 0)
+                m.argmax[i] = apart = first_equal(rows.x(i), begin, end, maxima[i]);
             T* kept = nullptr;
             if constexpr (keep) kept = rows.out(i);
-            const auto exp_of_row = exp.of_lane(i);
-            Two<double> rest;
-            if constexpr (exact)
-                rest =
-                    sum_exponentials<keep>(rows.x(i), begin, end, left_out, kept, Exactly<decltype(exp)>{exp_of_row});
-            else
-                rest = sum_exponentials<keep>(rows.x(i), begin, end, left_out, kept, exp_of_row);
-            high[i] = rest.high;
-            low[i] = rest.low;
+            const Two<double> sum =
+                sum_exponentials<whole, exact, keep>(rows.x(i), begin, end, apart, kept, exp.of_lane(i));
+            high[i] = sum.high;
+            low[i] = sum.low;
         }
-        if constexpr (!apart) largest_exponentials = exp(largest);
+        set_top(m, exp);
     });
+    m.rest = load_wide<T>(high, low);
+    if constexpr (whole) m.all = in_two(m.rest);
+    if (op != fastsoftmax::logsumexp || fold_max(m.max) != T(infinity)) return m;
+    // Of a row whose largest is +inf, `rest` tells whether it has a NaN.
     for (int i = 0; i < rows.count; ++i) {
-        // Of a row whose largest is +inf, `rest` tells whether it has a NaN.
-        if (exact && maxima[i] == T(infinity)) {
-            high[i] = has_nan(rows.x(i), begin, end) ? __builtin_nan("") : 0;
-            low[i] = 0;
-        }
+        if (maxima[i] != T(infinity)) continue;
+        high[i] = has_nan(rows.x(i), begin, end) ? __builtin_nan("") : 0;
+        low[i] = 0;
     }
-    const PerSlice<T> again = exactly(largest_exponentials);
-    for (int i = 0; i < groups<T>; ++i) {
-        const std::ptrdiff_t offset = i * Pack<double>::lanes;
-        g.group[i].rest = {load_pack<double>(high + offset), load_pack<double>(low + offset)};
-        if constexpr (!apart) g.group[i].rest = add(g.group[i].rest, {-again.group[i], broadcast(0.0)});
-    }
-    return measured;
+    m.rest = load_wide<T>(high, low);
+    return m;
 }
 
 // Sums of y * dy, or of dy, over a block.
@@ -189,10 +195,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff
         low[r] = total.low;
     }
     Measured<T> measured = {};
-    for (int i = 0; i < groups<T>; ++i) {
-        const std::ptrdiff_t offset = i * Pack<double>::lanes;
-        measured.groups.group[i].rest = {load_pack<double>(high + offset), load_pack<double>(low + offset)};
-    }
+    measured.rest = load_wide<T>(high, low);
     return measured;
 }
 
@@ -214,32 +217,42 @@ FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t begin, std:
 // Calls body(i, from, exp) for each row: where the scores, or the exponentials kept in the output, are read and what
 // makes exponentials of them.
 template <bool kept, class T, class Body>
-FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Groups<T>& g, Body body) {
+FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Measured<T>& m, Body body) {
     if constexpr (kept) {
         for (int i = 0; i < rows.count; ++i)
             body(i, static_cast<const T*>(rows.out(i)), [](Pack<T> e) __attribute__((always_inline)) { return e; });
     } else {
-        with_exponential(g, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
+        with_exponential(m, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
             for (int i = 0; i < rows.count; ++i) body(i, rows.x(i), exp.of_lane(i));
         });
     }
 }
 
 template <bool kept, class T>
-FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Groups<T>& g, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    const Softmax<T> all(g, rows.run.temperature);
-    with_exponentials<kept>(rows, g, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
-        const Softmax<T> probability(all, i);
-        transform(from, rows.out(i), begin, end,
-                  [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return probability(exp(v)); });
+FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin,
+                                    std::ptrdiff_t end) {
+    const Softmax<T> all(m);
+    with_exponentials<kept>(rows, m, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
+        const Probability<T> probability(all.probability, i);
+        if (lane(all.dominates, i)) {
+            const Pack<T> largest = spread(m.top.high, i), result = spread(all.largest, i);
+            transform(from, rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+                const Pack<T> e = exp(v);
+                return select(equal(e, largest), result, probability(e));
+            });
+        } else {
+            transform(from, rows.out(i), begin, end,
+                      [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return probability(exp(v)); });
+        }
     });
 }
 
 template <class T>
-FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& measured, std::ptrdiff_t begin,
+FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin,
                                         std::ptrdiff_t end) {
-    const LogProbability<T> all(measured.groups, rows.run.temperature);
-    const Dominance<T> dominance(measured.groups);
+    const Wide<T> log = log_total(m);
+    const LogProbability<T> all(m, log, rows.run.temperature);
+    const Dominance<T> dominance(m, log);
     for (int i = 0; i < rows.count; ++i) {
         const LogProbability<T> log_probability(all, i);
         if (rows.run.temperature == 1)
@@ -250,16 +263,16 @@ FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& 
             transform(rows.x(i), rows.out(i), begin, end,
                       [&](Pack<T> v, std::ptrdiff_t)
                           __attribute__((always_inline)) { return log_probability.scaled(v); });
-        const std::int64_t largest = measured.argmax[i];
+        const std::int64_t largest = m.argmax[i];
         if (begin <= largest && largest < end && lane(dominance.mask, i))
             rows.out(i)[largest] = lane(dominance.log_probability, i);
     }
 }
 
 template <Operation op, class T>
-FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<T>& rows, const Groups<T>& g, std::ptrdiff_t begin,
+FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin,
                                                std::ptrdiff_t end) {
-    const TransformGradient<op, T> all(g, rows.run.temperature);
+    const TransformGradient<op, T> all(m, rows.run.temperature);
     for (int r = 0; r < rows.count; ++r) {
         const TransformGradient<op, T> gradient(all, r);
         transform(rows.dy(r), rows.out(r), begin, end,
@@ -285,11 +298,13 @@ FASTSOFTMAX_ONCE Pack<T> target_scores(const Rows<T>& rows, const Targets<T>& ta
 
 // The losses of rows, before anything is written.
 template <class T>
-FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Groups<T>& g, const Targets<T>& targets, Pack<T> scores) {
+FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Measured<T>& m, const Targets<T>& targets,
+                                   Pack<T> scores) {
     const Run& run = rows.run;
+    const Wide<T> log = log_total(m);
     double from_terms[Pack<T>::lanes];
     if (run.terms) {
-        const MinusLog<T> all(g, run.temperature);
+        const MinusLog<T> all(m, log, run.temperature);
         for (int r = 0; r < rows.count; ++r) {
             const MinusLog<T> minus_log(all, r);
             const T* terms = terms_of(rows, r);
@@ -302,12 +317,12 @@ FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Groups<T>& g, cons
             from_terms[r] = total.high + total.low;
         }
     }
-    conclude_losses(run, rows.first, rows.count, g, targets, scores, run.terms ? from_terms : nullptr);
+    conclude_losses(run, rows.first, rows.count, m, log, targets, scores, run.terms ? from_terms : nullptr);
 }
 
 template <class T>
-FASTSOFTMAX_ONCE PerSlice<T> spreads(const Rows<T>& rows) {
-    if (!rows.run.own_terms) return PerSlice<T>::all(rows.run.spread);
+FASTSOFTMAX_ONCE Doubles<T> spreads(const Rows<T>& rows) {
+    if (!rows.run.own_terms) return doubles<T>(rows.run.spread);
     double sums[Pack<T>::lanes];
     for (int i = 0; i < rows.count; ++i) {
         Accumulator<T> sum;
@@ -316,29 +331,28 @@ FASTSOFTMAX_ONCE PerSlice<T> spreads(const Rows<T>& rows) {
         const Two<double> total = sum.total();
         sums[i] = total.high + total.low;
     }
-    return PerSlice<T>::of(sums, rows.count);
+    return load_doubles<T>(sums, rows.count);
 }
 
 template <class T>
-FASTSOFTMAX_ONCE Pack<T> exponentials_of(const Groups<T>& g, double temperature, Pack<T> scores) {
+FASTSOFTMAX_ONCE Pack<T> exponentials_of(const Measured<T>& m, double temperature, Pack<T> scores) {
     Pack<T> e;
-    with_exponential(g, temperature, [&](auto exp) __attribute__((always_inline)) { e = exp(scores); });
+    with_exponential(m, temperature, [&](auto exp) __attribute__((always_inline)) { e = exp(scores); });
     return e;
 }
 
 template <bool kept, class T>
-FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
+FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& m, const Targets<T>& targets,
                                            Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    const Groups<T>& g = measured.groups;
-    const LossGradient<T> all(rows.run, rows.first, rows.count, measured, targets,
-                              exponentials_of<T>(g, rows.run.temperature, scores), spreads(rows),
+    const LossGradient<T> all(rows.run, rows.first, rows.count, m, targets,
+                              exponentials_of<T>(m, rows.run.temperature, scores), spreads(rows),
                               [&](std::int64_t c, int i) { return static_cast<double>(terms_of(rows, i)[c]); });
-    with_exponentials<kept>(rows, g, [&](int r, const T* from, auto exp) __attribute__((always_inline)) {
+    with_exponentials<kept>(rows, m, [&](int r, const T* from, auto exp) __attribute__((always_inline)) {
         T* out = rows.out(r);
         if (targets.ignored[r])
             return transform(from, out, begin, end,
                              [](Pack<T>, std::ptrdiff_t) __attribute__((always_inline)) { return broadcast(T(0)); });
-        const LossGradient<T> gradient(all, r);
+        const typename LossGradient<T>::Row gradient(all, r);
         if constexpr (!kept) {
             if (const T* terms = terms_of(rows, r))
                 transform(from, out, begin, end, [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
@@ -362,11 +376,10 @@ FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measure
                                  Pack<T> scores) {
     if constexpr (op == fastsoftmax::logsumexp) {
         double values[Pack<T>::lanes];
-        for (int i = 0; i < groups<T>; ++i)
-            store_pack(values + i * Pack<double>::lanes, log_sum_exp<T>(measured.groups.group[i]));
+        store_doubles(values, log_sum_exp(measured));
         for (int i = 0; i < rows.count; ++i) rows.run.value[rows.first + i] = values[i];
     } else if constexpr (op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad) {
-        write_losses(rows, measured.groups, targets, scores);
+        write_losses(rows, measured, targets, scores);
     }
 }
 
@@ -374,11 +387,11 @@ template <Operation op, bool kept, class T>
 FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
                               Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end) {
     if constexpr (op == fastsoftmax::softmax)
-        write_softmax<kept>(rows, measured.groups, begin, end);
+        write_softmax<kept>(rows, measured, begin, end);
     else if constexpr (op == fastsoftmax::log_softmax)
         write_log_softmax(rows, measured, begin, end);
     else if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
-        write_transform_gradient<op>(rows, measured.groups, begin, end);
+        write_transform_gradient<op>(rows, measured, begin, end);
     else if constexpr (op == fastsoftmax::cross_entropy_grad)
         write_loss_gradients<kept>(rows, measured, targets, scores, begin, end);
 }
@@ -419,7 +432,7 @@ void rows(const Run& run) {
 
 template <Operation op, class T>
 Statistics measure_row(const Run& run, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    return statistics_of(measure<op, false>(Rows<T>{run, 0, 1}, begin, end), 0);
+    return statistics_of<op>(measure<op, false>(Rows<T>{run, 0, 1}, begin, end), 0);
 }
 
 template <Operation op>
@@ -431,13 +444,13 @@ template <Operation op, class T>
 void conclude_row(const Run& run, const Statistics& s) {
     const Rows<T> rows = {run, 0, 1};
     const Targets<T> targets(run, 0, is_loss<op>);
-    conclude<op>(rows, measured_of<T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)));
+    conclude<op>(rows, measured_of<op, T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)));
 }
 
 template <Operation op, class T>
 void write_row(const Run& run, const Statistics& s, std::ptrdiff_t begin, std::ptrdiff_t end) {
     const Targets<T> targets(run, 0, is_loss<op>);
-    write<op, false>(Rows<T>{run, 0, 1}, measured_of<T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)),
+    write<op, false>(Rows<T>{run, 0, 1}, measured_of<op, T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)),
                      begin, end);
 }
 

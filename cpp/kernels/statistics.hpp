@@ -14,28 +14,30 @@ using fastsoftmax::Strided;
 
 constexpr double infinity = __builtin_inf();
 
-// A running sum: 16 doubles for float (lane c mod 16), 8 pairs for double (lane c mod 8). Exact to 2^-50 of the sum.
+// The sum of a pack of partial sums, folded in halves.
+FASTSOFTMAX_INLINE Two<double> folded(DoublePair partial) { return {fold_sum(partial.low + partial.high), 0}; }
+
+FASTSOFTMAX_ONCE Two<double> folded(Double2 partial) {
+    constexpr int lanes = Pack<double>::lanes;
+    Two<double> parts[lanes];
+    for (int i = 0; i < lanes; ++i) parts[i] = {lane(partial.high, i), lane(partial.low, i)};
+    for (int count = lanes / 2; count > 0; count /= 2)
+        for (int i = 0; i < count; ++i) parts[i] = parts[i] + parts[i + count];
+    return parts[0];
+}
+
+// A running sum of any numbers, class c in lane c mod 16 (double: c mod 8). Exact to 2^-50 (double 2^-100) of the sum
+// of their magnitudes.
 template <class T>
 struct Accumulator;
 
 template <>
 struct Accumulator<float> {
-    Pack<double> low = broadcast(0.0), high = broadcast(0.0);
+    DoublePair sum = doubles<float>(0);
 
-    FASTSOFTMAX_INLINE void add(Pack<float> x) { add(to_double(x)); }
-    FASTSOFTMAX_INLINE void add(DoublePair x) {
-        low = low + x.low;
-        high = high + x.high;
-    }
-    FASTSOFTMAX_INLINE void add(Two<Pack<float>> x) {
-        const DoublePair a = to_double(x.high), b = to_double(x.low);
-        add(DoublePair{a.low + b.low, a.high + b.high});
-    }
-    FASTSOFTMAX_INLINE void add_product(Pack<float> x, Pack<float> y) {
-        const DoublePair a = to_double(x), b = to_double(y);
-        add({a.low * b.low, a.high * b.high});
-    }
-    FASTSOFTMAX_INLINE Two<double> total() const { return {fold_sum(low + high), 0}; }
+    FASTSOFTMAX_INLINE void add(Pack<float> x) { sum = sum + to_double(x); }
+    FASTSOFTMAX_INLINE void add_product(Pack<float> x, Pack<float> y) { sum = sum + to_double(x) * to_double(y); }
+    FASTSOFTMAX_INLINE Two<double> total() const { return folded(sum); }
 };
 
 template <>
@@ -47,25 +49,48 @@ struct Accumulator<double> {
         sum = next.high;
         error = error + next.low;
     }
-    FASTSOFTMAX_INLINE void add(Two<Pack<double>> x) {
-        add(x.high);
-        error = error + x.low;
-    }
     FASTSOFTMAX_INLINE void add_product(Pack<double> x, Pack<double> y) {
         const Pack<double> product = x * y;
         add(product);
         error = error + fma(x, y, -product);
     }
-    FASTSOFTMAX_ONCE Two<double> total() const {
-        constexpr int lanes = Pack<double>::lanes;
-        Two<double> parts[lanes];
-        for (int i = 0; i < lanes; ++i) parts[i] = {lane(sum, i), lane(error, i)};
-        for (int count = lanes / 2; count > 0; count /= 2)
-            for (int i = 0; i < count; ++i) parts[i] = ::add(parts[i], parts[i + count]);
+    FASTSOFTMAX_INLINE Two<double> total() const {
+        const Two<double> exact = folded(Double2{sum, error});
         // The error of an infinite sum is NaN; the sum itself is right.
-        if (!(parts[0].high - parts[0].high == 0)) return {fold_sum(sum), 0};
-        return parts[0];
+        if (!(exact.high - exact.high == 0)) return {fold_sum(sum), 0};
+        return exact;
     }
+};
+
+// A running sum of exponentials in the same order, which costs less: in T, the errors of its additions beside it, and
+// every `terms` of a lane added to the total. With `whole` it begins at a number that no exponential exceeds: then the
+// larger of two terms is known (Dekker), and the error is 2^-30 (double 2^-59) of the largest exponential. Without, it is
+// 2^-29 (double 2^-58) of the sum, however small (Knuth).
+template <class T, bool whole>
+struct ExponentialSum {
+    static constexpr std::ptrdiff_t terms = 64;
+    static constexpr T start = whole ? ExpConstants<T>::above_all : T(0);
+    Two<Pack<T>> total = {broadcast(T(0)), broadcast(T(0))};
+
+    FASTSOFTMAX_INLINE void add(Pack<T> x) {
+        const Pack<T> next = sum + x, back = next - sum;
+        // The larger of both is `sum`, or unknown.
+        error = error + (whole ? x - back : (sum - (next - back)) + (x - back));
+        sum = next;
+    }
+    // x + lost * power
+    FASTSOFTMAX_INLINE void add(Pack<T> x, Pack<T> lost, Pack<T> power) {
+        add(x);
+        error = multiply_add(lost, power, error);
+    }
+    FASTSOFTMAX_INLINE void flush() {
+        total = total + two_sum(sum - broadcast(start), error);
+        sum = broadcast(start);
+        error = broadcast(T(0));
+    }
+
+  private:
+    Pack<T> sum = broadcast(start), error = broadcast(T(0));
 };
 
 // Division by the temperature in steps, so that nothing overflows that the quotient does not: scores times `before`,
@@ -121,60 +146,7 @@ struct Scaling {
     }
 };
 
-// (max - shift) / temperature: shift is 0 or max, so the difference is exact.
-template <class T>
-FASTSOFTMAX_INLINE Double2 scaled_max(Pack<double> max, Pack<double> shift, double temperature) {
-    if (temperature == 1) return {max - shift, broadcast(0.0)};
-    const Pack<double> t = broadcast(temperature);
-    if constexpr (sizeof(T) == 4) return {(max - shift) / t, broadcast(0.0)};
-    return divide({max - shift, broadcast(0.0)}, {t, broadcast(0.0)});
-}
-
-// log of the sum of a slice relative to its largest exponential: minus the log-probability of the largest entry.
-template <class T>
-FASTSOFTMAX_INLINE Double2 log_total(Double2 top, Double2 rest) {
-    if constexpr (sizeof(T) == 4) return {log1p_short(rest.high / top.high), broadcast(0.0)};
-    return log1p_long(divide(rest, top));
-}
-
-// factor / (top + rest).
-template <class T>
-FASTSOFTMAX_INLINE Double2 over_total(Pack<double> factor, Double2 top, Double2 rest) {
-    if constexpr (sizeof(T) == 4) return {factor / (top.high + rest.high), broadcast(0.0)};
-    return divide({factor, broadcast(0.0)}, add(top, rest));
-}
-
 FASTSOFTMAX_INLINE Double2 broadcast2(const double (&parts)[2]) { return {broadcast(parts[0]), broadcast(parts[1])}; }
-
-// Whether max is so large that it is subtracted, and the integer next to the largest exponent. Infinite: neither.
-template <class T>
-FASTSOFTMAX_INLINE Pack<double> shift_for(Pack<double> max, double temperature) {
-    const Pack<double> scaled = temperature == 1 ? max : max / broadcast(temperature);
-    const Pack<double> limit = broadcast<double>(ExpConstants<T>::largest_unshifted);
-    const Mask<double> within = less(scaled, limit) & less(-limit, scaled);
-    const Mask<double> finite = less(max, broadcast(infinity)) & less(broadcast(-infinity), max);
-    return select(within, broadcast(0.0), select(finite, max, broadcast(0.0)));
-}
-
-FASTSOFTMAX_INLINE Pack<double> reference_for(Pack<double> scaled) {
-    const Mask<double> finite = less(scaled, broadcast(infinity)) & less(broadcast(-infinity), scaled);
-    return select(finite, round_to_integer(scaled * broadcast(ExpConstants<double>::log2e)), broadcast(0.0));
-}
-
-// The exponential of the largest entry, on the slice's scale, to 2^-52 (float) and 2^-56 (double).
-template <class T>
-FASTSOFTMAX_INLINE Double2 exp_of_max(Double2 scaled, Pack<double> reference) {
-    using C = ExpConstants<double>;
-    if constexpr (sizeof(T) == 4) {
-        const Pack<double> part = fma(reference, broadcast(-C::ln2_high), scaled.high);
-        const Pack<double> r = multiply_add(reference, broadcast(-C::ln2_low), part);
-        const Pack<double> value = multiply_add(r * r, polynomial(r, C::q), r) + broadcast(1.0);
-        return {value * broadcast(0x1p64), broadcast(0.0)};
-    } else {
-        const Double2 value = exp_reduced(scaled, reference);
-        return {value.high * broadcast(0x1p200), value.low * broadcast(0x1p200)};
-    }
-}
 
 // 2^k for integers k in [-1000, 1000].
 FASTSOFTMAX_INLINE Pack<double> power_of_two(Pack<double> k) {
@@ -195,7 +167,7 @@ FASTSOFTMAX_ONCE Double2 rescaled(Double2 sum, Double2 difference, double expone
     // Out of reach, but for a NaN, which stays.
     if (!(power > -1500)) return {sum.high * broadcast(0.0), broadcast(0.0)};
     if (power > 1000) power = 1000;
-    const Double2 product = multiply(sum, exp_reduced(difference, n));
+    const Double2 product = sum * exp_reduced(difference, n);
     // In two steps: sums are kept well above 1, so that the first leaves a normal number.
     const double first = power < -750 ? -750 : power;
     const Pack<double> scale = power_of_two(broadcast(first)), rest = power_of_two(broadcast(power - first));
@@ -203,7 +175,7 @@ FASTSOFTMAX_ONCE Double2 rescaled(Double2 sum, Double2 difference, double expone
 }
 
 // Two blocks of one slice as one, left before right.
-FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const Statistics& right) {
+FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const Statistics& right, bool whole) {
     const bool right_wins = right.max > left.max;
     const Statistics& high = right_wins ? right : left;
     const Statistics& low = right_wins ? left : right;
@@ -215,143 +187,148 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
         return;
     }
     const Pack<double> t = broadcast(run.temperature);
-    const Double2 difference = divide(two_sum(broadcast(low.shift), broadcast(-high.shift)), {t, broadcast(0.0)});
+    const Double2 difference = two_sum(broadcast(low.shift), broadcast(-high.shift)) / widen(t);
     Double2 loser = broadcast2(low.rest);
-    if (low.max > -infinity) loser = add(loser, broadcast2(low.top));
+    if (!whole && low.max > -infinity) loser = loser + broadcast2(low.top);
     Statistics merged = high;
-    set(merged.rest, add(broadcast2(high.rest), rescaled(loser, difference, low.reference - high.reference)));
+    set(merged.rest, broadcast2(high.rest) + rescaled(loser, difference, low.reference - high.reference));
     left = merged;
 }
 
 inline void merge_sums(Statistics& left, const Statistics& right) {
-    set(left.rest, add(broadcast2(left.rest), broadcast2(right.rest)));
+    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
 }
-
-// The statistics of 8 slices, one a lane.
-struct Group {
-    Pack<double> max, shift, reference;
-    Double2 top, rest;
-};
-
-// As many groups as a pack of T has lanes for.
-template <class T>
-constexpr int groups = Pack<T>::lanes / Pack<double>::lanes;
-
-template <class T>
-struct Groups {
-    Group group[groups<T>];
-};
 
 // The statistics of as many slices as a pack has lanes, over a block of classes.
 template <class T>
 struct Measured {
-    Groups<T> groups;
+    Pack<T> max, shift, reference;
+    Two<Pack<T>> top;  // the exponential of the largest entry; NaN where that is infinite
+    Two<Pack<T>> all;  // the sum of all exponentials: of softmax
+    Wide<T> rest;      // that of all but the largest: of the others
     std::int64_t argmax[Pack<T>::lanes];
 };
 
-// Two parts of T from a pair of doubles for each lane.
-template <class T, class F>
-FASTSOFTMAX_INLINE Two<Pack<T>> parts(const Groups<T>& groups, F value) {
-    if constexpr (sizeof(T) == 4) {
-        const Double2 low = value(groups.group[0]), high = value(groups.group[1]);
-        const Pack<float> first = to_float({low.high, high.high});
-        const DoublePair kept = to_double(first);
-        return {first, to_float({(low.high - kept.low) + low.low, (high.high - kept.high) + high.low})};
-    } else {
-        const Double2 both = value(groups.group[0]);
-        return {both.high, both.low};
-    }
+// What follows from the maxima of slices alone.
+template <class T>
+FASTSOFTMAX_INLINE void set_maxima(Measured<T>& m, Pack<T> max, double temperature) {
+    const Pack<T> zero = broadcast(T(0)), limit = broadcast(ExpConstants<T>::largest_unshifted);
+    const Pack<T> scaled = temperature == 1 ? max : max / broadcast(static_cast<T>(temperature));
+    const Mask<T> within = less(scaled, limit) & less(-limit, scaled);
+    const Mask<T> finite = equal(max - max, zero);
+    m.max = max;
+    m.shift = select(within, zero, select(finite, max, zero));
+    m.reference = select(within, round_to_integer(scaled * broadcast(ExpConstants<T>::log2e)), zero);
 }
 
-template <class T, class F>
-FASTSOFTMAX_INLINE Pack<T> part(const Groups<T>& groups, F value) {
-    if constexpr (sizeof(T) == 4)
-        return to_float({value(groups.group[0]), value(groups.group[1])});
+template <class T>
+FASTSOFTMAX_INLINE bool any_shift(const Measured<T>& m) {
+    constexpr std::uint32_t all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
+    return equal_bits(m.shift, broadcast(T(0))) != all;
+}
+
+// Exponentials of scores, one slice a lane; of lane i alone for rows.
+template <class T>
+struct PlainExp {
+    Exponential<T> exp;
+    FASTSOFTMAX_INLINE PlainExp of_lane(int i) const { return {{exp, i}}; }
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const { return exp(x); }
+    template <class F>
+    FASTSOFTMAX_INLINE auto unrounded(Pack<T> x, F f) const {
+        return exp.unrounded(x, f);
+    }
+};
+
+template <class T>
+struct ScaledExp {
+    Exponential<T> exp;
+    Scaling<T> scale;
+    FASTSOFTMAX_INLINE ScaledExp of_lane(int i) const { return {{exp, i}, {scale, i}}; }
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const {
+        const Two<Pack<T>> y = scale(x);
+        return exp(y.high, y.low);
+    }
+    template <class F>
+    FASTSOFTMAX_INLINE auto unrounded(Pack<T> x, F f) const {
+        const Two<Pack<T>> y = scale(x);
+        return exp.unrounded(y.high, y.low, f);
+    }
+};
+
+// Calls body(exp) with the one of these that the slices need.
+template <class T, class Body>
+FASTSOFTMAX_INLINE void with_exponential(const Measured<T>& m, double temperature, Body body) {
+    const Exponential<T> exp(m.reference);
+    if (temperature == 1 && !any_shift(m))
+        body(PlainExp<T>{exp});
     else
-        return value(groups.group[0]);
+        body(ScaledExp<T>{exp, Scaling<T>(m.shift, temperature, exp.lowest - broadcast(T(2)))});
 }
 
-template <class T>
-FASTSOFTMAX_INLINE Exponential<T> exponential(const Groups<T>& groups) {
-    return Exponential<T>(part(groups, [](const Group& g) __attribute__((always_inline)) { return g.reference; }));
-}
-
-template <class T>
-FASTSOFTMAX_INLINE Pack<T> shift(const Groups<T>& groups) {
-    return part(groups, [](const Group& g) __attribute__((always_inline)) { return g.shift; });
-}
-
-// The scaling of slices before their exponential.
-template <class T>
-FASTSOFTMAX_INLINE Scaling<T> scaling(const Groups<T>& groups, const Exponential<T>& exponential, double temperature) {
-    return Scaling<T>(shift(groups), temperature, exponential.lowest - broadcast(T(2)));
-}
-
-// What log_softmax subtracts from a score (less its shift): log-sum-exp in two parts.
-template <class T>
-FASTSOFTMAX_ONCE Two<Pack<T>> log_offset(const Groups<T>& groups, double temperature, bool shifted) {
-    return parts(groups, [&](const Group& g) __attribute__((always_inline)) {
-        const Double2 scaled = scaled_max<T>(g.max, shifted ? g.shift : broadcast(0.0), temperature);
-        const Double2 log = log_total<T>(g.top, g.rest);
-        const Double2 sum = two_sum(scaled.high, log.high);
-        return Double2{sum.high, sum.low + (scaled.low + log.low)};
+// The exponential of the largest entry, before it is rounded.
+template <class T, class Exp>
+FASTSOFTMAX_INLINE void set_top(Measured<T>& m, const Exp& exp) {
+    m.top = exp.unrounded(m.max, [](Pack<T> e, Pack<T> lost, Pack<T> power) __attribute__((always_inline)) {
+        return Two<Pack<T>>{e, lost * power};
     });
+    m.top.high = select(equal(m.max - m.max, broadcast(T(0))), m.top.high, broadcast(T(__builtin_nan(""))));
 }
 
-// What follows from the maxima of slices.
-template <class T>
-FASTSOFTMAX_ONCE void set_maxima(Groups<T>& g, const Pack<double> (&maxima)[groups<T>], double temperature) {
-    for (int i = 0; i < groups<T>; ++i) {
-        Group& s = g.group[i];
-        s.max = maxima[i];
-        s.shift = shift_for<T>(s.max, temperature);
-        const Double2 scaled = scaled_max<T>(s.max, s.shift, temperature);
-        s.reference = reference_for(scaled.high);
-        s.top = exp_of_max<T>(scaled, s.reference);
-        const Mask<double> infinite = equal(max(s.max, -s.max), broadcast(infinity));
-        s.top.high = select(infinite, broadcast(__builtin_nan("")), s.top.high);
+template <class T, class V>
+inline void get_lane(double (&to)[2], const V& value, int i) {
+    if constexpr (sizeof(T) == 4) {
+        to[0] = lane(value, i);
+        to[1] = 0;
+    } else {
+        to[0] = lane(value.high, i);
+        to[1] = lane(value.low, i);
     }
 }
 
 template <class T>
-FASTSOFTMAX_INLINE bool any_shift(const Groups<T>& g) {
-    std::uint32_t none = ~0u;
-    for (const Group& s : g.group) none &= equal_bits(s.shift, broadcast(0.0));
-    return none != (1u << Pack<double>::lanes) - 1;
+FASTSOFTMAX_INLINE Wide<T> load_wide(const double* high, const double* low) {
+    if constexpr (sizeof(T) == 4)
+        return load_doubles<T>(high);
+    else
+        return {load_doubles<T>(high), load_doubles<T>(low)};
 }
 
-template <class T>
-inline Statistics statistics_of(const Measured<T>& measured, int slice) {
-    const Group& g = measured.groups.group[slice / Pack<double>::lanes];
-    const int i = slice % Pack<double>::lanes;
+template <Operation op, class T>
+inline Statistics statistics_of(const Measured<T>& m, int i) {
     Statistics s;
-    s.max = lane(g.max, i);
-    s.argmax = measured.argmax[slice];
-    s.shift = lane(g.shift, i);
-    s.reference = lane(g.reference, i);
-    s.top[0] = lane(g.top.high, i);
-    s.top[1] = lane(g.top.low, i);
-    s.rest[0] = lane(g.rest.high, i);
-    s.rest[1] = lane(g.rest.low, i);
+    s.max = static_cast<double>(lane(m.max, i));
+    s.argmax = m.argmax[i];
+    s.shift = static_cast<double>(lane(m.shift, i));
+    s.reference = static_cast<double>(lane(m.reference, i));
+    get_lane<T>(s.top, widen(m.top), i);
+    get_lane<T>(s.rest, op == fastsoftmax::softmax ? widen(m.all) : m.rest, i);
     return s;
 }
 
-template <class T>
+template <Operation op, class T>
 inline Measured<T> measured_of(const Statistics* slices, int count) {
     constexpr int lanes = Pack<T>::lanes;
-    double fields[7][lanes] = {};
-    Measured<T> measured = {};
+    T max[lanes] = {}, shift[lanes] = {}, reference[lanes] = {};
+    double top[2][lanes] = {}, rest[2][lanes] = {};
+    Measured<T> m = {};
     for (int i = 0; i < count; ++i) {
         const Statistics& s = slices[i];
-        const double values[] = {s.max, s.shift, s.reference, s.top[0], s.top[1], s.rest[0], s.rest[1]};
-        for (int k = 0; k < 7; ++k) fields[k][i] = values[k];
-        measured.argmax[i] = s.argmax;
+        max[i] = static_cast<T>(s.max);
+        shift[i] = static_cast<T>(s.shift);
+        reference[i] = static_cast<T>(s.reference);
+        for (int k = 0; k < 2; ++k) {
+            top[k][i] = s.top[k];
+            rest[k][i] = s.rest[k];
+        }
+        m.argmax[i] = s.argmax;
     }
-    for (int i = 0; i < groups<T>; ++i) {
-        const auto field = [&](int k) { return load_pack<double>(fields[k] + i * Pack<double>::lanes); };
-        measured.groups.group[i] = {field(0), field(1), field(2), {field(3), field(4)}, {field(5), field(6)}};
-    }
-    return measured;
+    m.max = load_pack<T>(max);
+    m.shift = load_pack<T>(shift);
+    m.reference = load_pack<T>(reference);
+    m.top = in_two(load_wide<T>(top[0], top[1]));
+    m.rest = load_wide<T>(rest[0], rest[1]);
+    if constexpr (op == fastsoftmax::softmax) m.all = in_two(m.rest);
+    return m;
 }
 
 // The operation whose exponentials another sums alike: what is compiled once for all of them.
@@ -359,11 +336,16 @@ template <Operation op>
 constexpr Operation sums_as =
     op == fastsoftmax::softmax || op == fastsoftmax::logsumexp ? op : fastsoftmax::cross_entropy;
 
+// softmax, for its 2 ULP, and logsumexp, for its one, sum exponentials before they are rounded: where many are alike,
+// their errors are, too.
+template <Operation op>
+constexpr bool sums_exactly = op == fastsoftmax::softmax || op == fastsoftmax::logsumexp;
+
 inline void merge(Operation op, const Run& run, Statistics& left, const Statistics& right) {
     if (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
         merge_sums(left, right);
     else
-        merge_exponentials(run, left, right);
+        merge_exponentials(run, left, right, op == fastsoftmax::softmax);
 }
 
 // Measures slices of any length: measure(begin, end) does so for a block of up to `lanes` slices.
@@ -375,14 +357,14 @@ FASTSOFTMAX_INLINE Measured<T> measure_blocks(const Run& run, int count, Measure
     for (std::ptrdiff_t begin = 0; begin < run.classes; begin += block) {
         const Measured<T> measured = measure(begin, run.classes - begin < block ? run.classes : begin + block);
         for (int i = 0; i < count; ++i) {
-            const Statistics s = statistics_of(measured, i);
+            const Statistics s = statistics_of<op>(measured, i);
             if (begin == 0)
                 merged[i] = s;
             else
                 merge(op, run, merged[i], s);
         }
     }
-    return measured_of<T>(merged, count);
+    return measured_of<op, T>(merged, count);
 }
 
 }  // namespace

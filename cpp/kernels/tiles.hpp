@@ -31,127 +31,134 @@ struct Tile {
     }
 };
 
+// Of partial sums, those of slices with few classes are one: nothing has to be folded. Rows are never so short.
+template <class T>
+FASTSOFTMAX_INLINE int partial_sums(std::ptrdiff_t classes) {
+    return classes <= fastsoftmax::few_classes ? 1 : Pack<T>::lanes;
+}
+
+template <class T>
+FASTSOFTMAX_ONCE Wide<T> folded(Wide<T>* partial, int count) {
+    for (count /= 2; count > 0; count /= 2)
+        for (int i = 0; i < count; ++i) partial[i] = partial[i] + partial[i + count];
+    return partial[0];
+}
+
 // Accumulator's sums, a slice a lane.
 template <class T>
-struct TileSum;
+class TileSum;
 
 template <>
-struct TileSum<float> {
-    Pack<double> low[16], high[16];
-    int width;
-
-    // Partial sums that no class falls to are 0 and may be left out; the first class of each begins it.
-    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : width(1) {
-        while (width < 16 && width < classes) width *= 2;
-        for (std::ptrdiff_t i = classes; i < width; ++i) low[i] = high[i] = broadcast(0.0);
-    }
-    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, DoublePair x) {
-        const Pack<double> zero = broadcast(0.0);
-        low[c & 15] = (c < 16 ? zero : low[c & 15]) + x.low;
-        high[c & 15] = (c < 16 ? zero : high[c & 15]) + x.high;
+class TileSum<float> {
+  public:
+    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : count_(partial_sums<float>(classes)) {
+        for (int i = 0; i < count_; ++i) partial_[i] = doubles<float>(0);
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<float> x) { add(c, to_double(x)); }
-    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Two<Pack<float>> x) {
-        const DoublePair a = to_double(x.high), b = to_double(x.low);
-        add(c, DoublePair{a.low + b.low, a.high + b.high});
-    }
     FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<float> x, Pack<float> y) {
-        const DoublePair a = to_double(x), b = to_double(y);
-        add(c, DoublePair{a.low * b.low, a.high * b.high});
+        add(c, to_double(x) * to_double(y));
     }
-    FASTSOFTMAX_ONCE Two<PerSlice<float>> total() {
-        for (int count = width / 2; count > 0; count /= 2)
-            for (int i = 0; i < count; ++i) {
-                low[i] = low[i] + low[i + count];
-                high[i] = high[i] + high[i + count];
-            }
-        return {{{low[0], high[0]}}, PerSlice<float>::all(0)};
+    FASTSOFTMAX_INLINE Wide<float> total() { return folded<float>(partial_, count_); }
+
+  private:
+    DoublePair partial_[16];
+    int count_;
+
+    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, DoublePair x) {
+        DoublePair& p = partial_[c & (count_ - 1)];
+        p = p + x;
     }
 };
 
 template <>
-struct TileSum<double> {
-    Double2 parts[8];
-
-    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t) {
-        for (auto& p : parts) p = {broadcast(0.0), broadcast(0.0)};
+class TileSum<double> {
+  public:
+    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : count_(partial_sums<double>(classes)) {
+        for (int i = 0; i < count_; ++i) partial_[i] = widen(broadcast(0.0));
     }
     FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<double> x) {
-        Double2& p = parts[c & 7];
+        Double2& p = partial_[c & (count_ - 1)];
         const Double2 next = two_sum(p.high, x);
         p = {next.high, p.low + next.low};
-    }
-    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Two<Pack<double>> x) {
-        add(c, x.high);
-        parts[c & 7].low = parts[c & 7].low + x.low;
     }
     FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<double> x, Pack<double> y) {
         const Pack<double> product = x * y;
         add(c, product);
-        parts[c & 7].low = parts[c & 7].low + fma(x, y, -product);
+        partial_[c & (count_ - 1)].low = partial_[c & (count_ - 1)].low + fma(x, y, -product);
     }
-    FASTSOFTMAX_ONCE Two<PerSlice<double>> total() {
+    FASTSOFTMAX_ONCE Wide<double> total() {
         Pack<double> plain[8];
-        for (int i = 0; i < 8; ++i) plain[i] = parts[i].high;
-        for (int count = 4; count > 0; count /= 2)
-            for (int i = 0; i < count; ++i) {
-                parts[i] = ::add(parts[i], parts[i + count]);
-                plain[i] = plain[i] + plain[i + count];
-            }
+        for (int i = 0; i < count_; ++i) plain[i] = partial_[i].high;
+        for (int count = count_ / 2; count > 0; count /= 2)
+            for (int i = 0; i < count; ++i) plain[i] = plain[i] + plain[i + count];
+        const Double2 sum = folded<double>(partial_, count_);
         // As in Accumulator: an infinite sum is the plain one.
         const Pack<double> zero = broadcast(0.0);
-        const Mask<double> finite = equal(parts[0].high - parts[0].high, zero);
-        return {{{select(finite, parts[0].high, plain[0])}}, {{select(finite, parts[0].low, zero)}}};
+        const Mask<double> finite = equal(sum.high - sum.high, zero);
+        return {select(finite, sum.high, plain[0]), select(finite, sum.low, zero)};
     }
+
+  private:
+    Double2 partial_[8];
+    int count_;
 };
 
 template <Operation op, bool keep, class T>
-FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end,
-                                                       double temperature) {
+FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
+                                                       std::ptrdiff_t end) {
     using I = Integer<T>;
-    constexpr T lowest = -__builtin_inf();
-    constexpr bool apart = op != fastsoftmax::softmax;
-    Measured<T> measured;
-    Groups<T>& g = measured.groups;
+    constexpr bool whole = op == fastsoftmax::softmax, exact = sums_exactly<op>;
+    using Sum = ExponentialSum<T, whole>;
+    Measured<T> m;
 
     // Positions are relative to `begin`: a block has fewer classes than an int32 counts. Where nothing is finite,
     // nothing is largest.
-    Pack<T> largest = broadcast(lowest);
+    Pack<T> largest = broadcast(T(-infinity));
     Pack<I> position = broadcast(I(-1));
     for (std::ptrdiff_t c = begin; c < end; ++c) {
         const Pack<T> v = tile.score(c);
-        if constexpr (apart) position = select(less(largest, v), broadcast(static_cast<I>(c - begin)), position);
+        if constexpr (!whole) position = select(less(largest, v), broadcast(static_cast<I>(c - begin)), position);
         largest = max(v, largest);
     }
-    set_maxima(g, exactly(largest).group, temperature);
+    set_maxima(m, largest, run.temperature);
 
-    TileSum<T> sum(end - begin);
-    Pack<T> largest_exponential = broadcast(T(0));
-    with_exponential(g, temperature, [&](auto exp) __attribute__((always_inline)) {
-        for (std::ptrdiff_t c = begin; c < end; ++c) {
-            if constexpr (op == fastsoftmax::logsumexp) {
-                Two<Pack<T>> e = exp.exactly(tile.score(c));
-                const Mask<T> largest_here = equal(position, broadcast(static_cast<I>(c - begin)));
-                e = {select(largest_here, broadcast(T(0)), e.high), select(largest_here, broadcast(T(0)), e.low)};
-                sum.add(c - begin, e);
-                continue;
+    const int sums = partial_sums<T>(run.classes);
+    Two<Pack<T>> one;
+    Wide<T> partial[Pack<T>::lanes];
+    with_exponential(m, run.temperature, [&](auto exp) __attribute__((always_inline)) {
+        for (int first = 0; first < sums; ++first) {
+            Sum sum;
+            for (std::ptrdiff_t c = begin + first; c < end;) {
+                const std::ptrdiff_t left = end - c, stop = left < Sum::terms * sums ? end : c + Sum::terms * sums;
+                for (; c < stop; c += sums) {
+                    const Mask<T> apart = equal(position, broadcast(static_cast<I>(c - begin)));
+                    const auto others = [&](Pack<T> e) __attribute__((always_inline)) {
+                        return whole ? e : select(apart, broadcast(T(0)), e);
+                    };
+                    if constexpr (exact) {
+                        exp.unrounded(tile.score(c), [&](Pack<T> e, Pack<T> lost, Pack<T> power)
+                                                         __attribute__((always_inline)) {
+                                                             if constexpr (keep) tile.write(c, e);
+                                                             sum.add(others(e), others(lost), power);
+                                                         });
+                    } else {
+                        const Pack<T> e = exp(tile.score(c));
+                        if constexpr (keep) tile.write(c, e);
+                        sum.add(others(e));
+                    }
+                }
+                sum.flush();
             }
-            const Pack<T> e = exp(tile.score(c));
-            if constexpr (keep) tile.write(c, e);
-            if constexpr (apart)
-                sum.add(c - begin, select(equal(position, broadcast(static_cast<I>(c - begin))), broadcast(T(0)), e));
-            else
-                sum.add(c - begin, e);
+            one = sum.total;
+            if (sums > 1) partial[first] = widen(one);
         }
-        if constexpr (!apart) largest_exponential = exp(largest);
+        set_top(m, exp);
     });
-    const Two<PerSlice<T>> total = sum.total();
-    const PerSlice<T> again = exactly(largest_exponential);
-    for (int i = 0; i < groups<T>; ++i) {
-        Double2 rest = {total.high.group[i], total.low.group[i]};
-        if constexpr (!apart) rest = add(rest, {-again.group[i], broadcast(0.0)});
-        g.group[i].rest = rest;
-    }
+    if (sums > 1) one = in_two(folded<T>(partial, sums));
+    if constexpr (whole)
+        m.all = one;
+    else
+        m.rest = widen(one);
     if (op == fastsoftmax::logsumexp && fold_max(largest) == T(infinity)) {
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
@@ -159,46 +166,45 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Tile<T>& tile, std:
             const Pack<T> v = tile.score(c);
             nan = select(equal(v, v), nan, v);
         }
-        const PerSlice<T> found = exactly(nan);
-        for (int i = 0; i < groups<T>; ++i) {
-            Group& s = g.group[i];
-            const Mask<double> top = equal(s.max, broadcast(infinity));
-            s.rest = {select(top, found.group[i], s.rest.high), select(top, broadcast(0.0), s.rest.low)};
-        }
+        const Mask<T> infinite = equal(largest, broadcast(T(infinity)));
+        Two<Pack<T>> rest = in_two(m.rest);
+        rest = {select(infinite, nan, rest.high), select(infinite, broadcast(T(0)), rest.low)};
+        m.rest = widen(rest);
     }
     I positions[Pack<T>::lanes];
     store_pack(positions, position);
-    for (int i = 0; i < Pack<T>::lanes; ++i) measured.argmax[i] = begin + (positions[i] < 0 ? 0 : positions[i]);
-    return measured;
+    for (int i = 0; i < Pack<T>::lanes; ++i) m.argmax[i] = begin + (positions[i] < 0 ? 0 : positions[i]);
+    return m;
 }
 
 template <Operation op, class T>
-FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    TileSum<T> sum(end - begin);
+FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
+                                                   std::ptrdiff_t end) {
+    TileSum<T> sum(run.classes);
     for (std::ptrdiff_t c = begin; c < end; ++c) {
         if constexpr (op == fastsoftmax::softmax_grad)
             sum.add_product(c - begin, tile.score(c), tile.gradient(c));
         else
             sum.add(c - begin, tile.gradient(c));
     }
-    const Two<PerSlice<T>> total = sum.total();
     Measured<T> measured = {};
-    for (int i = 0; i < groups<T>; ++i) measured.groups.group[i].rest = {total.high.group[i], total.low.group[i]};
+    measured.rest = sum.total();
     return measured;
 }
 
 template <Operation op, class T, bool keep>
 inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end) {
     if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
-        return measure_tile_gradient<op>(tile, begin, end);
+        return measure_tile_gradient<op>(run, tile, begin, end);
     else
-        return measure_tile_exponentials<sums_as<op>, keep>(tile, begin, end, run.temperature);
+        return measure_tile_exponentials<sums_as<op>, keep>(run, tile, begin, end);
 }
 
 template <class T>
 FASTSOFTMAX_ONCE void write_tile_log_softmax(const Run& run, const Tile<T>& tile, const Measured<T>& measured) {
-    const LogProbability<T> log_probability(measured.groups, run.temperature);
-    const Dominance<T> dominance(measured.groups);
+    const Wide<T> log = log_total(measured);
+    const LogProbability<T> log_probability(measured, log, run.temperature);
+    const Dominance<T> dominance(measured, log);
     for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
         const Pack<T> v = tile.score(c);
         tile.write(c, run.temperature == 1 ? log_probability.plain(v) : log_probability.scaled(v));
@@ -215,29 +221,26 @@ template <Operation op, class T, bool kept>
 FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count,
                                         const Measured<T>& measured, const Targets<T>& targets, Pack<T> scores) {
     constexpr int lanes = Pack<T>::lanes;
-    const Groups<T>& g = measured.groups;
+    const Wide<T> log = log_total(measured);
     const T* terms = static_cast<const T*>(run.terms) + (run.own_terms ? first * run.classes : 0);
     const auto term = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
         return run.own_terms ? load_pack<T>(terms + c * lanes) : broadcast(terms[c]);
     };
     double from_terms[lanes];
-    PerSlice<T> spread = PerSlice<T>::all(run.spread);
+    Doubles<T> spread = doubles<T>(run.spread);
     if (run.terms) {
-        const MinusLog<T> minus_log(g, run.temperature);
+        const MinusLog<T> minus_log(measured, log, run.temperature);
         TileSum<T> sum(run.classes), sum_of_terms(run.classes);
         for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
             sum.add_product(c, term(c), minus_log(tile.score(c), term(c)));
             if (run.own_terms) sum_of_terms.add(c, term(c));
         }
-        const Two<PerSlice<T>> total = sum.total(), total_of_terms = sum_of_terms.total();
-        for (int i = 0; i < groups<T>; ++i) {
-            store_pack(from_terms + i * Pack<double>::lanes, total.high.group[i] + total.low.group[i]);
-            if (run.own_terms) spread.group[i] = total_of_terms.high.group[i] + total_of_terms.low.group[i];
-        }
+        store_doubles(from_terms, to_doubles(sum.total()));
+        if (run.own_terms) spread = to_doubles(sum_of_terms.total());
     }
-    conclude_losses(run, first, count, g, targets, scores, run.terms ? from_terms : nullptr);
+    conclude_losses(run, first, count, measured, log, targets, scores, run.terms ? from_terms : nullptr);
     if constexpr (op == fastsoftmax::cross_entropy_grad) {
-        with_exponential(g, run.temperature, [&](auto exp) __attribute__((always_inline)) {
+        with_exponential(measured, run.temperature, [&](auto exp) __attribute__((always_inline)) {
             const LossGradient<T> gradient(
                 run, first, count, measured, targets, exp(scores), spread,
                 [&](std::int64_t c, int i) { return static_cast<double>(terms[run.own_terms ? c * lanes + i : c]); });
@@ -266,11 +269,11 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
         return measure_tile_block<op, T, keep>(run, tile, begin, end);
     });
     if constexpr (op == fastsoftmax::softmax) {
-        const Softmax<T> probability(measured.groups, run.temperature);
+        const Softmax<T> probability(measured);
         if constexpr (keep) {
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(tile.score(c)));
         } else {
-            with_exponential(measured.groups, run.temperature, [&](auto exp) __attribute__((always_inline)) {
+            with_exponential(measured, run.temperature, [&](auto exp) __attribute__((always_inline)) {
                 for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(exp(tile.score(c))));
             });
         }
@@ -278,13 +281,12 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
         write_tile_log_softmax(run, tile, measured);
     } else if constexpr (op == fastsoftmax::logsumexp) {
         double values[Pack<T>::lanes];
-        for (int i = 0; i < groups<T>; ++i)
-            store_pack(values + i * Pack<double>::lanes, log_sum_exp<T>(measured.groups.group[i]));
+        store_doubles(values, log_sum_exp(measured));
         for (int i = 0; i < count; ++i) run.value[first + i] = values[i];
     } else if constexpr (loss) {
         write_tile_losses<op, T, keep>(run, tile, first, count, measured, targets, scores);
     } else {
-        const TransformGradient<op, T> gradient(measured.groups, run.temperature);
+        const TransformGradient<op, T> gradient(measured, run.temperature);
         for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.gradient(c)));
     }
 }

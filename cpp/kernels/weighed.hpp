@@ -99,7 +99,7 @@ void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum&
     if (!low.none) {
         const Double2 difference = two_sum(broadcast(low.shift), broadcast(-high.shift));
         const Double2 scaled = rescaled(broadcast2(low.sum), difference, low.reference - high.reference);
-        set(merged.sum, add(broadcast2(high.sum), scaled));
+        set(merged.sum, broadcast2(high.sum) + scaled);
     }
     merged.undefined = left.undefined || right.undefined;
     merged.positive = left.positive || right.positive;
@@ -130,7 +130,7 @@ void conclude_weighed(const fastsoftmax::WeighedSum& s, double* log, double* sig
     const Pack<double> ln2 = broadcast(ExpConstants<double>::ln2_high);
     const Pack<double> product = exponent * ln2;
     const Double2 rest = {product, fma(exponent, ln2, -product) + exponent * broadcast(ExpConstants<double>::ln2_low)};
-    const Double2 result = add(add({broadcast(s.shift), broadcast(0.0)}, rest), log1p_long(excess));
+    const Double2 result = widen(broadcast(s.shift)) + rest + log1p(excess);
     *log = lane(result.high + result.low, 0);
     *sign = direction;
 }
