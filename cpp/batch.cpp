@@ -55,6 +55,7 @@ Batch::Batch(Operation operation, Slices& slices, double temperature, bool in_or
     along_ = slices.batch.last().size;
     units_along_ = (along_ + unit_ - 1) / unit_;
     units_ = count_ / along_ * units_along_;
+    at_once_ = std::min(at_once_, unit_ * units_along_);
 }
 
 // Neighbours in memory become neighbours in the loop, where the order of slices is free.
@@ -62,6 +63,7 @@ void Batch::sort_batch() {
     const auto distance = [](const Axis& axis) {
         return std::abs(axis.strides[scores]) + std::abs(axis.strides[output]);
     };
+    if (slices_.batch.count < 2) return;  // a stable_sort of one would allocate
     const auto begin = slices_.batch.axis.begin();
     std::stable_sort(begin, begin + slices_.batch.count,
                      [&](const Axis& a, const Axis& b) { return distance(a) > distance(b); });
@@ -156,7 +158,7 @@ Run Batch::advanced(Run run, std::ptrdiff_t i) {
 }
 
 // The run's arrays in place, or gathered in scratch.
-Run Batch::with_arrays(Run run, const Offsets& offsets, double* scratch) const {
+void Batch::set_arrays(Run& run, const Offsets& offsets, double* scratch) const {
     run.classes = classes_;
     run.temperature = temperature_;
     if (loop_ == Loop::rows) {
@@ -167,12 +169,11 @@ Run Batch::with_arrays(Run run, const Offsets& offsets, double* scratch) const {
         run.x = run.out = {reinterpret_cast<std::byte*>(scratch), classes_ * width()};
         run.dy = {reinterpret_cast<std::byte*>(scratch + operand_size()), classes_ * width()};
     }
-    return run;
 }
 
 void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double* scratch) const {
     if (in_blocks_) return apply_blocks(run, offsets, length, 1, scratch);
-    run = with_arrays(run, offsets, scratch);
+    set_arrays(run, offsets, scratch);
     run.slices = length;
     in_type([&](auto* pointer) {
         using T = std::remove_pointer_t<decltype(pointer)>;
@@ -200,7 +201,7 @@ double Batch::target_score(const Run& run, const Offsets& offsets, std::ptrdiff_
 void Batch::apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length, int threads, double* scratch) const {
     const std::ptrdiff_t blocks = blocks_of_slice();
     auto* measured = reinterpret_cast<Statistics*>(scratch + arrays_size());
-    run = with_arrays(run, offsets, scratch);
+    set_arrays(run, offsets, scratch);
     run.slices = 1;
     in_type([&](auto* pointer) {
         using T = std::remove_pointer_t<decltype(pointer)>;
@@ -214,7 +215,8 @@ void Batch::apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length,
                     const std::ptrdiff_t begin = b * block_classes, end = std::min(begin + block_classes, classes_);
                     for (std::ptrdiff_t i = 0; i < length; ++i) {
                         const Offsets at = slices_.batch.moved(offsets, i);
-                        Run one = with_arrays(advanced(run, i), at, own);
+                        Run one = advanced(run, i);
+                        set_arrays(one, at, own);
                         if (loop_ == Loop::gathered_rows) {
                             // Class `begin` is the first in scratch.
                             T* x = reinterpret_cast<T*>(own);

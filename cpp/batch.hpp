@@ -16,6 +16,20 @@ enum class Loop {
     tiles,          // through tiles of the thread's own: few classes, or neighbouring slices contiguous
 };
 
+// Memory of one call: on the stack where it is little, because to allocate takes longer than the work on a few numbers.
+class Scratch {
+  public:
+    explicit Scratch(std::ptrdiff_t doubles) : large_(doubles > few ? new double[doubles] : nullptr) {}
+
+    double* get() { return large_ ? large_.get() : small_; }
+
+  private:
+    static constexpr std::ptrdiff_t few = 1024;  // 8 KiB
+
+    const std::unique_ptr<double[]> large_;
+    alignas(64) double small_[few];
+};
+
 class Batch {
   public:
     // With `in_order` slices are met in C order; else in the order of their memory.
@@ -62,7 +76,7 @@ class Batch {
                   Body body) const {
         const std::ptrdiff_t size = scratch_size() + extra, work = end - begin;
         threads = static_cast<int>(std::min<std::ptrdiff_t>(threads, std::max<std::ptrdiff_t>(work, 1)));
-        const std::unique_ptr<double[]> scratch(new double[threads * size]);
+        Scratch scratch(threads * size);
         parallel_for(threads, [&](int part) {
             std::ptrdiff_t unit = begin + work * part / threads;
             const std::ptrdiff_t stop = begin + work * (part + 1) / threads;
@@ -88,7 +102,7 @@ class Batch {
     // Calls body(offsets, length, scratch) for each unit in turn: for `apply_blocks`.
     template <class Body>
     void for_units(int threads, Body body) const {
-        const std::unique_ptr<double[]> scratch(new double[threads * scratch_size()]);
+        Scratch scratch(threads * scratch_size());
         for (std::ptrdiff_t unit = 0; unit < units_; ++unit) {
             const std::ptrdiff_t first = slice_of(unit), rest = along_ - first % along_;
             body(slices_.batch.at(first), std::min(unit_, rest), scratch.get());
@@ -123,7 +137,7 @@ class Batch {
     bool rows_in_place() const;
     void sort_batch();
     Strided strided(Role role, const Offsets& offsets) const;
-    Run with_arrays(Run run, const Offsets& offsets, double* scratch) const;
+    void set_arrays(Run& run, const Offsets& offsets, double* scratch) const;
     double target_score(const Run& run, const Offsets& offsets, std::ptrdiff_t i) const;
     double fill_of(Role role) const;
     template <class T>

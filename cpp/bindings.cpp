@@ -1,12 +1,19 @@
-// NumPy arrays in, slices out, the GIL released. No mathematics.
+// NumPy arrays in, slices out; new arrays for results; the GIL released. No mathematics.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <bitset>
+#include <cstdint>
+#include <exception>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <vector>
+#include <string_view>
+#include <type_traits>
+#include <utility>
 
 #include "operations.hpp"
 #include "targets.hpp"
@@ -43,94 +50,215 @@ bool is_swapped(const py::dtype& dtype) {
     return order != '=' && order != '|' && order != (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>');
 }
 
-using Positions = std::vector<py::ssize_t>;
+using ClassAxes = std::bitset<most_axes>;
+using MaybeArray = std::optional<py::array>;
+using MaybeIndex = std::optional<std::int64_t>;
 
-// Puts an array into its role. Of shape `all`, or, one element a slice, of that without the class axes.
+// An argument as its parameter's type. Nothing is converted: pybind11's own way of a call, which would try, takes
+// longer than the softmax of ten numbers.
+
+void require(bool good, const char* what) {
+    if (!good) throw py::type_error(what);
+}
+
+template <class T>
+T argument(py::handle given);
+
+template <>
+py::handle argument(py::handle given) {
+    return given;
+}
+
+template <>
+bool argument(py::handle given) {
+    return given.ptr() == Py_True;
+}
+
+template <>
+py::array argument(py::handle given) {
+    require(py::isinstance<py::array>(given), "expected an array");
+    return py::reinterpret_borrow<py::array>(given);
+}
+
+template <>
+py::dtype argument(py::handle given) {
+    require(py::isinstance<py::dtype>(given), "expected a dtype");
+    return py::reinterpret_borrow<py::dtype>(given);
+}
+
+template <>
+py::tuple argument(py::handle given) {
+    require(py::isinstance<py::tuple>(given), "expected a tuple");
+    return py::reinterpret_borrow<py::tuple>(given);
+}
+
+template <>
+double argument(py::handle given) {
+    const double number = PyFloat_AsDouble(given.ptr());
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return number;
+}
+
+template <>
+std::int64_t argument(py::handle given) {
+    const std::int64_t number = PyLong_AsLongLong(given.ptr());
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return number;
+}
+
+template <>
+MaybeArray argument(py::handle given) {
+    return given.is_none() ? MaybeArray() : argument<py::array>(given);
+}
+
+template <>
+MaybeIndex argument(py::handle given) {
+    return given.is_none() ? MaybeIndex() : argument<std::int64_t>(given);
+}
+
+template <>
+ClassAxes argument(py::handle given) {
+    ClassAxes axes;
+    for (const py::handle axis : argument<py::tuple>(given))
+        axes.set(static_cast<std::size_t>(argument<std::int64_t>(axis)));
+    return axes;
+}
+
+template <>
+std::string_view argument(py::handle given) {
+    const char* text = PyUnicode_AsUTF8(given.ptr());
+    if (!text) throw py::error_already_set();
+    return text;
+}
+
+// Puts arrays into their roles. They have the shape of `all`; or, one element a slice, that without the class axes or
+// with extent 1 there.
 class Builder {
   public:
-    Builder(const py::array& all, const Positions& class_axes) {
-        for (py::ssize_t d = 0; d < all.ndim(); ++d) {
-            bool is_class = false;
-            for (const auto c : class_axes) is_class |= c == d;
-            (is_class ? slices.classes : slices.batch).append({all.shape(d), {}});
-            kinds.push_back(is_class);
-        }
+    Builder(const py::array& all, const ClassAxes& class_axes) : all_(all), class_axes_(class_axes) {
+        for (int d = 0; d < all.ndim(); ++d) (class_axes[d] ? slices.classes : slices.batch).append({all.shape(d), {}});
     }
 
     void set(Role role, const py::array& array, bool per_slice = false) {
-        const py::dtype dtype = array.dtype();
-        slices.arrays[role] = {reinterpret_cast<std::byte*>(const_cast<void*>(array.data())), element_type(dtype),
-                               is_swapped(dtype)};
+        set_data(role, array);
+        const bool every_axis = array.ndim() == all_.ndim();
         py::ssize_t d = 0;
         int batch = 0, classes = 0;
-        for (const bool is_class : kinds) {
-            if (is_class) {
-                if (!per_slice) slices.classes.axis[classes].strides[role] = array.strides(d++);
-                ++classes;
-            } else {
+        for (int k = 0; k < all_.ndim(); ++k) {
+            if (!class_axes_[k])
                 slices.batch.axis[batch++].strides[role] = array.strides(d++);
-            }
+            else if (!per_slice)
+                slices.classes.axis[classes++].strides[role] = array.strides(d++);
+            else if (every_axis)
+                ++d;
         }
     }
 
-    void set(Role role, const std::optional<py::array>& array, bool per_slice = false) {
+    void set(Role role, const MaybeArray& array, bool per_slice = false) {
         if (array) set(role, *array, per_slice);
+    }
+
+    void set_data(Role role, const py::array& array) {
+        const py::dtype dtype = array.dtype();
+        slices.arrays[role] = {static_cast<std::byte*>(const_cast<void*>(array.data())), element_type(dtype),
+                               is_swapped(dtype)};
+    }
+
+    // New arrays for results.
+    py::array new_array(const py::dtype& dtype) const {
+        return empty(dtype, static_cast<int>(all_.ndim()), all_.shape());
+    }
+
+    py::array new_array_per_slice(const py::dtype& dtype, bool keepdims = false) const {
+        py::ssize_t shape[most_axes];
+        int count = 0;
+        for (int d = 0; d < all_.ndim(); ++d)
+            if (keepdims || !class_axes_[d]) shape[count++] = class_axes_[d] ? 1 : all_.shape(d);
+        return empty(dtype, count, shape);
+    }
+
+    static py::array empty(py::dtype dtype, int axes, const py::ssize_t* shape) {
+        const auto& numpy = py::detail::npy_api::get();
+        PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(), axes, shape, nullptr,
+                                                      nullptr, 0, nullptr);
+        if (!array) throw py::error_already_set();
+        return py::reinterpret_steal<py::array>(array);
     }
 
     Slices slices;
 
   private:
-    std::vector<bool> kinds;
+    const py::array& all_;
+    const ClassAxes class_axes_;
 };
 
-using MaybeArray = std::optional<py::array>;
+// A new 0-d result is a scalar to its caller.
+py::object finished(const py::array& result, bool is_new) {
+    if (is_new && result.ndim() == 0) return result[py::tuple()];
+    return result;
+}
 
-template <Operation operation>
-void transform_scores(const py::array& x, const py::array& out, const Positions& axes, double temperature,
-                      const MaybeArray& where) {
-    Builder b(x, axes);
-    b.set(scores, x);
-    b.set(output, out);
-    b.set(mask, where);
-    const py::gil_scoped_release released;
-    transform(operation, b.slices, temperature);
+// Runs the body on the slices, without the GIL where there is enough work: to give it up costs as much as some hundred
+// elements, and to get it back can take as long as another thread keeps it, 5 ms.
+template <class Body>
+void compute(Slices& slices, Body body) {
+    constexpr std::ptrdiff_t enough = 4096;  // elements, in the order of 10 us
+    std::optional<py::gil_scoped_release> released;
+    if (slices.batch.size() * slices.classes.size() >= enough) released.emplace();
+    body(slices);
 }
 
 template <Operation operation>
-void transform_gradient(const py::array& y, const py::array& dy, const py::array& out, const Positions& axes,
-                        double temperature, const MaybeArray& where) {
+py::object transform_scores(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
+                            double temperature, const MaybeArray& where) {
+    Builder b(x, axes);
+    const py::array result = out ? *out : b.new_array(dtype);
+    b.set(scores, x);
+    b.set(output, result);
+    b.set(mask, where);
+    compute(b.slices, [&](Slices& slices) { transform(operation, slices, temperature); });
+    return finished(result, !out);
+}
+
+template <Operation operation>
+py::object transform_gradient(const py::array& y, const py::array& dy, const MaybeArray& out, const py::dtype& dtype,
+                              const ClassAxes& axes, double temperature, const MaybeArray& where) {
     Builder b(y, axes);
+    const py::array result = out ? *out : b.new_array(dtype);
     b.set(scores, y);
     b.set(second, dy);
-    b.set(output, out);
+    b.set(output, result);
     b.set(mask, where);
-    const py::gil_scoped_release released;
-    transform(operation, b.slices, temperature);
+    compute(b.slices, [&](Slices& slices) { transform(operation, slices, temperature); });
+    return finished(result, !out);
 }
 
-void reduce_scores(const py::array& x, const py::array& out, const MaybeArray& signs, const Positions& axes,
-                   const MaybeArray& weights, const MaybeArray& where) {
+py::object reduce_scores(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
+                         const MaybeArray& weights, const MaybeArray& where, bool keepdims, bool with_sign) {
     Builder b(x, axes);
+    const py::array result = out ? *out : b.new_array_per_slice(dtype, keepdims);
     b.set(scores, x);
-    b.set(value, out, true);
-    b.set(sign, signs, true);
+    b.set(value, result, true);
     b.set(second, weights);
     b.set(mask, where);
-    const py::gil_scoped_release released;
-    reduce(b.slices);
+    MaybeArray signs;
+    if (with_sign) signs = b.new_array_per_slice(dtype, keepdims);
+    b.set(sign, signs, true);
+    compute(b.slices, reduce);
+    if (!signs) return finished(result, !out);
+    return py::make_tuple(finished(result, !out), finished(*signs, true));
 }
 
-Reduction reduction_of(const std::string& name) {
+Reduction reduction_of(std::string_view name) {
     return name == "none" ? Reduction::none : name == "sum" ? Reduction::sum : Reduction::mean;
 }
 
-void loss_and_gradient(const py::array& logits, const py::array& targets, py::ssize_t axis, const MaybeArray& weight,
-                       std::optional<std::int64_t> ignore_index, double label_smoothing, double temperature,
-                       const std::string& reduction, const py::object& from_above, const MaybeArray& losses,
-                       const MaybeArray& grad) {
-    Builder b(logits, {axis});
+py::tuple loss_and_gradient(const py::array& logits, const py::array& targets, std::int64_t axis,
+                            const MaybeArray& weight, const MaybeIndex& ignore_index, double label_smoothing,
+                            double temperature, std::string_view reduction, py::handle from_above,
+                            const py::dtype& dtype, bool with_loss, bool with_grad, const MaybeArray& out) {
+    Builder b(logits, ClassAxes().set(static_cast<std::size_t>(axis)));
     b.set(scores, logits);
-    b.set(output, grad);
     Loss loss;
     const char kind = targets.dtype().kind();
     loss.probabilities = kind != 'i' && kind != 'u';
@@ -143,25 +271,127 @@ void loss_and_gradient(const py::array& logits, const py::array& targets, py::ss
     if (py::isinstance<py::array>(from_above))
         b.set(upstream, py::reinterpret_borrow<py::array>(from_above), true);
     else
-        loss.upstream = from_above.cast<double>();
-    if (losses) {
+        loss.upstream = argument<double>(from_above);
+    MaybeArray losses, grad;
+    if (with_loss) {
+        const py::dtype loss_dtype = dtype.itemsize() == 2 ? py::dtype::of<float>() : dtype;
         if (loss.reduction == Reduction::none)
-            b.set(value, *losses, true);
+            b.set(value, losses = b.new_array_per_slice(loss_dtype), true);
         else
-            b.slices.arrays[value] = {static_cast<std::byte*>(const_cast<void*>(losses->data())),
-                                      element_type(losses->dtype()), false};
+            b.set_data(value, *(losses = Builder::empty(loss_dtype, 0, nullptr)));
     }
-    const py::gil_scoped_release released;
-    cross_entropy_loss(b.slices, loss);
+    if (with_grad) b.set(output, grad = out ? *out : b.new_array(dtype));
+    compute(b.slices, [&](Slices& slices) { cross_entropy_loss(slices, loss); });
+    return py::make_tuple(losses ? finished(*losses, true) : py::none(), grad ? py::object(*grad) : py::none());
 }
 
-std::ptrdiff_t invalid_target(const py::array& targets, std::ptrdiff_t classes,
-                              std::optional<std::int64_t> ignore_index) {
-    Builder b(targets, {});
-    b.set(target, targets, true);
-    const py::gil_scoped_release released;
-    return find_invalid_target(b.slices, classes, ignore_index);
+// The first byte of an array's memory and the one behind its last.
+std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& array) {
+    auto begin = reinterpret_cast<std::uintptr_t>(array.data()), end = begin;
+    if (array.size() == 0) return {begin, end};
+    for (py::ssize_t d = 0; d < array.ndim(); ++d) {
+        const py::ssize_t last = (array.shape(d) - 1) * array.strides(d);
+        (last < 0 ? begin : end) += static_cast<std::uintptr_t>(last);
+    }
+    return {begin, end + static_cast<std::uintptr_t>(array.itemsize())};
 }
+
+bool can_overlap(const py::array& a, py::handle other) {
+    if (!py::isinstance<py::array>(other)) return false;
+    const auto [a_begin, a_end] = bounds(a);
+    const auto [b_begin, b_end] = bounds(py::reinterpret_borrow<py::array>(other));
+    return a_begin < b_end && b_begin < a_end;
+}
+
+// Asked here because every attribute of an array takes Python as long as all of this.
+py::bool_ is_plain_out(py::handle given, const py::tuple& shape, const py::dtype& dtype, const py::tuple& in_place,
+                       const py::tuple& inputs) {
+    if (Py_TYPE(given.ptr()) != py::detail::npy_api::get().PyArray_Type_) return false;
+    const auto out = py::reinterpret_borrow<py::array>(given);
+    if (out.ndim() != static_cast<py::ssize_t>(shape.size()) || !out.dtype().is(dtype) || !out.writeable() ||
+        !(out.flags() & (py::array::c_style | py::array::f_style)))
+        return false;
+    for (py::ssize_t d = 0; d < out.ndim(); ++d)
+        if (out.shape(d) != argument<std::int64_t>(PyTuple_GET_ITEM(shape.ptr(), d))) return false;
+    for (const py::handle input : in_place)
+        if (!input.is(out) && can_overlap(out, input)) return false;
+    for (const py::handle input : inputs)
+        if (can_overlap(out, input)) return false;
+    return true;
+}
+
+py::bool_ same_shape(const py::array& a, const py::array& b) {
+    return a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape());
+}
+
+py::object invalid_target(const py::array& targets, const py::array& logits, std::int64_t axis,
+                          const MaybeIndex& ignore_index) {
+    const int batch_axes = static_cast<int>(logits.ndim()) - 1;
+    bool same_shape = targets.ndim() == batch_axes;
+    for (int d = 0; d < batch_axes && same_shape; ++d) same_shape = targets.shape(d) == logits.shape(d + (d >= axis));
+    if (!same_shape) return py::int_(-1);
+    Builder b(targets, ClassAxes());
+    b.set(target, targets);
+    std::ptrdiff_t found = -1;
+    compute(b.slices, [&](Slices& slices) { found = find_invalid_target(slices, logits.shape(axis), ignore_index); });
+    if (found < 0) return py::none();
+    return py::int_(found);
+}
+
+template <class Result, class... Given, std::size_t... i>
+PyObject* call(Result (*function)(Given...), PyObject* const* given, std::index_sequence<i...>) {
+    return function(argument<std::decay_t<Given>>(given[i])...).release().ptr();
+}
+
+template <class Result, class... Given>
+PyObject* call(Result (*function)(Given...), PyObject* const* given, py::ssize_t count) {
+    require(count == sizeof...(Given), "wrong number of arguments");
+    return call(function, given, std::index_sequence_for<Given...>());
+}
+
+// A function as METH_FASTCALL wants it.
+template <auto function>
+PyObject* fast_call(PyObject*, PyObject* const* given, Py_ssize_t count) noexcept {
+    try {
+        return call(function, given, count);
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const py::builtin_exception& error) {
+        error.set_error();
+    } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+template <auto function>
+PyMethodDef method(const char* name, const char* signature_and_doc) {
+    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_call<function>)), METH_FASTCALL,
+            signature_and_doc};
+}
+
+PyMethodDef methods[] = {
+    method<transform_scores<softmax>>("softmax",
+                                      "softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
+    method<transform_scores<log_softmax>>("log_softmax",
+                                          "log_softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
+    method<reduce_scores>("logsumexp",
+                          "logsumexp($module, x, out, dtype, axes, b, where, keepdims, return_sign, /)\n--\n\n"),
+    method<transform_gradient<softmax_grad>>(
+        "softmax_grad", "softmax_grad($module, y, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
+    method<transform_gradient<log_softmax_grad>>(
+        "log_softmax_grad", "log_softmax_grad($module, logp, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
+    method<loss_and_gradient>("cross_entropy",
+                              "cross_entropy($module, logits, targets, axis, weight, ignore_index, label_smoothing, "
+                              "temperature, reduction, upstream, dtype, with_loss, with_grad, out, /)\n--\n\n"),
+    method<same_shape>("same_shape", "same_shape($module, a, b, /)\n--\n\n"),
+    method<invalid_target>("find_invalid_target",
+                           "find_invalid_target($module, targets, logits, axis, ignore_index, /)\n--\n\n"),
+    method<is_plain_out>("is_plain_out", "is_plain_out($module, out, shape, dtype, in_place, inputs, /)\n--\n\n"),
+    {},
+};
 
 py::dict describe() {
     py::dict d;
@@ -212,13 +442,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     } catch (const std::runtime_error& error) {
         throw py::import_error(error.what());
     }
-    m.def("softmax", transform_scores<softmax>);
-    m.def("log_softmax", transform_scores<log_softmax>);
-    m.def("logsumexp", reduce_scores);
-    m.def("softmax_grad", transform_gradient<softmax_grad>);
-    m.def("log_softmax_grad", transform_gradient<log_softmax_grad>);
-    m.def("cross_entropy", loss_and_gradient);
-    m.def("find_invalid_target", invalid_target);
+    if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     m.def("set_num_threads", set_num_threads);
     m.def("get_num_threads", get_num_threads);
     m.def("describe", describe);

@@ -202,8 +202,7 @@ class CrossEntropy {
         const std::ptrdiff_t rows = batch_.loop() == Loop::rows ? 1 : batch_.slices_at_once();
         const std::ptrdiff_t terms = loss_.probabilities ? rows * batch_.classes() : 0;
         const std::ptrdiff_t extra = batch_.in_float() ? (terms + 1) / 2 : terms;  // in doubles
-        std::unique_ptr<double[]> held;
-        if (reduced()) held.reset(new double[std::min(batch_.count(), losses_held)]);
+        Scratch held(reduced() ? std::min(batch_.count(), losses_held) : 0);
         const std::ptrdiff_t step = reduced() ? losses_held / batch_.unit_slices() : batch_.units();
         for (std::ptrdiff_t begin = 0; begin < batch_.units(); begin += step) {
             const std::ptrdiff_t end = std::min(begin + step, batch_.units()), origin = batch_.slice_of(begin);

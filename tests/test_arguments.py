@@ -2,6 +2,8 @@
 
 import inspect
 import re
+import subprocess
+import sys
 
 import fastsoftmax as fs
 import ml_dtypes
@@ -87,6 +89,16 @@ def test_the_package_offers_what_the_contract_lists_and_nothing_else():
     runtime = {"set_num_threads", "get_num_threads", "num_threads", "show_config", "reference", "__version__"}
     assert set(fs.__all__) == {*FUNCTIONS, *runtime}
     assert set(fs.__all__) <= set(dir(fs))
+
+
+def test_what_few_calls_need_is_imported_when_asked_for(environment):
+    code = """if True:
+        import sys, numpy, fastsoftmax
+        late = {"fastsoftmax.reference", "importlib.metadata"} - set(sys.modules)
+        assert fastsoftmax.reference.softmax(0.0) == 1.0 and fastsoftmax.__version__
+        print(sorted(late - set(sys.modules)), sorted(late))"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.stdout == "[] ['fastsoftmax.reference', 'importlib.metadata']\n", done.stderr
 
 
 # dtypes and kinds of array

@@ -1,18 +1,18 @@
 """Every check and conversion of an argument: what leaves here, the core takes as it is.
 
 All refusals are here, and all of them come before anything is written. Nothing here copies an input of full size,
-except what is not an array yet (a list) and the rare longdouble. Each check looks first for the plain case (an exact
-ndarray, an int, None), because on a few numbers the checks are most of the call.
+except what is not an array yet (a list) and the rare longdouble. On a few numbers the checks are most of the call: each
+looks first for the plain case (an exact ndarray, an int, None), where even calling a function would double its time.
 """
 
 from collections.abc import Sequence
 from math import inf
 from numbers import Real
 from operator import index
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from numpy import empty, ndarray
+from numpy import ndarray
 from numpy.exceptions import DTypePromotionError
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -34,6 +34,8 @@ _OVERLAP_EFFORT: Any = 1000  # Any, because NumPy's stubs know of 0 and -1 alone
 # The dtype of a result by the dtype of its input, for those met so far: looking up is much faster than deciding.
 _result_dtypes: dict[DType, DType] = {}
 
+_ALL_AXES = tuple(tuple(range(ndim)) for ndim in range(65))  # NumPy's arrays have 64 at most
+
 
 # --- dtypes -----------------------------------------------------------------------------------------------------------
 
@@ -51,7 +53,7 @@ def result_dtype(dtype: DType, name: str) -> DType:
     if dtype.kind in "iub":
         result = FLOAT64
     elif (dtype.kind == "f" and dtype.itemsize <= 8) or _is_bfloat16(dtype):
-        result = dtype.newbyteorder("=")
+        result = np.dtype(dtype.type)  # in native byte order, and the one object that NumPy itself uses for it
     else:
         raise TypeError(
             f"{name} has dtype {dtype}; expected float16, bfloat16, float32, float64, an integer dtype or bool"
@@ -60,19 +62,12 @@ def result_dtype(dtype: DType, name: str) -> DType:
     return result
 
 
-def to_dtype(dtype: DTypeLike | None, own: DType) -> DType:
+def to_dtype(dtype: DTypeLike, own: DType) -> DType:
     """The dtype asked for; `own` is what the input gives by itself."""
-    if dtype is None:
-        return own
     asked = np.dtype(dtype).newbyteorder("=")
     if asked == own or (asked in (FLOAT32, FLOAT64) and asked.itemsize > own.itemsize):
-        return asked
+        return np.dtype(asked.type)
     raise TypeError(f"dtype is {asked}; expected {own}, as the input gives, or a wider one of float32 and float64")
-
-
-def loss_dtype(dtype: DType) -> DType:
-    """The dtype of a loss by the dtype of its gradient: the same, but no half precision."""
-    return FLOAT32 if dtype.itemsize == 2 else dtype
 
 
 def joint_dtype(x: Array, x_given: ArrayLike, b: Array, b_given: ArrayLike) -> DType:
@@ -139,10 +134,8 @@ def _check_type(kind: type, name: str) -> None:
         )
 
 
-def to_mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+def to_mask(where: ArrayLike, shape: tuple[int, ...]) -> Array:
     """`where` as a view of `shape`."""
-    if where is None:
-        return None
     mask = to_array(where, "where")
     if mask.dtype != _BOOL:
         raise TypeError(f"where has dtype {mask.dtype}; expected bool")
@@ -205,7 +198,7 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     if type(axis) is int and -ndim <= axis < ndim:
         return (axis % ndim,)
     if axis is None:
-        return tuple(range(ndim))
+        return _ALL_AXES[ndim]
     if isinstance(axis, tuple):
         return tuple(sorted(normalize_axis_tuple(tuple(to_integer(a, "axis") for a in axis), ndim)))
     if ndim == 0 and to_integer(axis, "axis") in (-1, 0):
@@ -215,11 +208,13 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 def to_axis(axis: int, ndim: int) -> int:
     """One axis, not negative."""
-    return normalize_axis_index(axis if type(axis) is int else to_integer(axis, "axis"), ndim)
+    return normalize_axis_index(to_integer(axis, "axis"), ndim)
 
 
 def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
     """`shape` without `axes`, or with extent 1 there."""
+    if len(axes) == len(shape) and not keepdims:
+        return ()
     kept = (1,) if keepdims else ()
     for k in reversed(axes):
         shape = shape[:k] + kept + shape[k + 1 :]
@@ -270,28 +265,23 @@ def _overlaps_itself(array: Array) -> bool:
 
 
 def work_array(
-    out: Any,
+    out: Array,
     shape: tuple[int, ...],
     dtype: DType,
-    inputs: tuple[object, ...],
-    in_place: tuple[Array, ...] = (),
-) -> Array:
-    """Where to compute: in a new array, or in a checked `out`, as a plain array.
-
-    The array is a new one, too, if `out` overlaps one of `inputs`, or one of `in_place` without being the very same
-    view.
+    in_place: tuple[Array, ...],
+    inputs: tuple[object, ...] = (),
+) -> Array | None:
+    """Where the core is to compute: in a checked `out`, as a plain array; None, for a new array, if `out` overlaps one
+    of `inputs`, or one of `in_place` without being the very same view.
     """
-    if out is None:
-        return empty(shape, dtype)
+    if _core.is_plain_out(out, shape, dtype, in_place, inputs):
+        return out
     check_out(out, shape, dtype)
-    work = np.asarray(out)  # a subclass may squeeze and index in a way of its own
+    work = np.asarray(out)
     for given in in_place:
         if _overlap(work, given) and not _same_view(work, given):
-            return empty(shape, dtype)
-    for other in inputs:
-        if _overlap(work, other):
-            return empty(shape, dtype)
-    return work
+            return None
+    return None if any(_overlap(work, given) for given in inputs) else work
 
 
 def _overlap(out: Array, given: object) -> bool:
@@ -307,16 +297,13 @@ def _same_view(out: Array, given: Array) -> bool:
     )
 
 
-def finished(result: Array, out: Array | None) -> Array:
-    """What the call returns: `out`, or the result, as a scalar if it is 0-d."""
-    if out is None:
-        if result.ndim == 0:
-            result = result[()]
-        return result
-    plain = np.asarray(out)
+def delivered(result: Array, out: Any) -> Array:
+    """`out`, holding the result."""
+    given: Array = out
+    plain = np.asarray(given)
     if not _same_view(plain, result):
         plain[...] = result
-    return out
+    return given
 
 
 # --- whole calls ------------------------------------------------------------------------------------------------------
@@ -326,11 +313,13 @@ def transform_arguments(
     x: ArrayLike, axis: Axis, temperature: Any, where: ArrayLike | None, dtype: DTypeLike | None
 ) -> tuple[Array, tuple[int, ...], float, Array | None, DType]:
     """Those of softmax and log_softmax, `dtype` being the result's."""
-    array = to_array(x, "x")
-    axes = to_axes(axis, array.ndim)
-    temperature = to_temperature(temperature)
+    array = x if type(x) is ndarray else to_array(x, "x")
+    own = _result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x")
+    ndim = array.ndim
+    axes = (axis % ndim,) if type(axis) is int and -ndim <= axis < ndim else to_axes(axis, ndim)
+    if type(temperature) is not float or not 0.0 < temperature < inf:
+        temperature = to_temperature(temperature)
     mask = None if where is None else to_mask(where, array.shape)
-    own = _result_dtypes[array.dtype]
     return array, axes, temperature, mask, own if dtype is None else to_dtype(dtype, own)
 
 
@@ -338,21 +327,27 @@ def transform_grad_arguments(
     result: ArrayLike, name: str, dy: ArrayLike, axis: Axis, temperature: Any, where: ArrayLike | None
 ) -> tuple[Array, Array, tuple[int, ...], float, Array | None, DType]:
     """Those of softmax_grad and log_softmax_grad, with the gradient's dtype; `name` is that of the result argument."""
-    y = to_array(result, name)
-    dy = to_array(dy, "dy")
-    if dy.shape != y.shape:
+    y = result if type(result) is ndarray else to_array(result, name)
+    if y.dtype not in _result_dtypes:
+        result_dtype(y.dtype, name)
+    dy = dy if type(dy) is ndarray else to_array(dy, "dy")
+    dtype = _result_dtypes.get(dy.dtype) or result_dtype(dy.dtype, "dy")
+    if not _core.same_shape(y, dy):
         raise ValueError(f"dy has shape {dy.shape}; expected that of {name}, {y.shape}")
-    axes = to_axes(axis, y.ndim)
-    temperature = to_temperature(temperature)
-    return y, dy, axes, temperature, to_mask(where, y.shape), _result_dtypes[dy.dtype]
+    ndim = y.ndim
+    axes = (axis % ndim,) if type(axis) is int and -ndim <= axis < ndim else to_axes(axis, ndim)
+    if type(temperature) is not float or not 0.0 < temperature < inf:
+        temperature = to_temperature(temperature)
+    mask = None if where is None else to_mask(where, y.shape)
+    return y, dy, axes, temperature, mask, dtype
 
 
 def logsumexp_arguments(
     x: ArrayLike, axis: Axis, b: ArrayLike | None, where: ArrayLike | None, dtype: DTypeLike | None
 ) -> tuple[Array, tuple[int, ...], Array | None, Array | None, DType]:
     """Those of logsumexp: `x`, `b` and `where` in their common shape, `dtype` being the result's."""
-    array = to_array(x, "x")
-    own = _result_dtypes[array.dtype]
+    array = x if type(x) is ndarray else to_array(x, "x")
+    own = _result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x")
     weights = None
     if b is not None:
         weights = to_array(b, "b")
@@ -362,8 +357,10 @@ def logsumexp_arguments(
         except ValueError:
             raise ValueError(f"b has shape {weights.shape}, which does not broadcast with x's, {array.shape}") from None
         array, weights = np.broadcast_to(array, shape), np.broadcast_to(weights, shape)
-    axes = to_axes(axis, array.ndim)
-    return array, axes, weights, to_mask(where, array.shape), to_dtype(dtype, own)
+    ndim = array.ndim
+    axes = _ALL_AXES[ndim] if axis is None else to_axes(axis, ndim)
+    mask = None if where is None else to_mask(where, array.shape)
+    return array, axes, weights, mask, own if dtype is None else to_dtype(dtype, own)
 
 
 def loss_arguments(
@@ -375,55 +372,67 @@ def loss_arguments(
     label_smoothing: Any,
     temperature: Any,
     reduction: str,
-) -> tuple[Array, Array, int, Array | None, int | None, float, float, str]:
-    """Those that the three losses share, in the order in which the core takes them."""
-    logits = to_array(logits, "logits")
-    axis = to_axis(axis, logits.ndim)
-    classes = logits.shape[axis]
-    if classes == 0:
-        raise ValueError(f"logits has shape {logits.shape}, no classes in axis {axis}; expected at least one")
-    targets, ignore_index = _to_targets(targets, logits.shape, axis, ignore_index)
+) -> tuple[Array, Array, int, Array | None, int | None, float, float, DType]:
+    """Those that the three losses share, and the gradient's dtype."""
+    logits = logits if type(logits) is ndarray else to_array(logits, "logits")
+    dtype = _result_dtypes.get(logits.dtype) or result_dtype(logits.dtype, "logits")
+    shape = logits.shape
+    ndim = len(shape)
+    axis = axis % ndim if type(axis) is int and -ndim <= axis < ndim else to_axis(axis, ndim)
+    if shape[axis] == 0:
+        raise ValueError(f"logits has shape {shape}, no classes in axis {axis}; expected at least one")
+    if type(targets) is not ndarray:
+        targets = _to_new_targets(targets)
+    if targets.dtype.kind in "iu":
+        if ignore_index is not None:
+            ignore_index = _as_element(to_integer(ignore_index, "ignore_index"), targets.dtype)
+        position = _core.find_invalid_target(targets, logits, axis, ignore_index)
+        if position is not None:
+            _refuse_indices(targets, position, shape, axis, ignore_index)
+    else:
+        targets = _to_probabilities(targets, shape, ignore_index)
     if weight is not None:
-        weight = _to_weight(weight, classes)
-    label_smoothing = to_label_smoothing(label_smoothing)
-    temperature = to_temperature(temperature)
+        weight = _to_weight(weight, shape[axis])
+    if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
+        label_smoothing = to_label_smoothing(label_smoothing)
+    if type(temperature) is not float or not 0.0 < temperature < inf:
+        temperature = to_temperature(temperature)
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'none', 'mean' or 'sum'")
-    return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
+    return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, dtype
 
 
-def _to_targets(
-    given: ArrayLike, shape: tuple[int, ...], axis: int, ignore_index: int | None
-) -> tuple[Array, int | None]:
-    """The targets, indices checked, and an `ignore_index` as their dtype holds it (None if it does not)."""
-    targets = to_real_array(given, "targets")
+def _to_new_targets(given: ArrayLike) -> Array:
+    targets = _from_other(given, "targets")
     if targets.size == 0 and isinstance(given, (list, tuple)):
         targets = targets.astype(np.intp)  # NumPy reads an empty list as float64; for an empty batch it is indices
-    kind = targets.dtype.kind
-    if kind == "b":
+    return targets
+
+
+def _to_probabilities(targets: Array, shape: tuple[int, ...], ignore_index: int | None) -> Array:
+    targets = to_real_array(targets, "targets")
+    if targets.dtype.kind == "b":
         raise TypeError("targets has dtype bool; expected class indices (integers) or class probabilities (floating)")
-    if kind not in "iu":
-        if targets.shape != shape:
-            raise ValueError(f"targets, class probabilities, has shape {targets.shape}; expected {shape}, as logits")
-        if ignore_index is not None:
-            raise ValueError(f"ignore_index is {ignore_index!r}; expected None with class probabilities as targets")
-        return targets, None
+    if targets.shape != shape:
+        raise ValueError(f"targets, class probabilities, has shape {targets.shape}; expected {shape}, as logits")
+    if ignore_index is not None:
+        raise ValueError(f"ignore_index is {ignore_index!r}; expected None with class probabilities as targets")
+    return targets
+
+
+def _refuse_indices(
+    targets: Array, position: int, shape: tuple[int, ...], axis: int, ignore_index: int | None
+) -> NoReturn:
     batch = reduced_shape(shape, (axis,))
-    if targets.shape != batch:
+    if position < 0:
         raise ValueError(
             f"targets, class indices, has shape {targets.shape}; expected {batch}, that of logits without axis {axis}"
         )
-    if ignore_index is not None:
-        ignore_index = _as_element(to_integer(ignore_index, "ignore_index"), targets.dtype)
-    classes = shape[axis]
-    position = _core.find_invalid_target(targets, classes, ignore_index)
-    if position >= 0:
-        place = tuple(int(k) for k in np.unravel_index(position, batch))
-        raise ValueError(
-            f"targets{list(place) if place else ''} is {targets[place]}; expected a class index in [0, {classes})"
-            + (" or ignore_index" if ignore_index is not None else "")
-        )
-    return targets, ignore_index
+    place = tuple(int(k) for k in np.unravel_index(position, batch))
+    raise ValueError(
+        f"targets{list(place) if place else ''} is {targets[place]}; expected a class index in [0, {shape[axis]})"
+        + (" or ignore_index" if ignore_index is not None else "")
+    )
 
 
 def _as_element(value: int, dtype: DType) -> int | None:

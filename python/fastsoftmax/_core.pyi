@@ -4,32 +4,57 @@ The class-shaped arrays of one call (`x`, `out`, `where`, `y`, `dy`, `b`, ...) a
 by zero strides. Any strides, alignment and byte order will do, no array is copied. Element types: bool, every integer,
 float16, bfloat16, float32, float64 in; the four floating types out. `axes` are sorted and not negative. A call computes
 in float64 if the input or the output asks for it (float64, integers), else in float32. `out` may be the very same view
-as an input of the same type; any other overlap is the caller's to resolve.
+as an input of the same type; any other overlap is the caller's to resolve. Without `out`, the result is a new array of
+the given dtype; a scalar if that is 0-d.
 """
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 _Array = NDArray[Any]
+_DType = np.dtype[Any]
 
-def softmax(x: _Array, out: _Array, axes: tuple[int, ...], temperature: float, where: _Array | None, /) -> None: ...
-def log_softmax(x: _Array, out: _Array, axes: tuple[int, ...], temperature: float, where: _Array | None, /) -> None: ...
+def softmax(
+    x: _Array, out: _Array | None, dtype: _DType, axes: tuple[int, ...], temperature: float, where: _Array | None, /
+) -> _Array: ...
+def log_softmax(
+    x: _Array, out: _Array | None, dtype: _DType, axes: tuple[int, ...], temperature: float, where: _Array | None, /
+) -> _Array: ...
 def logsumexp(
     x: _Array,
-    out: _Array,  # shape of the batch (x's axes without `axes`); 0-d for all axes
-    sign: _Array | None,  # None, or as out: receives -1, 0, 1 or NaN
+    out: _Array | None,  # shape of the batch (x's axes without `axes`, or with extent 1 there)
+    dtype: _DType,
     axes: tuple[int, ...],
     b: _Array | None,  # broadcast to x's shape
     where: _Array | None,
+    keepdims: bool,
+    return_sign: bool,
     /,
-) -> None: ...
+) -> Any:
+    """The logarithms; with `return_sign` a tuple of them and the signs, -1, 0, 1 or NaN."""
+
 def softmax_grad(
-    y: _Array, dy: _Array, out: _Array, axes: tuple[int, ...], temperature: float, where: _Array | None, /
-) -> None: ...
+    y: _Array,
+    dy: _Array,
+    out: _Array | None,
+    dtype: _DType,
+    axes: tuple[int, ...],
+    temperature: float,
+    where: _Array | None,
+    /,
+) -> _Array: ...
 def log_softmax_grad(
-    logp: _Array, dy: _Array, out: _Array, axes: tuple[int, ...], temperature: float, where: _Array | None, /
-) -> None: ...
+    logp: _Array,
+    dy: _Array,
+    out: _Array | None,
+    dtype: _DType,
+    axes: tuple[int, ...],
+    temperature: float,
+    where: _Array | None,
+    /,
+) -> _Array: ...
 def cross_entropy(
     logits: _Array,
     targets: _Array,  # integers of the batch's shape, all in range or ignored; or probabilities of logits' shape
@@ -40,12 +65,31 @@ def cross_entropy(
     temperature: float,
     reduction: str,
     upstream: float | _Array,  # an array (any real element type, loss's shape) only with reduction "none"
-    loss: _Array | None,  # float32 or float64; 0-d, or the batch's shape with reduction "none"
-    grad: _Array | None,  # logits' shape and dtype
+    dtype: _DType,  # of the gradient; the loss is no half precision, but float32
+    with_loss: bool,
+    with_grad: bool,
+    out: _Array | None,  # for the gradient
     /,
-) -> None: ...
-def find_invalid_target(targets: _Array, classes: int, ignore_index: int | None, /) -> int:
-    """The C-order position of the first index outside [0, classes) that is not `ignore_index`; -1 if there is none."""
+) -> tuple[Any, Any]:
+    """The loss and the gradient, None where not asked for."""
+
+def same_shape(a: _Array, b: _Array, /) -> bool: ...
+def find_invalid_target(targets: _Array, logits: _Array, axis: int, ignore_index: int | None, /) -> int | None:
+    """The C-order position of the first index that is neither that of a class nor `ignore_index`, None if there is
+    none; -1 if the shape is not that of the logits without the axis.
+    """
+
+def is_plain_out(
+    out: object,
+    shape: tuple[int, ...],
+    dtype: _DType,
+    in_place: tuple[object, ...],
+    inputs: tuple[object, ...],
+    /,
+) -> bool:
+    """Whether `out` is for certain good to compute in: an exact ndarray of this shape and dtype, writeable, contiguous,
+    and beside all memory of the arrays among `inputs` and of those `in_place`, unless it is one of the latter itself.
+    """
 
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...

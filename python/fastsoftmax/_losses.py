@@ -2,17 +2,14 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
 from ._arguments import (
     Array,
-    finished,
+    delivered,
     loss_arguments,
-    loss_dtype,
     reduced_shape,
-    result_dtype,
     to_upstream,
     work_array,
 )
@@ -98,10 +95,25 @@ def cross_entropy(
     >>> print(f"{fs.cross_entropy(logits, [0, 1]):.4f}")
     0.3606
     """
-    arguments = loss_arguments(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction)
-    loss = _new_loss(arguments[0], arguments[2], reduction)
-    _core.cross_entropy(*arguments, 1.0, loss, None)
-    return finished(loss, None)
+    logits, targets, axis, weight, ignore_index, label_smoothing, temperature, dtype = loss_arguments(
+        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
+    )
+    loss, _ = _core.cross_entropy(
+        logits,
+        targets,
+        axis,
+        weight,
+        ignore_index,
+        label_smoothing,
+        temperature,
+        reduction,
+        1.0,
+        dtype,
+        True,
+        False,
+        None,
+    )
+    return loss
 
 
 def cross_entropy_grad(
@@ -250,15 +262,27 @@ def _differentiate(
     with_loss: bool,
 ) -> tuple[Any, Array]:
     """(loss or None, gradient)."""
-    arguments = loss_arguments(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction)
-    logits, targets, axis, weight = arguments[:4]
-    upstream = to_upstream(upstream, reduction, reduced_shape(logits.shape, (axis,)))
-    grad = work_array(out, logits.shape, result_dtype(logits.dtype, "logits"), (targets, weight, upstream), (logits,))
-    loss = _new_loss(logits, axis, reduction) if with_loss else None
-    _core.cross_entropy(*arguments, upstream, loss, grad)
-    return None if loss is None else finished(loss, None), finished(grad, out)
-
-
-def _new_loss(logits: Array, axis: int, reduction: str) -> Array:
-    shape = reduced_shape(logits.shape, (axis,)) if reduction == "none" else ()
-    return np.empty(shape, loss_dtype(result_dtype(logits.dtype, "logits")))
+    logits, targets, axis, weight, ignore_index, label_smoothing, temperature, dtype = loss_arguments(
+        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
+    )
+    if upstream is None:
+        upstream = 1.0
+    elif type(upstream) is not float:
+        upstream = to_upstream(upstream, reduction, reduced_shape(logits.shape, (axis,)))
+    work = None if out is None else work_array(out, logits.shape, dtype, (logits,), (targets, weight, upstream))
+    loss, grad = _core.cross_entropy(
+        logits,
+        targets,
+        axis,
+        weight,
+        ignore_index,
+        label_smoothing,
+        temperature,
+        reduction,
+        upstream,
+        dtype,
+        with_loss,
+        True,
+        work,
+    )
+    return loss, grad if work is out else delivered(grad, out)

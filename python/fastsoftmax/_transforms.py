@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
 from ._arguments import (
     Array,
     Axis,
-    finished,
+    delivered,
     logsumexp_arguments,
     reduced_shape,
     transform_arguments,
@@ -86,9 +85,9 @@ def softmax(
     array([[0.1192, 0.    , 0.8808]])
     """
     x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
-    result = work_array(out, x.shape, dtype, (mask,), (x,))
-    _core.softmax(x, result, axes, temperature, mask)
-    return finished(result, out)
+    work = None if out is None else work_array(out, x.shape, dtype, (x,), (mask,))
+    result = _core.softmax(x, work, dtype, axes, temperature, mask)
+    return result if work is out else delivered(result, out)
 
 
 def log_softmax(
@@ -160,9 +159,9 @@ def log_softmax(
     array([-1.3133, -0.3133], dtype=float32)
     """
     x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
-    result = work_array(out, x.shape, dtype, (mask,), (x,))
-    _core.log_softmax(x, result, axes, temperature, mask)
-    return finished(result, out)
+    work = None if out is None else work_array(out, x.shape, dtype, (x,), (mask,))
+    result = _core.log_softmax(x, work, dtype, axes, temperature, mask)
+    return result if work is out else delivered(result, out)
 
 
 def logsumexp(
@@ -242,14 +241,14 @@ def logsumexp(
     1.5413 -1
     """
     array, axes, weights, mask, dtype = logsumexp_arguments(x, axis, b, where, dtype)
-    shape = reduced_shape(array.shape, axes, keepdims)
-    result = work_array(out, shape, dtype, (array, weights, mask))
-    sign = np.empty(shape, dtype) if return_sign else None
-    if keepdims:
-        _core.logsumexp(array, result.squeeze(axes), None if sign is None else sign.squeeze(axes), axes, weights, mask)
-    else:
-        _core.logsumexp(array, result, sign, axes, weights, mask)
-    return finished(result, out) if sign is None else (finished(result, out), finished(sign, None))
+    work = None
+    if out is not None:
+        shape = reduced_shape(array.shape, axes, keepdims)
+        work = work_array(out, shape, dtype, (), (array, weights, mask))
+    result = _core.logsumexp(array, work, dtype, axes, weights, mask, bool(keepdims), bool(return_sign))
+    if work is out:
+        return result
+    return (delivered(result[0], out), result[1]) if return_sign else delivered(result, out)
 
 
 def softmax_grad(
@@ -315,9 +314,9 @@ def softmax_grad(
     array([-0.0599, -0.1628,  0.2227])
     """
     y, dy, axes, temperature, mask, dtype = transform_grad_arguments(y, "y", dy, axis, temperature, where)
-    result = work_array(out, y.shape, dtype, (mask,), (y, dy))
-    _core.softmax_grad(y, dy, result, axes, temperature, mask)
-    return finished(result, out)
+    work = None if out is None else work_array(out, y.shape, dtype, (y, dy), (mask,))
+    result = _core.softmax_grad(y, dy, work, dtype, axes, temperature, mask)
+    return result if work is out else delivered(result, out)
 
 
 def log_softmax_grad(
@@ -384,6 +383,6 @@ def log_softmax_grad(
     array([-0.09  , -0.2447,  0.3348])
     """
     logp, dy, axes, temperature, mask, dtype = transform_grad_arguments(logp, "logp", dy, axis, temperature, where)
-    result = work_array(out, logp.shape, dtype, (mask,), (logp, dy))
-    _core.log_softmax_grad(logp, dy, result, axes, temperature, mask)
-    return finished(result, out)
+    work = None if out is None else work_array(out, logp.shape, dtype, (logp, dy), (mask,))
+    result = _core.log_softmax_grad(logp, dy, work, dtype, axes, temperature, mask)
+    return result if work is out else delivered(result, out)

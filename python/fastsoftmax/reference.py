@@ -18,10 +18,9 @@ from ._arguments import (
     Axis,
     DType,
     check_out,
-    finished,
+    delivered,
     logsumexp_arguments,
     loss_arguments,
-    loss_dtype,
     reduced_shape,
     result_dtype,
     to_upstream,
@@ -66,9 +65,11 @@ def _unmasked(result: Array, mask: Array | None, masked: float) -> Array:
 
 
 def _delivered(result: Array, dtype: DType, out: Array | None) -> Array:
-    if out is not None:
-        check_out(out, result.shape, dtype)
-    return finished(np.asarray(result, dtype), out)
+    result = np.asarray(result, dtype)
+    if out is None:
+        return result if result.ndim else result[()]
+    check_out(out, result.shape, dtype)
+    return delivered(result, out)
 
 
 @_quiet
@@ -254,12 +255,11 @@ def _cross_entropy(
     out: Array | None = None,
 ) -> tuple[Any, Any]:
     """Loss and gradient, where asked for. Batch-shaped arrays keep the class axis, with extent 1, up to the end."""
-    x, targets, axis, weight, ignore_index, e, temperature, _ = loss_arguments(
+    x, targets, axis, weight, ignore_index, e, temperature, dtype = loss_arguments(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
     )
     batch = reduced_shape(x.shape, (axis,))
     upstream = to_upstream(upstream, reduction, batch)
-    dtype = result_dtype(x.dtype, "logits")
     if out is not None:
         check_out(out, x.shape, dtype)
 
@@ -294,7 +294,7 @@ def _cross_entropy(
         terms = np.where(a == 0.0, 0.0, a * -logp_a)
         losses = np.where(ignored, 0.0, terms.sum(axis=axis, keepdims=True))
         reduced = losses.reshape(batch) if reduction == "none" else losses.sum() / scale
-        loss = _delivered(reduced, loss_dtype(dtype), None)
+        loss = _delivered(reduced, FLOAT32 if dtype.itemsize == 2 else dtype, None)
     if with_grad:
         g = np.exp(logp) * a.sum(axis=axis, keepdims=True)
         if chosen is None:
