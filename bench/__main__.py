@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in [*report.remarks(run), *report.summary(run)]:
             console.print(line, highlight=False)
         runs.append(run)
-    console.print(marks.table(runs))
+    if options.peers:
+        console.print(marks.table(runs))
 
     written = chart.draw(options.chart, runs[-1])
     if options.json:

@@ -36,6 +36,9 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 SHAPES = ((400, 2), (200, 10), (40, 100), (20, 1000), (2, 32_000), (1, 300_000))
 QUICK_SHAPES = ((200, 10), (4, 1000))
 
+# Their loops are those of the benchmark, their code that of a contender which counts, or they return means alone.
+LEFT_OUT = ("numba", "torch.compile", "scikit-learn")
+
 LEGEND = (
     "Worst and mean error in ULP (the spacing of the dtype's numbers at the right result). Of a subnormal result, half "
     "a smallest subnormal of rounding is not counted, a flush to zero is. logsumexp is counted in ULP of the larger of "
@@ -82,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("long double has fewer than 64 bits on this machine: nothing to compare with", style="red")
         return 2
 
-    racers = [racer for racer in contenders(peers=not options.no_peers) if racer.name != "numba"]
+    racers = [racer for racer in contenders(peers=not options.no_peers) if racer.name not in LEFT_OUT]
     for racer in racers:
         racer.start(threads=1)
     about = machine.describe(racers)

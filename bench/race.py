@@ -17,7 +17,7 @@ from .contenders import Call, Contender, Unsupported
 SAMPLE_SECONDS = 2e-4  # a sample repeats its call until it lasts this long
 LEAST_ROUNDS = 3  # unless one call is so slow that nobody waits for another
 SLOW_SECONDS = 0.5
-MOST_ROUNDS = 101
+MOST_ROUNDS = 51
 # Threads of others may spin for a while after their turn, waiting for more work.
 PAUSE_SECONDS = 2e-3
 

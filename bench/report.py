@@ -143,7 +143,8 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
             "",
             *(f"- {line}" for line in [*summary(run), *remarks(run)]),
         ]
-    parts += ["", "## Marks that are missed", "", marks.LEGEND, "", markdown(marks.table(runs, plain=True))]
+    missed = marks.table(runs, plain=True)
+    parts += ["", "## Marks that are missed", "", marks.LEGEND, "", markdown(missed) if missed.rows else "None."]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts) + "\n")
 
