@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -19,9 +20,10 @@ from .report import names
 INK, FAINT, GRID, LOST = "#1f2933", "#7b8794", "#e4e7eb", "#c5383f"
 SELF: dict[str, Any] = {"color": "#0b69c7", "marker": "o", "markersize": 8.5, "markeredgecolor": "white"}
 LIMITS: dict[str, dict[str, Any]] = {
-    name: {"color": INK, "marker": marker, "markersize": 9, "markeredgewidth": 1.4}
-    for name, marker in {"move": "|", "exp": "x"}.items()
+    name: {"color": color, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
+    for name, color in {"move": FAINT, "exp": INK}.items()
 }
+MOST_NAMED = 4  # rivals, in the title
 OTHERS: tuple[dict[str, Any], ...] = tuple(
     {"color": color, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
     for color, marker in zip(
@@ -65,7 +67,7 @@ def draw(path: Path, run: Run) -> list[Path]:
             title_fontproperties={"size": 14, "weight": "bold"},
             alignment="left",
         )
-        origin = f"{machine.sentence(about)}\n{machine.versions(about)}; {about['date']}"
+        origin = f"{machine.sentence(about)}\n{fill(machine.versions(about), 150)}; {about['date']}"
         figure.supxlabel(origin, x=0.01, ha="left", fontsize=7.5, color=FAINT)
         path.parent.mkdir(parents=True, exist_ok=True)
         written = [path.with_suffix(".png"), path.with_suffix(".svg")]
@@ -124,7 +126,7 @@ def _dress(axes: Any, labels: list[str], heights: list[float]) -> None:
 
 
 def _label_contenders(axes: Any, rivals: list[str]) -> None:
-    for label, limit in {"the same bytes read and written": "move", "and nothing but exp": "exp"}.items():
+    for label, limit in {"the bytes moved": "move", "and exponentiated": "exp"}.items():
         axes.plot([], [], linestyle="none", label=label, **LIMITS[limit])
     axes.plot([], [], linestyle="none", label=OURS, **SELF)
     for name, style in zip(rivals, OTHERS, strict=False):
@@ -133,4 +135,6 @@ def _label_contenders(axes: Any, rivals: list[str]) -> None:
 
 
 def _enumerate(words: list[str]) -> str:
+    if len(words) > MOST_NAMED:
+        words = [*words[: MOST_NAMED - 1], f"{len(words) - MOST_NAMED + 1} others"]
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

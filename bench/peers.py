@@ -1,7 +1,6 @@
 """Other libraries, raced with `--peers` where they are installed. Arrays in, arrays out; conversions are not timed."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,21 +99,19 @@ class TorchCompiled(Torch):
 
     name = "torch.compile"
 
-    def available(self) -> bool:
-        return super().available() and shutil.which(os.environ.get("CXX", "c++")) is not None
-
     def prepare(self, work: Workload) -> Call:
         import torch
         from torch.nn import functional
 
         case = work.case
-        x = self._tensor(work.x)
         match case.operation:
             case "softmax" | "log_softmax" | "logsumexp":
-                return partial(self._compiled(getattr(torch, case.operation)), x, case.axis)
+                return self._compiled(getattr(torch, case.operation), self._tensor(work.x), case.axis)
             case "cross_entropy" | "cross_entropy_with_grad" if case.reduction == "mean":
+                x = self._tensor(work.x)
                 x = x.movedim(case.axis, 1) if x.ndim > 1 else x
-                loss_of = partial(self._compiled(functional.cross_entropy), x, torch.from_numpy(work.targets))
+                x.requires_grad_(case.operation == "cross_entropy_with_grad")
+                loss_of = self._compiled(functional.cross_entropy, x, torch.from_numpy(work.targets))
                 if case.operation == "cross_entropy":
                     return loss_of
                 return self._with_gradient(loss_of, x, case.axis)
@@ -122,12 +119,11 @@ class TorchCompiled(Torch):
                 raise Unsupported(f"{case.operation} is not compiled")
 
     @staticmethod
-    def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def _compiled(function: Callable[..., Any], *arguments: Any) -> Call:
         import torch
 
         torch.compiler.reset()  # or it would make its code general after a few shapes
-        compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
-        return compiled
+        return partial(torch.compile(function, dynamic=False), *arguments)
 
 
 class OnnxRuntime(Contender):

@@ -124,6 +124,10 @@ def race(
             if contender.name == OURS:
                 raise
             absent[contender.name] = str(reason)
+        except Exception as reason:
+            if contender.name in (OURS, "reference"):
+                raise
+            absent[contender.name] = f"{contender.name} fails: {type(reason).__name__} {str(reason)[:120]!r}"
         else:
             calls[contender.name] = call
     wanted = None

@@ -92,7 +92,9 @@ def remarks(run: Run) -> list[str]:
     lines = []
     for result in run.results:
         # What is merely not offered is not worth a line.
-        lines += [f"{result.case.name}: {why}" for why in result.absent.values() if "disagrees" in why]
+        lines += [
+            f"{result.case.name}: {why}" for why in result.absent.values() if "disagrees" in why or "fails" in why
+        ]
         for name, timing in result.timings.items():
             if timing.wall > 0.01 and timing.cores > run.threads + 0.2:
                 lines.append(f"{result.case.name}: {name} kept {timing.cores:.1f} cores busy")
