@@ -407,6 +407,11 @@ class OpenVino(Contender):
     name = "OpenVINO"
     package = "openvino"
 
+    def start(self, threads: int) -> None:
+        super().start(threads)
+        # With this module, `import openvino` reports its use over the network, from a forked process.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
     def prepare(self, work: Workload) -> Call:
         import openvino
         from openvino import opset13 as ops
