@@ -14,7 +14,7 @@ WHEEL_BYTES = 3_000_000
 
 SDIST = (
     r"PKG-INFO|pyproject\.toml|CMakeLists\.txt|README\.md|LICENSE|CHANGELOG\.md",
-    r"bench/\w+\.(py|md|svg)",
+    r"bench/\w+\.(c|py|md|svg)",
     r"cpp/([\w/]+)\.(cpp|hpp|py)",
     r"python/fastsoftmax/(\w+\.pyi?|py\.typed)",
     r"tests/[\w/]+\.py",

@@ -3,9 +3,11 @@
 cases.py        what is computed: operations, shapes, dtypes, and the arrays of one case
 contenders.py   who computes it: fastsoftmax, its reference, SciPy
 peers.py        other libraries, raced where they are installed
-limits.py       what no contender can beat: moving the bytes
+limits.py, .c   what no contender can beat: moving the bytes, and exponentiating what they hold
 race.py         the measurement: agreement first, then interleaved rounds
+measure.py      all cases with one number of threads
 report.py       tables, Markdown and JSON of what came out
+marks.py        what fastsoftmax holds itself to, and where it does not get there
 chart.py        and its picture
 machine.py      where it was measured
 """

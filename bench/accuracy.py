@@ -71,6 +71,9 @@ ARGUMENT_CHECKS: tuple[Callable[..., contract.Checks], ...] = (
     contract.signed_sum,
 )
 
+# Their loops are those of the benchmark, their code that of a contender which counts, or they return means alone.
+LEFT_OUT = ("numba", "torch.compile", "scikit-learn")
+
 LEGEND = (
     "Errors in ULP (the spacing of the dtype's numbers at the right result). Of a subnormal result, half a smallest "
     "subnormal of rounding is not counted, a flush to zero is. logsumexp is counted in ULP of the larger of the result "
@@ -131,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("long double has fewer than 64 bits on this machine: nothing to compare with", style="red")
         return 2
 
-    others = [racer for racer in contenders(peers=not options.no_peers) if racer.name not in ("fastsoftmax", "numba")]
+    left_out = ("fastsoftmax", *LEFT_OUT)
+    others = [racer for racer in contenders(peers=not options.no_peers) if racer.name not in left_out]
     for racer in others:
         racer.start(threads=1)
     config = fastsoftmax.show_config(mode="dicts")

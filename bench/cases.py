@@ -26,6 +26,9 @@ Operation = Literal[
 # beyond a few MB an allocation costs page faults that would hide the computation.
 PREALLOCATE_BYTES = 4 * 2**20
 
+# The limits of smaller cases are not those of a loop but of a call.
+CALL_ELEMENTS = 1000
+
 # Of the vocabulary step: the width of a token's features, and the tokens whose logits exist at one time.
 FEATURES = 64
 CHUNK = 256
@@ -38,6 +41,9 @@ class Case:
     axis: int = -1
     dtype: str = "float32"
     reduction: Literal["mean", "none"] = "mean"  # of a loss
+    # Where the result goes: to a new array, to one that exists, over the logits, or as its size suggests.
+    result: Literal["", "new", "out=", "in place"] = ""
+    keywords: bool = False  # whether fastsoftmax is called with all arguments by name
 
     @property
     def name(self) -> str:
@@ -45,9 +51,13 @@ class Case:
         words = [operation.replace("_step", " step")]
         if self.dtype != "float32":
             words.append(self.dtype)
-        if self.axis % len(self.shape) != len(self.shape) - 1:
+        if self.strided:
             words.append(f"axis {self.axis} of")
         words.append(str(self.shape))
+        if self.result:
+            words.append(self.result)
+        if self.keywords:
+            words.append("by keywords")
         return " ".join(words)
 
     def matches(self, pattern: str) -> bool:
@@ -63,8 +73,26 @@ class Case:
         return self.shape[:axis] + self.shape[axis + 1 :]
 
     @property
+    def classes(self) -> int:
+        return self.shape[self.axis]
+
+    @property
+    def strided(self) -> bool:
+        """Whether the classes of a slice are apart in memory."""
+        return self.axis % len(self.shape) != len(self.shape) - 1
+
+    @property
+    def in_place(self) -> bool:
+        return self.result == "in place"
+
+    @property
     def elements(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def is_call(self) -> bool:
+        """Whether its time is that of a call rather than of its elements."""
+        return self.elements < CALL_ELEMENTS
 
     @property
     def has_loss(self) -> bool:
@@ -76,9 +104,14 @@ class Case:
         return self.operation in ("logsumexp", "cross_entropy")
 
     @property
+    def arrays_read(self) -> int:
+        """Of the size of the logits."""
+        return 2 if self.operation in ("softmax_grad", "log_softmax_grad") else 1
+
+    @property
     def bytes_moved(self) -> int:
         """What must be read and written when memory sees every array once."""
-        arrays = 1 if self.reduces else 3 if self.operation in ("softmax_grad", "log_softmax_grad") else 2
+        arrays = self.arrays_read + (not self.reduces)
         return arrays * self.elements * dtype_of(self.dtype).itemsize
 
 
@@ -99,17 +132,22 @@ class Workload:
         self.case = case
         self.dtype = dtype_of(case.dtype)
         rng = np.random.default_rng(20)
-        classes = case.shape[case.axis]
-        self.targets: Array = rng.integers(0, classes, case.batch)
+        self.targets: Array = rng.integers(0, case.classes, case.batch)
         if case.operation == "vocabulary_step":
             self.features = rng.standard_normal((case.shape[0], FEATURES), np.float32)
-            self.weights = rng.standard_normal((classes, FEATURES), np.float32) / np.float32(math.sqrt(FEATURES))
+            self.weights = rng.standard_normal((case.classes, FEATURES), np.float32) / np.float32(math.sqrt(FEATURES))
             return
         # As spread as the logits of a trained network.
         logits = rng.standard_normal(case.shape, np.float32) * np.float32(4) if x is None else x
         self.x: Array = logits.astype(self.dtype, copy=False)
+        self._logits = self.x.copy() if case.in_place else self.x
         if case.operation in ("softmax_grad", "log_softmax_grad"):
             self.dy: Array = rng.standard_normal(case.shape, np.float32).astype(self.dtype, copy=False)
+
+    def renew(self) -> None:
+        """Restore the logits that a contender overwrote."""
+        if self.case.in_place:
+            np.copyto(self.x, self._logits)
 
     @cached_property
     def result_shape(self) -> tuple[int, ...]:
@@ -121,75 +159,121 @@ class Workload:
     @cached_property
     def preallocates(self) -> bool:
         """Whether contenders that can write to an array that is given to them do so."""
+        if self.case.result:
+            return self.case.result != "new"
         fits = self.case.operation not in ("cross_entropy", "vocabulary_step")
         return fits and math.prod(self.result_shape) * self.dtype.itemsize >= PREALLOCATE_BYTES
 
     @cached_property
     def out(self) -> Array:
-        """Zeros written out, so that every page exists."""
-        return np.full(self.result_shape, 0, self.dtype)
+        """The logits, or zeros written out, so that every page exists."""
+        return self.x if self.case.in_place else np.full(self.result_shape, 0, self.dtype)
 
 
 GROUPS: dict[str, list[Case]] = {
     "Few classes": [
-        Case("softmax", (100_000, 2)),
-        Case("softmax", (100_000, 10)),
+        *(Case("softmax", (100_000, classes)) for classes in (2, 3, 4, 5, 8, 10, 16, 20, 32)),
+        Case("softmax", (1_000_000, 2)),
+        Case("softmax", (1_000_000, 10)),
+        Case("softmax", (100_000, 10), result="out="),
+        Case("softmax", (100_000, 10), result="in place"),
+        Case("log_softmax", (100_000, 2)),
         Case("log_softmax", (100_000, 10)),
+        Case("logsumexp", (100_000, 10)),
+        Case("softmax_grad", (100_000, 10)),
+        Case("log_softmax_grad", (100_000, 10)),
         Case("cross_entropy", (100_000, 10)),
         Case("cross_entropy_with_grad", (100_000, 2)),
         Case("cross_entropy_with_grad", (100_000, 10)),
+        Case("cross_entropy_with_grad", (1_000_000, 10)),
     ],
     "Rows": [
-        Case("softmax", (10_000, 100)),
-        Case("softmax", (4096, 1000)),
+        Case("softmax", (10_000, 50)),
+        *(Case("softmax", (batch, 100)) for batch in (100, 1000, 10_000, 1_000_000)),
+        Case("softmax", (10_000, 300)),
+        *(Case("softmax", (batch, 1000)) for batch in (10, 100, 4096)),
+        Case("softmax", (4096, 1000), result="new"),
+        Case("softmax", (4096, 1000), result="in place"),
+        Case("softmax", (1000, 3000)),
+        Case("softmax", (32_768, 4096)),
+        Case("log_softmax", (10_000, 100)),
         Case("log_softmax", (4096, 1000)),
+        Case("logsumexp", (10_000, 100)),
         Case("logsumexp", (4096, 1000)),
         Case("softmax_grad", (4096, 1000)),
-        Case("softmax", (32_768, 4096)),
+        Case("log_softmax_grad", (4096, 1000)),
     ],
     "Vocabularies": [
         Case("softmax", (64, 32_000)),
         Case("softmax", (512, 32_000)),
-        Case("logsumexp", (512, 32_000)),
+        Case("softmax", (64, 50_000)),
         Case("softmax", (16, 128_256)),
         Case("softmax", (64, 128_256)),
+        Case("softmax", (64, 128_256), result="in place"),
+        Case("softmax", (16, 250_000)),
         Case("log_softmax", (64, 128_256)),
+        Case("logsumexp", (512, 32_000)),
+        Case("softmax_grad", (64, 32_000)),
+        Case("log_softmax_grad", (64, 32_000)),
         Case("vocabulary_step", (1024, 32_000)),
     ],
     "One row": [
         Case("softmax", (10,)),
-        Case("softmax", (1000,)),
-        Case("softmax", (1_000_000,)),
+        Case("softmax", (10,), keywords=True),
+        Case("softmax", (10,), result="out="),
+        *(Case("softmax", (classes,)) for classes in (100, 1000, 10_000, 100_000, 1_000_000)),
         Case("softmax", (1, 16_777_216)),
+        Case("log_softmax", (1000,)),
+        Case("logsumexp", (1000,)),
         Case("logsumexp", (1_000_000,)),
+        Case("cross_entropy", (1, 50_000)),
     ],
     "Class axis first or in the middle": [
+        Case("softmax", (10, 100_000), axis=0),
+        Case("softmax", (100, 10_000), axis=0),
         Case("softmax", (1000, 4096), axis=0),
         Case("softmax", (4, 19, 128, 128), axis=1),
         Case("softmax", (64, 19, 128, 128), axis=1),
+        Case("softmax", (4, 19, 128, 128), axis=1, result="in place"),
         Case("log_softmax", (4, 19, 128, 128), axis=1),
+        Case("logsumexp", (4, 19, 128, 128), axis=1),
+        Case("softmax_grad", (4, 19, 128, 128), axis=1),
+        Case("cross_entropy", (4, 19, 128, 128), axis=1),
         Case("cross_entropy_with_grad", (4, 19, 128, 128), axis=1),
         Case("cross_entropy_with_grad", (16, 19, 128, 128), axis=1),
     ],
     "Losses": [
+        Case("cross_entropy", (10_000, 100)),
         Case("cross_entropy", (4096, 1000)),
-        Case("cross_entropy_with_grad", (4096, 1000)),
-        Case("cross_entropy_with_grad", (64, 32_000)),
-        Case("cross_entropy_with_grad", (512, 32_000)),
         Case("cross_entropy", (16, 128_256)),
         Case("cross_entropy", (64, 128_256)),
+        Case("cross_entropy_with_grad", (10_000, 100)),
+        Case("cross_entropy_with_grad", (4096, 1000)),
+        Case("cross_entropy_with_grad", (4096, 1000), result="in place"),
+        Case("cross_entropy_with_grad", (1000, 3000)),
+        Case("cross_entropy_with_grad", (64, 32_000)),
+        Case("cross_entropy_with_grad", (512, 32_000)),
         Case("cross_entropy_with_grad", (16, 128_256)),
     ],
     "Other dtypes": [
-        Case("softmax", (100_000, 10), dtype="float64"),
-        Case("softmax", (1024, 1000), dtype="float64"),
+        *(
+            case
+            for dtype in ("float64", "float16", "bfloat16")
+            for case in (
+                Case("softmax", (100_000, 10), dtype=dtype),
+                Case("softmax", (1024, 1000), dtype=dtype),
+                Case("softmax", (64, 32_000), dtype=dtype),
+                Case("softmax", (4, 19, 128, 128), axis=1, dtype=dtype),
+                Case("log_softmax", (1024, 1000), dtype=dtype),
+                Case("logsumexp", (1024, 1000), dtype=dtype),
+                Case("softmax_grad", (1024, 1000), dtype=dtype),
+                Case("cross_entropy", (1024, 1000), dtype=dtype),
+                Case("cross_entropy_with_grad", (1024, 1000), dtype=dtype),
+            )
+        ),
         Case("softmax", (4096, 1000), dtype="float64"),
-        Case("cross_entropy_with_grad", (1024, 1000), dtype="float64"),
-        Case("softmax", (1024, 1000), dtype="float16"),
         Case("softmax", (512, 32_000), dtype="float16"),
-        Case("log_softmax", (1024, 1000), dtype="float16"),
         Case("cross_entropy_with_grad", (64, 32_000), dtype="float16"),
-        Case("softmax", (1024, 1000), dtype="bfloat16"),
     ],
 }
 
@@ -202,6 +286,7 @@ QUICK = frozenset(
         Case("softmax", (64, 32_000)),
         Case("softmax", (16, 128_256)),
         Case("softmax", (10,)),
+        Case("softmax", (10,), keywords=True),
         Case("softmax", (1_000_000,)),
         Case("softmax", (1000, 4096), axis=0),
         Case("softmax", (4, 19, 128, 128), axis=1),

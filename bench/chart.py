@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -12,17 +13,22 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
 from . import machine
-from .race import CaseResult
-from .report import LIMITS, names
+from .cases import QUICK
+from .race import OURS, CaseResult, Run
+from .report import names
 
 INK, FAINT, GRID, LOST = "#1f2933", "#7b8794", "#e4e7eb", "#c5383f"
-OURS: dict[str, Any] = {"color": "#0b69c7", "marker": "o", "markersize": 8.5, "markeredgecolor": "white"}
-LIMIT: dict[str, Any] = {"color": INK, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
+SELF: dict[str, Any] = {"color": "#0b69c7", "marker": "o", "markersize": 8.5, "markeredgecolor": "white"}
+LIMITS: dict[str, dict[str, Any]] = {
+    name: {"color": color, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
+    for name, color in {"move": FAINT, "exp": INK}.items()
+}
+MOST_NAMED = 4  # rivals, in the title
 OTHERS: tuple[dict[str, Any], ...] = tuple(
     {"color": color, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
     for color, marker in zip(
-        ("#9aa5b1", "#e0872b", "#c5383f", "#7b3fa0", "#2f9e6e", "#b5a300", "#d65db1", "#5d6d7e"),
-        "oDs^vPXh",
+        ("#9aa5b1", "#e0872b", "#c5383f", "#7b3fa0", "#2f9e6e", "#b5a300", "#d65db1", "#5d6d7e", "#00a3c4", "#8d6e3f"),
+        "oDs^vPXhd<",
         strict=True,
     )
 )
@@ -34,8 +40,11 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(path: Path, about: dict[str, Any], results: Sequence[CaseResult]) -> list[Path]:
+def draw(path: Path, run: Run) -> list[Path]:
     """Write it as PNG and SVG beside each other; the suffix of `path` does not matter."""
+    about = run.about
+    # All cases would be more than one sees at a glance.
+    results = [result for result in run.results if result.case in QUICK] or run.results
     rivals = names(results)
     heights, headings = _layout(results)
     with mpl.rc_context():
@@ -58,7 +67,7 @@ def draw(path: Path, about: dict[str, Any], results: Sequence[CaseResult]) -> li
             title_fontproperties={"size": 14, "weight": "bold"},
             alignment="left",
         )
-        origin = f"{machine.sentence(about)}\n{machine.versions(about)}; {about['date']}"
+        origin = f"{machine.sentence(about)}\n{fill(machine.versions(about), 150)}; {about['date']}"
         figure.supxlabel(origin, x=0.01, ha="left", fontsize=7.5, color=FAINT)
         path.parent.mkdir(parents=True, exist_ok=True)
         written = [path.with_suffix(".png"), path.with_suffix(".svg")]
@@ -84,20 +93,21 @@ def _layout(results: Sequence[CaseResult]) -> tuple[list[float], dict[str, float
 
 
 def _draw_case(axes: Any, result: CaseResult, height: float, rivals: list[str], margin: dict[str, Any]) -> None:
-    ours = result.ns("fastsoftmax")
+    ours = result.ns(OURS)
     others = {name: result.ns(name) for name in rivals if name in result.timings}
-    for limit in LIMITS:
-        axes.plot(result.ns(limit), height, **LIMIT)
+    for limit, style in LIMITS.items():
+        if limit in result.timings:
+            axes.plot(result.ns(limit), height, **style)
     if others:
         ends = (min(ours, *others.values()), max(ours, *others.values()))
         axes.plot(ends, (height, height), color=GRID, linewidth=2.5, zorder=1)
         ratio = min(others.values()) / ours
         text = f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
-        axes.text(1.01, height, text, weight="bold", color=OURS["color"] if ratio > 1 else LOST, **margin)
+        axes.text(1.01, height, text, weight="bold", color=SELF["color"] if ratio > 1 else LOST, **margin)
     for name, style in reversed(list(zip(rivals, OTHERS, strict=False))):
         if name in others:
             axes.plot(others[name], height, zorder=3, **style)
-    axes.plot(ours, height, zorder=4, **OURS)
+    axes.plot(ours, height, zorder=4, **SELF)
 
 
 def _dress(axes: Any, labels: list[str], heights: list[float]) -> None:
@@ -116,12 +126,15 @@ def _dress(axes: Any, labels: list[str], heights: list[float]) -> None:
 
 
 def _label_contenders(axes: Any, rivals: list[str]) -> None:
-    axes.plot([], [], linestyle="none", label="copy of the same bytes", **LIMIT)
-    axes.plot([], [], linestyle="none", label="fastsoftmax", **OURS)
+    for label, limit in {"the bytes moved": "move", "and exponentiated": "exp"}.items():
+        axes.plot([], [], linestyle="none", label=label, **LIMITS[limit])
+    axes.plot([], [], linestyle="none", label=OURS, **SELF)
     for name, style in zip(rivals, OTHERS, strict=False):
         label = "NumPy (fastsoftmax.reference)" if name == "reference" else name
         axes.plot([], [], linestyle="none", label=label, **style)
 
 
 def _enumerate(words: list[str]) -> str:
+    if len(words) > MOST_NAMED:
+        words = [*words[: MOST_NAMED - 1], f"{len(words) - MOST_NAMED + 1} others"]
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

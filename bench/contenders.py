@@ -14,6 +14,9 @@ from .cases import CHUNK, Array, Workload
 
 Call = Callable[[], Any]
 
+# Ends the names of those that run beside their likes with more threads, to see what these bring.
+ONE_THREAD = ", 1 thread"
+
 
 class Unsupported(Exception):
     """The contender has no such operation, or not for this dtype; the message says which."""
@@ -34,6 +37,9 @@ class Contender(ABC):
     def start(self, threads: int) -> None:
         """Import the library and set its number of threads."""
         self.threads = threads
+
+    def turn(self) -> None:  # noqa: B027 - most have nothing to set
+        """What has to be set before it is timed each time."""
 
     @abstractmethod
     def prepare(self, work: Workload) -> Call:
@@ -56,8 +62,11 @@ class NumpyApi(Contender):
 
     def start(self, threads: int) -> None:
         super().start(threads)
+        self.turn()
+
+    def turn(self) -> None:
         if self._set_threads is not None:
-            self._set_threads(threads)
+            self._set_threads(self.threads)
 
     def prepare(self, work: Workload) -> Call:
         case = work.case
@@ -65,6 +74,8 @@ class NumpyApi(Contender):
             return partial(self._vocabulary_step, work.features, work.weights, work.targets)
         function = getattr(self._module, case.operation)
         out: dict[str, Any] = {"out": work.out} if work.preallocates else {}
+        if case.keywords:
+            return partial(function, x=work.x, axis=case.axis, **out)
         if case.has_loss:
             reduction = {} if case.reduction == "mean" else {"reduction": case.reduction}
             return partial(function, work.x, work.targets, case.axis, **reduction, **out)
@@ -107,16 +118,17 @@ class Scipy(Contender):
         return partial(getattr(special, case.operation), work.x, axis=case.axis)
 
 
+def ours(name: str = "fastsoftmax") -> Contender:
+    import fastsoftmax
+
+    return NumpyApi(name, fastsoftmax, fastsoftmax.set_num_threads)
+
+
 def contenders(peers: bool) -> list[Contender]:
     """Those that are installed, fastsoftmax first."""
-    import fastsoftmax
     from fastsoftmax import reference
 
-    racers: list[Contender] = [
-        NumpyApi("fastsoftmax", fastsoftmax, fastsoftmax.set_num_threads),
-        NumpyApi("reference", reference),
-        Scipy(),
-    ]
+    racers: list[Contender] = [ours(), NumpyApi("reference", reference), Scipy()]
     if peers:
         from .peers import PEERS
 

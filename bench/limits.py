@@ -1,39 +1,92 @@
-"""What no contender can beat: the time that the machine needs for the bytes of a case."""
+"""What no contender can beat: the time that the machine needs for the bytes of a case, and for its exponentials."""
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 
-from .cases import Workload
-from .contenders import Call, Contender
+from .cases import Array, Workload
+from .contenders import Call, Contender, Unsupported
 
-# Below this, handing half of a copy to a second thread costs more than it brings.
-BYTES_PER_THREAD = 2 * 2**20
+# Below this, waking another thread costs more than it brings.
+ELEMENTS_PER_THREAD = 2**15
 
 
-class Copy(Contender):
-    """`np.copyto` of half the bytes that the case must move: as many are read and written together."""
+@cache
+def loops() -> ctypes.CDLL | None:
+    """limits.c, compiled for this machine; None without a compiler that can."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None
+    flags = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags.append("-mprefer-vector-width=512")  # half as wide is the compilers' default
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "limits.so"
+        source = Path(__file__).with_name("limits.c")
+        if subprocess.run([compiler, *flags, "-o", library, source], capture_output=True).returncode:
+            return None
+        return ctypes.CDLL(str(library))
 
-    name = "copy"
+
+class Limit(Contender):
+    """A loop of limits.c over arrays of its own."""
+
     package = "numpy"
 
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
+    def available(self) -> bool:
+        return loops() is not None
 
-    def start(self, threads: int) -> None:
-        super().start(threads)
-        if threads > 1:
-            self._pool = ThreadPoolExecutor(threads)
+    def call(self, function: str, work: Workload, arrays: list[Array]) -> Call:
+        """One with converted arguments, as ctypes takes as long for a conversion as for the call."""
+        threads = max(1, min(self.threads, work.case.elements // ELEMENTS_PER_THREAD))
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+        loop = partial(getattr(loops(), function), *pointers, ctypes.c_ssize_t(arrays[0].size), ctypes.c_int(threads))
+        self._arrays = arrays  # the memory that the pointers of the latest case lead to
+        return loop
+
+
+class Move(Limit):
+    """Reads and writes the bytes that the case must read and write."""
+
+    name = "move"
 
     def prepare(self, work: Workload) -> Call:
-        source = np.full(max(1, work.case.bytes_moved // 2), 1, np.uint8)
-        target = np.zeros_like(source)
-        if self._pool is None or source.size < BYTES_PER_THREAD * self.threads:
-            return partial(np.copyto, target, source)
-        pairs = list(zip(np.array_split(target, self.threads), np.array_split(source, self.threads), strict=True))
-        pool = self._pool
-        return lambda: list(pool.map(lambda pair: np.copyto(*pair), pairs))
+        case = work.case
+        if case.is_call or case.operation == "vocabulary_step":
+            raise Unsupported("not about memory")
+        words = -(-case.elements * work.dtype.itemsize // 4)
+        read = [np.ones(words, np.uint32) for _ in range(case.arrays_read)]
+        written = [] if case.reduces else read[:1] if case.in_place else [np.ones(words, np.uint32)]
+        return self.call(f"move_{len(read)}_to_{len(written)}", work, [*read, *written])
 
 
-LIMITS: list[type[Contender]] = [Copy]
+class Exp(Limit):
+    """Reads every number once, exponentiates it and writes it or, where nothing is written, adds it up."""
+
+    def __init__(self, name: str = "exp") -> None:
+        self.name = name
+
+    def prepare(self, work: Workload) -> Call:
+        case = work.case
+        if case.operation in ("softmax_grad", "log_softmax_grad", "vocabulary_step"):
+            raise Unsupported(f"{case.operation} is not about its exponentials")
+        # In place, its results are soon NaN, for which the loop takes as long.
+        x = work.x.copy() if case.in_place else work.x
+        y = x if case.in_place else np.zeros_like(x)
+        if case.is_call:
+            return partial(np.exp, x, out=y)
+        if not hasattr(loops(), f"exp_{case.dtype}"):
+            raise Unsupported(f"no loop for {case.dtype} on this machine")
+        if case.reduces:
+            return self.call(f"exp_sum_{case.dtype}", work, [x])
+        return self.call(f"exp_{case.dtype}", work, [x, y])
+
+
+LIMITS: list[type[Limit]] = [Move, Exp]

@@ -29,7 +29,7 @@ def describe(contenders: Sequence[Contender]) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
-            **{racer.name: racer.version() for racer in contenders if racer.name not in ("reference", "copy")},
+            **{racer.name: racer.version() for racer in contenders if racer.name not in ("reference", "torch.compile")},
         },
     }
 

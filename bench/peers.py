@@ -1,8 +1,11 @@
 """Other libraries, raced with `--peers` where they are installed. Arrays in, arrays out; conversions are not timed."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -53,14 +56,20 @@ class Torch(Contender):
                 loss_of = partial(functional.cross_entropy, x, targets, reduction=case.reduction)
                 if case.operation == "cross_entropy":
                     return loss_of
-                x.requires_grad_()
+                return self._with_gradient(loss_of, x, case.axis)
 
-                def loss_and_gradient() -> Any:
-                    loss = loss_of()
-                    (grad,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
-                    return loss.detach(), grad.movedim(1, case.axis)
+    @staticmethod
+    def _with_gradient(loss_of: Call, x: Any, axis: int) -> Call:
+        import torch
 
-                return loss_and_gradient
+        x.requires_grad_()
+
+        def loss_and_gradient() -> Any:
+            loss = loss_of()
+            (grad,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
+            return loss.detach(), grad.movedim(1, axis)
+
+        return loss_and_gradient
 
     def arrays(self, result: Any) -> tuple[Array, ...]:
         return tuple(map(self._array, result if isinstance(result, tuple) else (result,)))
@@ -83,6 +92,38 @@ class Torch(Contender):
             return bits.view(ml_dtypes.bfloat16)
         array: Array = tensor.numpy()
         return array
+
+
+class TorchCompiled(Torch):
+    """The functions that make the results of `Torch`, compiled for each shape; without `out=`."""
+
+    name = "torch.compile"
+
+    def prepare(self, work: Workload) -> Call:
+        import torch
+        from torch.nn import functional
+
+        case = work.case
+        match case.operation:
+            case "softmax" | "log_softmax" | "logsumexp":
+                return self._compiled(getattr(torch, case.operation), self._tensor(work.x), case.axis)
+            case "cross_entropy" | "cross_entropy_with_grad" if case.reduction == "mean":
+                x = self._tensor(work.x)
+                x = x.movedim(case.axis, 1) if x.ndim > 1 else x
+                x.requires_grad_(case.operation == "cross_entropy_with_grad")
+                loss_of = self._compiled(functional.cross_entropy, x, torch.from_numpy(work.targets))
+                if case.operation == "cross_entropy":
+                    return loss_of
+                return self._with_gradient(loss_of, x, case.axis)
+            case _:
+                raise Unsupported(f"{case.operation} is not compiled")
+
+    @staticmethod
+    def _compiled(function: Callable[..., Any], *arguments: Any) -> Call:
+        import torch
+
+        torch.compiler.reset()  # or it would make its code general after a few shapes
+        return partial(torch.compile(function, dynamic=False), *arguments)
 
 
 class OnnxRuntime(Contender):
@@ -188,9 +229,8 @@ class Jax(Contender):
     package = "jax"
 
     def start(self, threads: int) -> None:
-        if threads == 1:  # XLA takes every core or one; it is told before it is imported
-            flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+        # The size of XLA's pool, read when it is loaded; no flag of XLA's changes it.
+        os.environ["NPROC"] = str(threads)
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         import jax
 
@@ -205,6 +245,8 @@ class Jax(Contender):
             arrays = [work.features, work.weights, work.targets]
         else:
             arrays = [work.x, work.targets] if case.has_loss else [work.x]
+        if case.operation in ("softmax_grad", "log_softmax_grad"):
+            arrays = [np.asarray(getattr(jax.nn, case.operation.removesuffix("_grad"))(work.x, case.axis)), work.dy]
         inputs = [jax.numpy.asarray(array) for array in arrays]
         return lambda: jax.block_until_ready(compiled(*inputs))
 
@@ -225,6 +267,12 @@ class Jax(Contender):
             each, pullback = jax.vjp(partial(losses, targets=targets), x)
             return each, pullback(jnp.ones_like(each))[0]
 
+        def softmax_grad(y: Any, dy: Any) -> Any:
+            return y * (dy - (y * dy).sum(axis, keepdims=True))
+
+        def log_softmax_grad(y: Any, dy: Any) -> Any:
+            return dy - jnp.exp(y) * dy.sum(axis, keepdims=True)
+
         def step(features: Any, weights: Any, targets: Any) -> Any:
             return loss(features @ weights.T, targets)
 
@@ -236,10 +284,12 @@ class Jax(Contender):
                 function = loss if reduction == "mean" else losses
             case "cross_entropy_with_grad":
                 function = jax.value_and_grad(loss) if reduction == "mean" else losses_and_gradient
+            case "softmax_grad":
+                function = softmax_grad
+            case "log_softmax_grad":
+                function = log_softmax_grad
             case "vocabulary_step":
                 function = jax.value_and_grad(step, argnums=(0, 1))
-            case _:
-                raise Unsupported(f"no {operation} apart from its forward pass")
         compiled: Callable[..., Any] = jax.jit(function)
         return compiled
 
@@ -279,16 +329,177 @@ class Numba(Contender):
             targets = np.ascontiguousarray(work.targets).reshape((outer,) if rows else (outer, -1))
             if case.operation == "cross_entropy":
                 return partial(function, x, targets)
-            grad = np.empty_like(x)
+            grad = x if case.in_place else np.empty_like(x)
             return lambda: (function(x, targets, grad), grad)
         out = np.empty(work.result_shape, x.dtype) if not work.preallocates else work.out
-        flat = out.reshape((-1,) if case.operation == "logsumexp" else shape)
+        flat = out.reshape(shape[:1] + shape[2:] if case.reduces else shape)
+        inputs = [x]
+        if case.operation in ("softmax_grad", "log_softmax_grad"):
+            y = np.empty_like(x)
+            (kernels.ROWS if rows else kernels.COLUMNS)[case.operation.removesuffix("_grad")](x, y)
+            inputs = [y, work.dy.reshape(shape)]
 
         def run() -> Array:
-            function(x, flat)
+            function(*inputs, flat)
             return out
 
         return run
 
 
-PEERS: list[type[Contender]] = [Torch, OnnxRuntime, Jax, Numba]
+class LiteRt(Contender):
+    """A model of one operator, run by XNNPACK, its input filled in before the clock starts."""
+
+    name = "LiteRT"
+    package = "ai_edge_litert"
+
+    def version(self) -> str:
+        return version("ai-edge-litert")
+
+    def prepare(self, work: Workload) -> Call:
+        from ai_edge_litert.interpreter import Interpreter
+
+        case = work.case
+        if case.operation not in ("softmax", "log_softmax") or case.dtype != "float32" or case.strided:
+            raise Unsupported(f"no operator for {case.name}")
+        with hushed():  # it announces each interpreter
+            interpreter = Interpreter(model_content=self._model(case), num_threads=self.threads)
+            interpreter.allocate_tensors()
+        interpreter.set_tensor(0, work.x)
+        self._interpreter = interpreter
+        invoke: Call = interpreter.invoke
+        return invoke
+
+    @staticmethod
+    def _model(case: Case) -> bytes:
+        import flatbuffers
+        from ai_edge_litert import schema_py_generated as schema
+
+        def tensor(name: str) -> Any:
+            described = schema.TensorT()
+            described.name, described.shape = name, list(case.shape)
+            return described
+
+        node, code, graph, model = schema.OperatorT(), schema.OperatorCodeT(), schema.SubGraphT(), schema.ModelT()
+        node.inputs, node.outputs = [0], [1]
+        if case.operation == "softmax":
+            code.builtinCode = schema.BuiltinOperator.SOFTMAX
+            node.builtinOptionsType, node.builtinOptions = (
+                schema.BuiltinOptions.SoftmaxOptions,
+                schema.SoftmaxOptionsT(),
+            )
+            node.builtinOptions.beta = 1.0
+        else:
+            code.builtinCode = schema.BuiltinOperator.LOG_SOFTMAX
+            node.builtinOptionsType = schema.BuiltinOptions.LogSoftmaxOptions
+            node.builtinOptions = schema.LogSoftmaxOptionsT()
+        code.deprecatedBuiltinCode, code.version = code.builtinCode, 1
+        graph.tensors, graph.inputs, graph.outputs, graph.operators = [tensor("x"), tensor("y")], [0], [1], [node]
+        model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], [schema.BufferT()]
+        builder = flatbuffers.Builder()
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def arrays(self, result: Any) -> tuple[Array, ...]:
+        return (self._interpreter.get_tensor(1),)
+
+
+class OpenVino(Contender):
+    """A compiled graph that reads and writes arrays which exist before the clock starts."""
+
+    name = "OpenVINO"
+    package = "openvino"
+
+    def start(self, threads: int) -> None:
+        super().start(threads)
+        # With this module, `import openvino` reports its use over the network, from a forked process.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+    def prepare(self, work: Workload) -> Call:
+        import openvino
+        from openvino import opset13 as ops
+
+        case = work.case
+        if case.dtype not in ("float32", "float16"):
+            raise Unsupported(f"{case.dtype}: its arrays have no bfloat16, and it computes float64 in float32")
+        axis = case.axis % len(case.shape)
+        x = ops.parameter(list(case.shape), openvino.Type(work.dtype))
+        match case.operation:
+            case "softmax":
+                y = ops.softmax(x, axis)
+            case "log_softmax":
+                y = ops.log_softmax(x, axis)
+            case "logsumexp":
+                peak = ops.reduce_max(x, axis, keep_dims=True)
+                total = ops.log(ops.reduce_sum(ops.exp(ops.subtract(x, peak)), axis, keep_dims=True))
+                y = ops.squeeze(ops.add(total, peak), axis)
+            case _:
+                raise Unsupported(f"OpenVINO has no {case.operation}")
+        settings = {
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "f16" if case.dtype == "float16" else "f32",  # else it may take bfloat16
+        }
+        request = openvino.Core().compile_model(openvino.Model([y], [x]), "CPU", settings).create_infer_request()
+        result = np.zeros(work.result_shape, work.dtype)
+        request.set_input_tensor(openvino.Tensor(work.x, shared_memory=True))
+        request.set_output_tensor(openvino.Tensor(result, shared_memory=True))
+
+        def run() -> Array:
+            request.infer()
+            return result
+
+        return run
+
+
+class ScikitLearn(Contender):
+    """Its loss of multinomial regression, which takes C-ordered rows and the targets as numbers of the same dtype."""
+
+    name = "scikit-learn"
+    package = "sklearn"
+
+    def version(self) -> str:
+        return version("scikit-learn")
+
+    def prepare(self, work: Workload) -> Call:
+        from sklearn._loss import HalfMultinomialLoss
+
+        case = work.case
+        if case.operation not in ("cross_entropy", "cross_entropy_with_grad") or case.reduction != "mean":
+            raise Unsupported(f"scikit-learn has no {case.operation}")
+        if len(case.shape) != 2 or case.strided or case.dtype not in ("float32", "float64"):
+            raise Unsupported(f"not of {case.name}")
+        loss = HalfMultinomialLoss(n_classes=case.classes)
+        samples = case.shape[0]
+        arguments: dict[str, Any] = {
+            "y_true": work.targets.astype(work.dtype),
+            "raw_prediction": work.x,
+            "sample_weight": np.full(samples, 1 / samples, work.dtype),  # the mean
+            "loss_out": np.empty(samples, work.dtype),
+            "n_threads": self.threads,
+        }
+        if case.operation == "cross_entropy":
+            return lambda: loss.loss(**arguments).sum()
+        gradient = np.empty_like(work.x)
+
+        def run() -> Any:
+            losses, _ = loss.loss_gradient(gradient_out=gradient, **arguments)
+            return losses.sum(), gradient
+
+        return run
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Without what a library writes to standard error past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+PEERS: list[type[Contender]] = [Torch, TorchCompiled, OnnxRuntime, LiteRt, Jax, Numba, OpenVino, ScikitLearn]

@@ -12,75 +12,72 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import machine
-from .race import CaseResult
+from . import machine, marks
+from .contenders import ONE_THREAD
+from .race import OURS, CaseResult, Run
 
-LIMITS = ("copy",)
+LEGEND = (
+    "µs: median of a call of fastsoftmax; ns: of an element. rank: of fastsoftmax, among all that compute the case. Of "
+    "the others, the ratio: how many times as long as fastsoftmax they take. / exp and / move: how many times as long "
+    "as a limit fastsoftmax takes, a loop that reads, exponentiates and writes all elements (below 1000 of them: "
+    "np.exp) or one that only reads and writes them. gain: how many times as long fastsoftmax takes with one thread, "
+    "in brackets likewise exp. ·: every contender allocates its result; in other cases those that take out= write to "
+    "an array that exists."
+)
 
 
 def names(results: Sequence[CaseResult]) -> list[str]:
     """Who raced in any case, in the order of the race, fastsoftmax and the limits left out."""
-    seen = dict.fromkeys(name for result in results for name in result.timings)
-    return [name for name in seen if name not in ("fastsoftmax", *LIMITS)]
+    seen = dict.fromkeys(name for result in results for name in result.timings if name in result.rivals)
+    return list(seen)
 
 
-def table(results: Sequence[CaseResult], plain: bool = False) -> Table:
-    """ns per element and GB/s of fastsoftmax, then the others: ns per element and how many times as long they take."""
-    rivals = names(results)
+def table(run: Run, plain: bool = False) -> Table:
+    """fastsoftmax in time, and everyone's ratio to it."""
+    rivals = names(run.results)
     grid = Table(box=box.MARKDOWN if plain else box.SIMPLE_HEAD, pad_edge=plain, header_style="bold")
     grid.add_column("case", no_wrap=True)
-    for heading in (
-        "fastsoftmax\nns",
-        "GB/s",
-        "copy\nns",
-        "fastsoftmax\n/ copy",
-        *(f"{name}\nns (ratio)" for name in rivals),
-    ):
-        grid.add_column(heading.replace("\n", " ") if plain else heading, justify="right", no_wrap=True)
+    headings = ["µs", "ns", "rank", "fastest other", "/ exp", "/ move"]
+    if run.threads > 1:
+        headings.append("gain (exp)")
+    for heading in [*headings, *rivals]:
+        grid.add_column(heading, justify="right", no_wrap=True)
     group = None
-    for result in results:
+    for result in run.results:
         if not plain and result.group != group:
             grid.add_row(f"[bold cyan]{result.group}[/]")
         group = result.group
-        grid.add_row(
-            ("" if plain else "  ") + result.case.name + ("" if result.preallocated else " ·"),
-            f"{result.ns('fastsoftmax'):.3g}",
-            f"{result.gigabytes('fastsoftmax'):.1f}",
-            f"{result.ns('copy'):.2g}",
-            f"{1 / result.ratio('copy'):.1f}",
-            *(_rival(result, name, plain) for name in rivals),
-        )
+        fastest = result.rivals[0]
+        ratio = result.ratio(fastest)
+        best = f"{fastest} {short(ratio)}×"
+        cells = [
+            short(result.timings[OURS].median * 1e6),
+            short(result.ns(OURS)),
+            f"{result.rank}/{len(result.rivals) + 1}",
+            best if plain else f"[{'green' if ratio > 1 else 'red'}]{best}[/]",
+            *(_times(result, OURS, limit) for limit in ("exp", "move")),
+        ]
+        if run.threads > 1:
+            gains = [_times(result, name + ONE_THREAD, name) for name in (OURS, "exp")]
+            cells.append(f"{gains[0]} ({gains[1]})")
+        cells += [_times(result, name, OURS) for name in rivals]
+        grid.add_row(("" if plain else "  ") + result.case.name + ("" if result.preallocated else " ·"), *cells)
     return grid
 
 
-def _rival(result: CaseResult, name: str, plain: bool) -> str:
-    if name not in result.timings:
-        return "–"
-    ratio = result.ratio(name)
-    text = f"{_short(ratio)}×"
-    if not plain:
-        text = f"[{'green' if ratio > 1 else 'red'}]{text}[/]"
-    return f"{_short(result.ns(name))} ({text})"
+def _times(result: CaseResult, name: str, to: str) -> str:
+    return short(result.ratio(name, to)) if name in result.timings and to in result.timings else "–"
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2g}"
+def short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 10 else f"{value:.2f}"
 
 
-LEGEND = (
-    "ns: median nanoseconds per element. GB/s: bytes that must be read and written, over that time. copy: np.copyto of "
-    "as many bytes. ratio: how many times as long as fastsoftmax. ·: every contender allocates its result; in other "
-    "cases those that take out= write to an array that exists."
-)
-
-
-def summary(results: Sequence[CaseResult]) -> list[str]:
+def summary(run: Run) -> list[str]:
     """For each rival: in how many cases fastsoftmax is ahead, and by how much."""
     lines = []
-    for name in names(results):
-        met = {result.case.name: result.ratio(name) for result in results if name in result.timings}
-        if not met:
-            continue
+    for name in names(run.results):
+        met = {result.case.name: result.ratio(name) for result in run.results if name in result.timings}
         closest = min(met, key=lambda case: met[case])
         ahead = sum(ratio > 1 for ratio in met.values())
         lines.append(
@@ -90,17 +87,26 @@ def summary(results: Sequence[CaseResult]) -> list[str]:
     return lines
 
 
-def absences(results: Sequence[CaseResult]) -> list[str]:
-    """Who was left out because its results disagreed; what is merely not offered is not worth a line."""
-    return [
-        f"{result.case.name}: {reason}"
-        for result in results
-        for reason in result.absent.values()
-        if "disagrees" in reason
-    ]
+def remarks(run: Run) -> list[str]:
+    """Who disagreed and was left out, and who was seen to use more threads than it was given."""
+    lines = []
+    for result in run.results:
+        # What is merely not offered is not worth a line.
+        lines += [
+            f"{result.case.name}: {why}" for why in result.absent.values() if "disagrees" in why or "fails" in why
+        ]
+        for name, timing in result.timings.items():
+            if timing.wall > 0.01 and timing.cores > run.threads + 0.2:
+                lines.append(f"{result.case.name}: {name} kept {timing.cores:.1f} cores busy")
+    return lines
 
 
-def write_json(path: Path, about: dict[str, Any], results: Sequence[CaseResult]) -> None:
+def write_json(path: Path, runs: Sequence[Run]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"runs": [_json(run) for run in runs]}, indent=2) + "\n")
+
+
+def _json(run: Run) -> dict[str, Any]:
     cases = [
         {
             "group": result.group,
@@ -110,31 +116,43 @@ def write_json(path: Path, about: dict[str, Any], results: Sequence[CaseResult])
             "bytes": result.case.bytes_moved,
             "preallocated": result.preallocated,
             "seconds": {
-                name: {"median": t.median, "best": t.best, "rounds": len(t.samples), "repeats": t.repeats}
-                for name, t in result.timings.items()
+                name: {
+                    "median": timing.median,
+                    "best": timing.best,
+                    "rounds": len(timing.samples),
+                    "repeats": timing.repeats,
+                    "cores": timing.cores,
+                }
+                for name, timing in result.timings.items()
             },
             "absent": result.absent,
         }
-        for result in results
+        for result in run.results
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": about, "cases": cases}, indent=2) + "\n")
+    return {"threads": run.threads, "machine": run.about, "cases": cases}
 
 
-def write_markdown(path: Path, about: dict[str, Any], results: Sequence[CaseResult]) -> None:
-    parts = [
-        "# Benchmark results",
-        "",
-        f"{machine.paragraph(about)} Written by `python -m bench`.",
-        "",
-        markdown(table(results, plain=True)),
-        "",
-        LEGEND,
-        "",
-        *(f"- {line}" for line in summary(results)),
-    ]
+def write_markdown(path: Path, runs: Sequence[Run]) -> None:
+    parts = ["# Benchmark results", "", LEGEND]
+    for run in runs:
+        parts += [
+            "",
+            f"## {threads(run.threads)}",
+            "",
+            f"{machine.paragraph(run.about)} Written by `python -m bench`.",
+            "",
+            markdown(table(run, plain=True)),
+            "",
+            *(f"- {line}" for line in [*summary(run), *remarks(run)]),
+        ]
+    missed = marks.table(runs, plain=True)
+    parts += ["", "## Marks that are missed", "", marks.LEGEND, "", markdown(missed) if missed.rows else "None."]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts) + "\n")
+
+
+def threads(number: int) -> str:
+    return f"{number} thread" + ("s" if number > 1 else "")
 
 
 def markdown(grid: Table) -> str:

@@ -1,0 +1,68 @@
+"""What fastsoftmax holds itself to, and the cases in which it does not get there."""
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.table import Table
+
+from .cases import Case
+from .contenders import ONE_THREAD
+from .race import OURS, CaseResult, Run
+
+FEW = 32  # classes
+CALL_SECONDS = 1e-6
+# Of a ratio between two loops that take the same time.
+NOISE = 0.05
+# From here on, several threads have to be worth while.
+SHARED_ELEMENTS = 2**18
+
+LEGEND = (
+    "Wanted: 1.5 times as fast as the fastest other, 3 times with up to 32 classes or a class axis that is not the "
+    "last; at most 1.4 times the time of exp, 2 times with up to 99 classes or such an axis; a call on fewer than 1000 "
+    "numbers in 1 µs or 1.3 times the time of np.exp; with two threads 1.8 times as fast as with one, or as much as "
+    "exp gains if that is less, and with any number never slower."
+)
+
+
+def table(runs: Sequence[Run], plain: bool = False) -> Table:
+    grid = Table(
+        title=None if plain else "marks that are missed",
+        box=box.MARKDOWN if plain else box.SIMPLE_HEAD,
+        pad_edge=plain,
+        header_style="bold",
+    )
+    for heading in ("case", "threads", "mark", "wanted", "found"):
+        grid.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
+    for run in runs:
+        for result in run.results:
+            for mark, wanted, found in missed(result):
+                grid.add_row(result.case.name, str(run.threads), mark, f"{wanted:.2f}", f"{found:.2f}")
+    return grid
+
+
+def missed(result: CaseResult) -> Iterator[tuple[str, float, float]]:
+    """(mark, what is wanted, what was found)."""
+    case, timings = result.case, result.timings
+    fastest = result.rivals[0]
+    lead = 3.0 if case.classes <= FEW or case.strided else 1.5
+    if (found := result.ratio(fastest)) < lead:
+        yield f"times as fast as {fastest}", lead, found
+    if case.is_call:
+        limit = max(CALL_SECONDS, 1.3 * timings["exp"].median if "exp" in timings else 0) * 1e6
+        if (found := timings[OURS].median * 1e6) > limit:
+            yield "µs a call", limit, found
+    elif "exp" in timings:
+        limit = limit_of_exp(case)
+        if (found := result.ratio(OURS, "exp")) > limit:
+            yield "/ exp", limit, found
+    if OURS + ONE_THREAD in timings:
+        gain = result.ratio(OURS + ONE_THREAD)
+        wanted = 1.0
+        if case.elements >= SHARED_ELEMENTS and "exp" + ONE_THREAD in timings:
+            wanted = max(1.0, min(1.8, result.ratio("exp" + ONE_THREAD, "exp")))
+        if gain < wanted - NOISE:
+            yield "gain by threads", wanted, gain
+
+
+def limit_of_exp(case: Case) -> float:
+    return 2.0 if case.classes < 100 or case.strided else 1.4
