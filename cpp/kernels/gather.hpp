@@ -2,6 +2,7 @@
 #pragma once
 
 #include "elements.hpp"
+#include "transpose.hpp"
 
 namespace {
 
@@ -89,56 +90,49 @@ void scatter_row(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdif
     for (; i < count; ++i) write<E, T>(to + i * stride, from[i]);
 }
 
-// Four floats in a row; 4 x 4 of them transposed in eight shuffles.
-typedef float Four __attribute__((vector_size(16)));
-typedef float FourInMemory __attribute__((vector_size(16), aligned(1), may_alias));
-
-FASTSOFTMAX_INLINE void transpose(Four (&rows)[4]) {
-    const Four low01 = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
-    const Four high01 = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
-    const Four low23 = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5);
-    const Four high23 = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
-    rows[0] = __builtin_shufflevector(low01, low23, 0, 1, 4, 5);
-    rows[1] = __builtin_shufflevector(low01, low23, 2, 3, 6, 7);
-    rows[2] = __builtin_shufflevector(high01, high23, 0, 1, 4, 5);
-    rows[3] = __builtin_shufflevector(high01, high23, 2, 3, 6, 7);
-}
-
-// The first `count` rows, `stride` bytes apart, the others 0, transposed.
-FASTSOFTMAX_INLINE void load_transposed(const std::byte* from, std::ptrdiff_t stride, std::ptrdiff_t count,
-                                        Four (&rows)[4]) {
-    for (int k = 0; k < 4; ++k)
-        rows[k] = k < count ? *reinterpret_cast<const FourInMemory*>(from + k * stride) : Four{};
-    transpose(rows);
-}
-
-// Four slices of a tile to four rows.
-FASTSOFTMAX_INLINE void scatter_four(const float* from, int lanes, std::ptrdiff_t classes, std::byte* to,
-                                     std::ptrdiff_t stride) {
-    Four rows[4];
-    const auto* tile = reinterpret_cast<const std::byte*>(from);
-    std::ptrdiff_t c = 0;
-    for (; c + 4 <= classes; c += 4) {
-        load_transposed(tile + c * lanes * 4, lanes * 4, 4, rows);
-        for (int k = 0; k < 4; ++k) *reinterpret_cast<FourInMemory*>(to + k * stride + c * 4) = rows[k];
-    }
-    const std::ptrdiff_t left = classes - c;
-    if (left == 0) return;
-    load_transposed(tile + c * lanes * 4, lanes * 4, left, rows);
-    for (int k = 0; k < 4; ++k) {
-        std::byte* end = to + k * stride + c * 4;
-        if (left == 1) __builtin_memcpy(end, &rows[k], 4);
-        if (left == 2) __builtin_memcpy(end, &rows[k], 8);
-        if (left == 3) __builtin_memcpy(end, &rows[k], 12);
-    }
-}
-
 // Neighbouring slices of one class are followed, far away, by those of the next: no prefetcher of the machine's sees
 // that after these the same class of the next slices will be wanted.
 template <class E>
 FASTSOFTMAX_INLINE void prefetch_next(const E* p, std::ptrdiff_t slices) {
     for (std::ptrdiff_t i = slices; i < 2 * slices; i += 64 / static_cast<std::ptrdiff_t>(sizeof(E)))
         __builtin_prefetch(p + i);
+}
+
+// One tile of slices of few classes that are contiguous. There are `slices` more of them, perhaps enough to fill it.
+template <class E, class T>
+FASTSOFTMAX_INLINE void gather_dense(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t slices,
+                                     std::ptrdiff_t classes, T* to) {
+    constexpr int lanes = Pack<T>::lanes;
+    const std::ptrdiff_t bytes = classes * static_cast<std::ptrdiff_t>(sizeof(E));
+    if constexpr (std::is_same_v<E, T>) {
+        if (slice_stride == bytes && slices * classes >= lanes * classes + read_behind<T>)
+            return rows_to_tile(reinterpret_cast<const T*>(from), classes, to);
+    }
+    T rows[lanes * fastsoftmax::few_classes + read_behind<T>];
+    const std::ptrdiff_t some = slices < lanes ? slices : lanes;
+    if (slice_stride == bytes) {
+        gather_row<E, T>(from, sizeof(E), false, some * classes, rows);
+    } else {
+        for (std::ptrdiff_t i = 0; i < some; ++i)
+            gather_row<E, T>(from + i * slice_stride, sizeof(E), false, classes, rows + i * classes);
+    }
+    for (std::ptrdiff_t i = some * classes; i < lanes * classes + read_behind<T>; ++i) rows[i] = 0;
+    rows_to_tile(rows, classes, to);
+}
+
+template <class E, class T>
+FASTSOFTMAX_INLINE void scatter_dense(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes, std::byte* to,
+                                      std::ptrdiff_t slice_stride) {
+    constexpr int lanes = Pack<T>::lanes;
+    const std::ptrdiff_t bytes = classes * static_cast<std::ptrdiff_t>(sizeof(E));
+    if constexpr (std::is_same_v<E, T>) {
+        if (slice_stride == bytes && slices == lanes) return tile_to_rows(from, classes, reinterpret_cast<T*>(to));
+    }
+    T rows[lanes * fastsoftmax::few_classes];
+    tile_to_rows(from, classes, rows);
+    if (slice_stride == bytes) return scatter_row<E, T>(rows, slices * classes, to, sizeof(E));
+    for (std::ptrdiff_t i = 0; i < slices; ++i)
+        scatter_row<E, T>(rows + i * classes, classes, to + i * slice_stride, sizeof(E));
 }
 
 // `classes` classes of `slices` slices to tiles that have `tile_classes`; lanes without a slice hold 0.
@@ -160,32 +154,21 @@ void gather_tiles(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdi
             return;
         }
     }
-    for (std::ptrdiff_t s = 0; s < slices; s += lanes, to += tile_classes * lanes) {
-        int i = 0;
-        if constexpr (std::is_same_v<E, float> && std::is_same_v<T, float>) {
-            // Four slices at a time, while reading four of their last classes stays within the slices.
-            if (class_stride == 4 && !swapped && slice_stride >= 0) {
-                const std::byte* end = from + (slices - 1) * slice_stride + classes * 4;
-                for (; i < lanes && s + i + 4 <= slices; i += 4) {
-                    const std::byte* four = from + (s + i) * slice_stride;
-                    if (four + 3 * slice_stride + (classes + 3) / 4 * 16 > end) break;
-                    Four rows[4];
-                    for (std::ptrdiff_t c = 0; c < classes; c += 4) {
-                        load_transposed(four + c * 4, slice_stride, 4, rows);
-                        for (int k = 0; k < 4 && c + k < classes; ++k)
-                            *reinterpret_cast<FourInMemory*>(to + (c + k) * lanes + i) = rows[k];
-                    }
-                }
+    for (std::ptrdiff_t s = 0; s < slices; s += lanes, from += lanes * slice_stride, to += tile_classes * lanes) {
+        const std::ptrdiff_t some = slices - s < lanes ? slices - s : lanes;
+        if constexpr (has_packs<E, T>) {
+            if (class_stride == static_cast<std::ptrdiff_t>(sizeof(E)) && !swapped &&
+                classes <= fastsoftmax::few_classes) {
+                for (std::ptrdiff_t i = 0; i < lanes * classes * static_cast<std::ptrdiff_t>(sizeof(E)); i += 64)
+                    __builtin_prefetch(from + slices * slice_stride + i);
+                gather_dense<E>(from, slice_stride, slices - s, classes, to);
+                continue;
             }
         }
-        for (; i < lanes; ++i) {
-            if (s + i < slices) {
-                const std::byte* slice = from + (s + i) * slice_stride;
-                for (std::ptrdiff_t c = 0; c < classes; ++c)
-                    to[c * lanes + i] = read<E, T>(slice + c * class_stride, swapped);
-            } else {
-                for (std::ptrdiff_t c = 0; c < classes; ++c) to[c * lanes + i] = 0;
-            }
+        for (int i = 0; i < lanes; ++i) {
+            const std::byte* slice = from + i * slice_stride;
+            for (std::ptrdiff_t c = 0; c < classes; ++c)
+                to[c * lanes + i] = i < some ? read<E, T>(slice + c * class_stride, swapped) : 0;
         }
     }
 }
@@ -207,16 +190,19 @@ void scatter_tiles(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes,
             return;
         }
     }
-    for (std::ptrdiff_t s = 0; s < slices; s += lanes, from += tile_classes * lanes) {
-        int i = 0;
-        if constexpr (std::is_same_v<E, float> && std::is_same_v<T, float>) {
-            for (; class_stride == 4 && i < lanes && s + i + 4 <= slices; i += 4)
-                scatter_four(from + i, lanes, classes, to + (s + i) * slice_stride, slice_stride);
+    for (std::ptrdiff_t s = 0; s < slices; s += lanes, to += lanes * slice_stride, from += tile_classes * lanes) {
+        const std::ptrdiff_t some = slices - s < lanes ? slices - s : lanes;
+        if constexpr (has_packs<E, T>) {
+            if (class_stride == static_cast<std::ptrdiff_t>(sizeof(E)) && classes <= fastsoftmax::few_classes) {
+                for (std::ptrdiff_t i = 0; i < lanes * classes * static_cast<std::ptrdiff_t>(sizeof(E)); i += 64)
+                    __builtin_prefetch(to + slices * slice_stride + i, 1);
+                scatter_dense<E>(from, some, classes, to, slice_stride);
+                continue;
+            }
         }
-        for (; i < lanes && s + i < slices; ++i) {
-            std::byte* slice = to + (s + i) * slice_stride;
-            for (std::ptrdiff_t c = 0; c < classes; ++c) write<E, T>(slice + c * class_stride, from[c * lanes + i]);
-        }
+        for (std::ptrdiff_t i = 0; i < some; ++i)
+            for (std::ptrdiff_t c = 0; c < classes; ++c)
+                write<E, T>(to + i * slice_stride + c * class_stride, from[c * lanes + i]);
     }
 }
 

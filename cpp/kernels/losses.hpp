@@ -23,17 +23,16 @@ struct Targets {
     FASTSOFTMAX_ONCE void read(const Run& run, std::ptrdiff_t first, int count) {
         any_ignored = false;
         chosen = doubles<T>(0);
+        std::int64_t targets[lanes] = {};
+        if (run.target) {
+            for (int i = 0; i < count; ++i) targets[i] = run.target[first + i];
+            chosen = load_doubles<T>(run.chosen + first, count);
+        }
         for (int i = 0; i < lanes; ++i) {
-            index[i] = 0;
-            ignored[i] = false;
-        }
-        if (!run.target) return;
-        for (int i = 0; i < count; ++i) {
-            ignored[i] = run.target[first + i] < 0;
+            ignored[i] = targets[i] < 0;
             any_ignored |= ignored[i];
-            index[i] = ignored[i] ? 0 : run.target[first + i];
+            index[i] = targets[i] < 0 ? 0 : targets[i];
         }
-        chosen = load_doubles<T>(run.chosen + first, count);
     }
 };
 
@@ -42,13 +41,13 @@ template <class T>
 FASTSOFTMAX_ONCE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
                                       Wide<T> log, const Targets<T>& targets, Pack<T> scores,
                                       const double* from_terms) {
-    double minus_log[Pack<T>::lanes];
-    store_doubles(minus_log, minus_log_probability<T>(m, scores, log, run.temperature));
-    for (int i = 0; i < count; ++i) {
-        const double chosen = run.target ? run.chosen[first + i] : 0;
-        const double loss = (chosen == 0 ? 0 : chosen * minus_log[i]) + (from_terms ? from_terms[i] : 0);
-        run.value[first + i] = targets.ignored[i] ? 0 : loss;
-    }
+    double chosen[Pack<T>::lanes], losses[Pack<T>::lanes];
+    store_doubles(chosen, targets.chosen);
+    store_doubles(losses, minus_log_probability<T>(m, scores, log, run.temperature));
+    for (int i = 0; i < Pack<T>::lanes; ++i) losses[i] = chosen[i] == 0 ? 0 : chosen[i] * losses[i];
+    if (from_terms)
+        for (int i = 0; i < count; ++i) losses[i] = targets.ignored[i] ? 0 : losses[i] + from_terms[i];
+    for (int i = 0; i < count; ++i) run.value[first + i] = losses[i];
 }
 
 // minus the log-probabilities of one class, or of a pack of classes: what terms weigh.
@@ -95,29 +94,26 @@ class LossGradient {
           scale_(load_doubles<T>(run.scale + first, count)),
           unscaled_(in_two(widen(m.top) + m.rest)),
           probability_(unscaled_, total_ * scale_),
-          factor_(narrow(scale_)) {
-        double target_weights[lanes] = {}, max_weights[lanes] = {};
-        Integer<T> is_wide[lanes] = {};
-        const Mask<T> dominates = dominant(m);
+          factor_(narrow(scale_)),
+          wide_(wide_lanes(total_ * scale_)) {
+        double target_weights[lanes], max_weights[lanes];
+        Integer<T> dominates[lanes];
+        store_doubles(target_weights, targets.chosen);
+        store_pack(dominates, dominant(m));
         for (int i = 0; i < lanes; ++i) {
-            at_target[i] = at_max[i] = -1;
-            if (i >= count || targets.ignored[i]) continue;
-            const std::int64_t largest = m.argmax[i];
-            if (run.target) {
-                at_target[i] = targets.index[i];
-                target_weights[i] = run.chosen[first + i] + (run.terms ? term_at(targets.index[i], i) : 0);
-                if (targets.index[i] == largest) max_weights[i] = run.chosen[first + i];
-            }
-            if (run.terms) max_weights[i] += term_at(largest, i);
-            if (max_weights[i] != 0 && lane(dominates, i)) at_max[i] = largest;
-            const double factor = static_cast<double>(lane(probability_.factor.high, i));
-            if (!fits<T>(factor) || (run.terms && !fits<T>(lane(scale_, i))) ||
-                (factor == 0 && lane(total_, i) * lane(scale_, i) != 0)) {
-                is_wide[i] = -1;
-                any_wide_ = true;
+            at_target[i] = run.target && !targets.ignored[i] ? targets.index[i] : -1;
+            max_weights[i] = at_target[i] == m.argmax[i] ? target_weights[i] : 0;
+        }
+        if (run.terms) {
+            wide_ = wide_ | wide_lanes(scale_, factor_);
+            for (int i = 0; i < count; ++i) {
+                if (targets.ignored[i]) continue;
+                if (run.target) target_weights[i] += term_at(targets.index[i], i);
+                max_weights[i] += term_at(m.argmax[i], i);
             }
         }
-        wide_ = load_pack<Integer<T>>(is_wide);
+        for (int i = 0; i < lanes; ++i) at_max[i] = dominates[i] != 0 && max_weights[i] != 0 ? m.argmax[i] : -1;
+        any_wide_ = lane_bits(wide_) != 0;
         const GradientEnds<T> ends(m, unscaled_, target_exponentials, total_, load_doubles<T>(target_weights),
                                    load_doubles<T>(max_weights), scale_);
         target_value = ends.at_target;
@@ -168,7 +164,18 @@ class LossGradient {
     Probability<T> unscaled_, probability_;
     Pack<T> factor_;  // of the terms
     Mask<T> wide_;    // slices whose factors two numbers of T do not hold
-    bool any_wide_ = false;
+    bool any_wide_;
+
+    // Where both parts of a factor are no normal numbers of T with room for what they multiply; but 0 stays 0.
+    FASTSOFTMAX_INLINE static Mask<T> wide_lanes(Doubles<T> exact, Pack<T> factor) {
+        constexpr T least = sizeof(T) == 4 ? T(0x1p-100) : T(0x1p-900), most = sizeof(T) == 4 ? T(0x1p100) : T(0x1p830);
+        const Pack<T> size = max(factor, -factor);
+        const Mask<T> fits = less(broadcast(least), size) & less(size, broadcast(most));
+        return select(fits | is_zero(exact), broadcast(Integer<T>(0)), broadcast(Integer<T>(-1)));
+    }
+    FASTSOFTMAX_INLINE Mask<T> wide_lanes(Doubles<T> exact) const {
+        return wide_lanes(exact, probability_.factor.high);
+    }
 
     // By way of a probability in double, with a rounding of its own.
     FASTSOFTMAX_INLINE static Pack<T> widely(Pack<T> e, Pack<T> term, Doubles<T> total, Doubles<T> scale,

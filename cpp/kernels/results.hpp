@@ -13,14 +13,6 @@ FASTSOFTMAX_INLINE Wide<T> log_total(const Measured<T>& m) {
     return log1p(m.rest / widen(m.top));
 }
 
-// Whether both parts of a factor are normal numbers of T, with room for what they multiply, or it is 0.
-template <class T>
-FASTSOFTMAX_INLINE bool fits(double x) {
-    constexpr double least = sizeof(T) == 4 ? 0x1p-100 : 0x1p-900, most = sizeof(T) == 4 ? 0x1p100 : 0x1p830;
-    const double size = x < 0 ? -x : x;
-    return (least < size && size < most) || size == 0;
-}
-
 // e -> numerator * e / sum, by a reciprocal in two parts: as good as dividing, to 2^-46 (double 2^-100) before
 // rounding.
 template <class T>
@@ -69,7 +61,9 @@ struct Softmax {
     Pack<T> top, largest;  // the largest exponential and its probability
 
     FASTSOFTMAX_INLINE explicit Softmax(const Measured<T>& m)
-        : probability(m.all), dominates(less(broadcast(T(2)) * m.all.high, broadcast(T(3)) * m.top.high)), top(m.top.high) {
+        : probability(m.all),
+          dominates(less(broadcast(T(2)) * m.all.high, broadcast(T(3)) * m.top.high)),
+          top(m.top.high) {
         const Two<Pack<T>> factor = probability.factor;
         largest = fma(top, factor.high, fma(top, factor.low, m.top.low * factor.high));
     }
@@ -159,14 +153,13 @@ struct GradientEnds {
     Pack<T> at_target, at_max;
 
     // `total`: weight of the whole slice; `target`, `largest`: what is subtracted there; all times `scale`.
-    FASTSOFTMAX_INLINE GradientEnds(const Measured<T>& m, const Probability<T>& probability,
-                                    Pack<T> target_exponential, Doubles<T> total, Doubles<T> target,
-                                    Doubles<T> largest, Doubles<T> scale) {
+    FASTSOFTMAX_INLINE GradientEnds(const Measured<T>& m, const Probability<T>& probability, Pack<T> target_exponential,
+                                    Doubles<T> total, Doubles<T> target, Doubles<T> largest, Doubles<T> scale) {
         const Wide<T> inverse = widen(probability.factor);
         const Wide<T> p = widen(total) * (widen(target_exponential) * inverse);
         at_target = narrow(scale * to_doubles(p - widen(target)));
-        // total p - largest = (total - largest) - total (1 - p), where 1 - p may be too small for a number that the scale
-        // makes large again: a small sum is scaled first, a large one, which that might take too far, last.
+        // total p - largest = (total - largest) - total (1 - p), where 1 - p may be too small for a number that the
+        // scale makes large again: a small sum is scaled first, a large one, which that might take too far, last.
         const Wide<T> weight = widen(total * scale);
         const auto large = less(broadcast(T(1)), narrow(m.rest));
         const Wide<T> others = m.rest * select(large, inverse, weight) * select(large, weight, inverse);

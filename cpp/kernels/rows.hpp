@@ -83,8 +83,8 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
     return select(equal(iota<I>(), broadcast(static_cast<I>(index - i))), broadcast(T(0)), value);
 }
 
-// The sum of the exponentials of [begin, end), all of them kept at `kept` if asked; without that of class `apart` unless
-// it is to be the `whole` sum. With `exact`, what their rounding loses is summed, too.
+// The sum of the exponentials of [begin, end), all of them kept at `kept` if asked; without that of class `apart`
+// unless it is to be the `whole` sum. With `exact`, what their rounding loses is summed, too.
 template <bool whole, bool exact, bool keep, class T, class Exp>
 FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end,
                                                 std::ptrdiff_t apart, T* kept, Exp exp) {
@@ -106,13 +106,16 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
         }
     };
     const auto add_packs = [&](std::ptrdiff_t stop) __attribute__((always_inline)) {
-        for (; i + lanes <= stop; i += lanes)
+        for (; i + lanes <= stop; i += lanes) {
+            __builtin_prefetch(x + i + (end - begin));
+            if constexpr (keep) __builtin_prefetch(kept + i + (end - begin), 1);
             add_pack(
                 load(x + i),
                 [&](Pack<T> e) __attribute__((always_inline)) {
                     if constexpr (keep) store(kept + i, e);
                 },
                 [](Pack<T> e) __attribute__((always_inline)) { return e; });
+        }
     };
     const auto add_some = [&]() __attribute__((always_inline)) {
         add_pack(

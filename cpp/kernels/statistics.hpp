@@ -64,8 +64,8 @@ struct Accumulator<double> {
 
 // A running sum of exponentials in the same order, which costs less: in T, the errors of its additions beside it, and
 // every `terms` of a lane added to the total. With `whole` it begins at a number that no exponential exceeds: then the
-// larger of two terms is known (Dekker), and the error is 2^-30 (double 2^-59) of the largest exponential. Without, it is
-// 2^-29 (double 2^-58) of the sum, however small (Knuth).
+// larger of two terms is known (Dekker), and the error is 2^-30 (double 2^-59) of the largest exponential. Without, it
+// is 2^-29 (double 2^-58) of the sum, however small (Knuth).
 template <class T, bool whole>
 struct ExponentialSum {
     static constexpr std::ptrdiff_t terms = 64;
@@ -268,9 +268,8 @@ FASTSOFTMAX_INLINE void with_exponential(const Measured<T>& m, double temperatur
 // The exponential of the largest entry, before it is rounded.
 template <class T, class Exp>
 FASTSOFTMAX_INLINE void set_top(Measured<T>& m, const Exp& exp) {
-    m.top = exp.unrounded(m.max, [](Pack<T> e, Pack<T> lost, Pack<T> power) __attribute__((always_inline)) {
-        return Two<Pack<T>>{e, lost * power};
-    });
+    m.top = exp.unrounded(m.max, [](Pack<T> e, Pack<T> lost, Pack<T> power)
+                                     __attribute__((always_inline)) { return Two<Pack<T>>{e, lost * power}; });
     m.top.high = select(equal(m.max - m.max, broadcast(T(0))), m.top.high, broadcast(T(__builtin_nan(""))));
 }
 

@@ -7,6 +7,24 @@
 
 namespace {
 
+// A class of each slice, of which there are few.
+template <class T>
+class Positions {
+  public:
+    FASTSOFTMAX_INLINE explicit Positions(const std::int64_t* classes) {
+        Integer<T> values[Pack<T>::lanes];
+        for (int i = 0; i < Pack<T>::lanes; ++i) values[i] = static_cast<Integer<T>>(classes[i]);
+        positions_ = load_pack<Integer<T>>(values);
+    }
+    // The slices of which it is class c.
+    FASTSOFTMAX_INLINE Mask<T> at(std::ptrdiff_t c) const {
+        return equal(positions_, broadcast(static_cast<Integer<T>>(c)));
+    }
+
+  private:
+    Pack<Integer<T>> positions_;
+};
+
 template <class T>
 struct Tile {
     T* x;
@@ -16,10 +34,16 @@ struct Tile {
     FASTSOFTMAX_INLINE Pack<T> gradient(std::ptrdiff_t c) const { return load_pack<T>(dy + c * Pack<T>::lanes); }
     FASTSOFTMAX_INLINE void write(std::ptrdiff_t c, Pack<T> value) const { store_pack(x + c * Pack<T>::lanes, value); }
 
-    // One class of each slice: that of lane i is classes[i].
-    FASTSOFTMAX_ONCE Pack<T> pick(const std::int64_t* classes) const {
+    // One class of each slice: that of lane i is wanted[i].
+    FASTSOFTMAX_ONCE Pack<T> pick(const std::int64_t* wanted, std::ptrdiff_t classes) const {
+        if (classes <= fastsoftmax::few_classes) {
+            const Positions<T> positions(wanted);
+            Pack<T> picked = score(0);
+            for (std::ptrdiff_t c = 1; c < classes; ++c) picked = select(positions.at(c), score(c), picked);
+            return picked;
+        }
         T values[Pack<T>::lanes];
-        for (int i = 0; i < Pack<T>::lanes; ++i) values[i] = x[classes[i] * Pack<T>::lanes + i];
+        for (int i = 0; i < Pack<T>::lanes; ++i) values[i] = x[wanted[i] * Pack<T>::lanes + i];
         return load_pack<T>(values);
     }
     // Negative: none.
@@ -136,11 +160,11 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
                         return whole ? e : select(apart, broadcast(T(0)), e);
                     };
                     if constexpr (exact) {
-                        exp.unrounded(tile.score(c), [&](Pack<T> e, Pack<T> lost, Pack<T> power)
-                                                         __attribute__((always_inline)) {
-                                                             if constexpr (keep) tile.write(c, e);
-                                                             sum.add(others(e), others(lost), power);
-                                                         });
+                        exp.unrounded(tile.score(c),
+                                      [&](Pack<T> e, Pack<T> lost, Pack<T> power) __attribute__((always_inline)) {
+                                          if constexpr (keep) tile.write(c, e);
+                                          sum.add(others(e), others(lost), power);
+                                      });
                     } else {
                         const Pack<T> e = exp(tile.score(c));
                         if constexpr (keep) tile.write(c, e);
@@ -244,15 +268,22 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
             const LossGradient<T> gradient(
                 run, first, count, measured, targets, exp(scores), spread,
                 [&](std::int64_t c, int i) { return static_cast<double>(terms[run.own_terms ? c * lanes + i : c]); });
-            for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
-                const Pack<T> e = kept ? tile.score(c) : exp(tile.score(c));
-                if constexpr (kept)
-                    tile.write(c, gradient(e));
-                else
-                    tile.write(c, run.terms ? gradient(e, term(c)) : gradient(e));
+            const auto value = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
+                if constexpr (kept) return gradient(tile.score(c));
+                const Pack<T> e = exp(tile.score(c));
+                return run.terms ? gradient(e, term(c)) : gradient(e);
+            };
+            if (run.classes <= fastsoftmax::few_classes) {
+                const Positions<T> at_target(gradient.at_target), at_max(gradient.at_max);
+                for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
+                    const Pack<T> general = select(at_target.at(c), gradient.target_value, value(c));
+                    tile.write(c, select(at_max.at(c), gradient.max_value, general));
+                }
+            } else {
+                for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, value(c));
+                tile.put(gradient.at_target, gradient.target_value);
+                tile.put(gradient.at_max, gradient.max_value);
             }
-            tile.put(gradient.at_target, gradient.target_value);
-            tile.put(gradient.at_max, gradient.max_value);
         });
         if (targets.any_ignored)
             for (int i = 0; i < count; ++i)
@@ -264,7 +295,7 @@ template <Operation op, class T, bool keep>
 FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count) {
     constexpr bool loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
     const Targets<T> targets(run, first, loss ? count : 0);
-    const Pack<T> scores = loss && run.target ? tile.pick(targets.index) : broadcast(T(0));
+    const Pack<T> scores = loss && run.target ? tile.pick(targets.index, run.classes) : broadcast(T(0));
     const Measured<T> measured = measure_blocks<op, T>(run, count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
         return measure_tile_block<op, T, keep>(run, tile, begin, end);
     });

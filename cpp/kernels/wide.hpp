@@ -54,10 +54,8 @@ FASTSOFTMAX_ONCE Double2 operator/(Double2 a, Double2 b) {
 
 FASTSOFTMAX_INLINE DoublePair operator-(DoublePair a) { return {-a.low, -a.high}; }
 
-#define FASTSOFTMAX_LANEWISE(op)                                                 \
-    FASTSOFTMAX_INLINE DoublePair operator op(DoublePair a, DoublePair b) {      \
-        return {a.low op b.low, a.high op b.high};                               \
-    }
+#define FASTSOFTMAX_LANEWISE(op) \
+    FASTSOFTMAX_INLINE DoublePair operator op(DoublePair a, DoublePair b) { return {a.low op b.low, a.high op b.high}; }
 FASTSOFTMAX_LANEWISE(+)
 FASTSOFTMAX_LANEWISE(-)
 FASTSOFTMAX_LANEWISE(*)
@@ -100,6 +98,13 @@ FASTSOFTMAX_INLINE Double2 select(Mask<double> mask, Double2 a, Double2 b) {
     return {select(mask, a.high, b.high), select(mask, a.low, b.low)};
 }
 
+FASTSOFTMAX_INLINE Mask<float> is_zero(DoublePair a) {
+    const Pack<double> zero = broadcast(0.0), one = broadcast(1.0);
+    return equal(to_float({select(equal(a.low, zero), zero, one), select(equal(a.high, zero), zero, one)}),
+                 broadcast(0.0f));
+}
+FASTSOFTMAX_INLINE Mask<double> is_zero(Pack<double> a) { return equal(a, broadcast(0.0)); }
+
 // As two parts of T.
 FASTSOFTMAX_INLINE Two<Pack<float>> in_two(DoublePair a) {
     const Pack<float> high = to_float(a);
@@ -134,7 +139,8 @@ FASTSOFTMAX_INLINE Doubles<T> load_doubles(const double* values) {
 
 // Of the first `count` lanes; 0 in those beyond.
 template <class T>
-FASTSOFTMAX_ONCE Doubles<T> load_doubles(const double* values, std::ptrdiff_t count) {
+FASTSOFTMAX_INLINE Doubles<T> load_doubles(const double* values, std::ptrdiff_t count) {
+    if (count == Pack<T>::lanes) return load_doubles<T>(values);
     double padded[Pack<T>::lanes] = {};
     for (std::ptrdiff_t i = 0; i < count; ++i) padded[i] = values[i];
     return load_doubles<T>(padded);

@@ -1,0 +1,160 @@
+// Dense rows of few classes to a tile, one class of a pack of slices after another, and back: in squares of 16 bytes,
+// four of them to a pack.
+#pragma once
+
+#include "pack.hpp"
+
+namespace {
+
+template <class T>
+struct QuarterOf {
+    typedef T type __attribute__((vector_size(16)));
+    typedef T memory __attribute__((vector_size(16), aligned(1), may_alias));
+};
+template <class T>
+using Quarter = typename QuarterOf<T>::type;
+template <class T>
+constexpr int quarter_lanes = 16 / static_cast<int>(sizeof(T));
+
+template <class T>
+FASTSOFTMAX_INLINE Quarter<T> load_quarter(const T* p) {
+    return *reinterpret_cast<const typename QuarterOf<T>::memory*>(p);
+}
+template <class T>
+FASTSOFTMAX_INLINE void store_quarter(T* p, Quarter<T> q) {
+    *reinterpret_cast<typename QuarterOf<T>::memory*>(p) = q;
+}
+
+template <class V, std::size_t... i>
+FASTSOFTMAX_INLINE auto joined(V a, V b, std::index_sequence<i...>) {
+    return __builtin_shufflevector(a, b, static_cast<int>(i)...);
+}
+
+// Quarters at p, p + step, p + 2 step, p + 3 step.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> load_quarters(const T* p, std::ptrdiff_t step) {
+    constexpr int n = quarter_lanes<T>;
+    const Quarter<T> q[4] = {load_quarter(p), load_quarter(p + step), load_quarter(p + 2 * step),
+                             load_quarter(p + 3 * step)};
+    Pack<T> a;
+    if constexpr (pack_registers == 4) {
+        for (int k = 0; k < 4; ++k) a.r[k] = q[k];
+    } else {
+        const auto low = joined(q[0], q[1], std::make_index_sequence<2 * n>());
+        const auto high = joined(q[2], q[3], std::make_index_sequence<2 * n>());
+        if constexpr (pack_registers == 2) {
+            a.r[0] = low;
+            a.r[1] = high;
+        } else {
+            a.r[0] = joined(low, high, std::make_index_sequence<4 * n>());
+        }
+    }
+    return a;
+}
+
+template <int first, class R, std::size_t... i>
+FASTSOFTMAX_INLINE auto lanes_from(R r, std::index_sequence<i...>) {
+    return __builtin_shufflevector(r, r, static_cast<int>(first + i)...);
+}
+
+template <int k, class T>
+FASTSOFTMAX_INLINE Quarter<T> quarter(const Pack<T>& a) {
+    constexpr int n = quarter_lanes<T>, in_register = 4 / pack_registers;
+    return lanes_from<k % in_register * n>(a.r[k / in_register], std::make_index_sequence<n>());
+}
+
+// Of each quarter, spans of a and b in turn, from its lower or its upper half.
+template <int span, bool upper, class R, std::size_t... i>
+FASTSOFTMAX_INLINE R interleaved(R a, R b, std::index_sequence<i...>) {
+    constexpr int width = sizeof...(i), n = width * 16 / static_cast<int>(sizeof(R));
+    return __builtin_shufflevector(a, b,
+                                   static_cast<int>(i / n * n + (i % n / span / 2 * span + i % span) +
+                                                    (upper ? n / 2 : 0) + (i / span % 2 ? width : 0))...);
+}
+
+template <int span, bool upper, class T>
+FASTSOFTMAX_INLINE Pack<T> interleaved(Pack<T> a, const Pack<T>& b) {
+    constexpr int width = register_bytes / static_cast<int>(sizeof(T));
+    for (int i = 0; i < pack_registers; ++i)
+        a.r[i] = interleaved<span, upper>(a.r[i], b.r[i], std::make_index_sequence<width>());
+    return a;
+}
+
+// Quarter k of rows 0, 1, ... is a square; all four are transposed.
+FASTSOFTMAX_INLINE void transpose(Pack<double> (&rows)[2]) {
+    const Pack<double> low = interleaved<1, false>(rows[0], rows[1]);
+    rows[1] = interleaved<1, true>(rows[0], rows[1]);
+    rows[0] = low;
+}
+
+FASTSOFTMAX_INLINE void transpose(Pack<float> (&rows)[4]) {
+    const Pack<float> low01 = interleaved<1, false>(rows[0], rows[1]), high01 = interleaved<1, true>(rows[0], rows[1]);
+    const Pack<float> low23 = interleaved<1, false>(rows[2], rows[3]), high23 = interleaved<1, true>(rows[2], rows[3]);
+    rows[0] = interleaved<2, false>(low01, low23);
+    rows[1] = interleaved<2, true>(low01, low23);
+    rows[2] = interleaved<2, false>(high01, high23);
+    rows[3] = interleaved<2, true>(high01, high23);
+}
+
+// How far behind the last row of a tile `rows_to_tile` may read.
+template <class T>
+constexpr std::ptrdiff_t read_behind = quarter_lanes<T> - 1;
+
+// As many rows as a pack has lanes, one behind the other.
+template <class T>
+FASTSOFTMAX_INLINE void rows_to_tile(const T* rows, std::ptrdiff_t classes, T* tile) {
+    constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes;
+    for (std::ptrdiff_t c = 0; c < classes; c += n) {
+        Pack<T> square[n];
+        for (int j = 0; j < n; ++j) square[j] = load_quarters(rows + j * classes + c, n * classes);
+        transpose(square);
+        for (int j = 0; j < n && c + j < classes; ++j) store_pack(tile + (c + j) * lanes, square[j]);
+    }
+}
+
+// Of constant size each, so that no quarter has to lie in memory first.
+template <class T>
+FASTSOFTMAX_INLINE void store_some(T* to, const Quarter<T>& q, std::ptrdiff_t count) {
+    if (count == 1) __builtin_memcpy(to, &q, sizeof(T));
+    if (count == 2) __builtin_memcpy(to, &q, 2 * sizeof(T));
+    if constexpr (quarter_lanes<T> == 4) {
+        if (count == 3) __builtin_memcpy(to, &q, 3 * sizeof(T));
+        if (count == 4) __builtin_memcpy(to, &q, 4 * sizeof(T));
+    }
+}
+
+template <int k, class T>
+FASTSOFTMAX_INLINE T* store_quarters(T* row, const Pack<T> (&square)[quarter_lanes<T>], std::ptrdiff_t classes) {
+    for (const Pack<T>& a : square) {
+        store_quarter(row, quarter<k>(a));
+        row += classes;
+    }
+    return row;
+}
+
+template <class T>
+FASTSOFTMAX_INLINE void tile_to_rows(const T* tile, std::ptrdiff_t classes, T* rows) {
+    constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes;
+    // The last, partial quarter of a row comes first and reaches into the next row, which is written after it; but what
+    // would reach behind the last row is stored one by one.
+    const std::ptrdiff_t left = (classes - 1) % n + 1;
+    for (std::ptrdiff_t c = classes - left; c >= 0; c -= n) {
+        const std::ptrdiff_t taken = classes - c < n ? left : n;
+        Pack<T> square[n];
+        for (int j = 0; j < n; ++j) square[j] = load_pack<T>(tile + (j < taken ? c + j : c) * lanes);
+        transpose(square);
+        T* row = rows + c;
+        row = store_quarters<0>(row, square, classes);
+        row = store_quarters<1>(row, square, classes);
+        row = store_quarters<2>(row, square, classes);
+        if (taken == n) {
+            store_quarters<3>(row, square, classes);
+        } else {
+            const T* end = rows + lanes * classes;
+            for (int j = 0; j < n; ++j, row += classes)
+                store_some<T>(row, quarter<3>(square[j]), row + n <= end ? n : taken);
+        }
+    }
+}
+
+}  // namespace
