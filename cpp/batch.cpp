@@ -148,6 +148,15 @@ Strided Batch::strided(Role role, const Offsets& offsets) const {
     return {slices_.arrays[role].data + offsets[role], slices_.batch.last().strides[role]};
 }
 
+// Where tiles of the array in `role` lie, from so many slices on.
+Ahead Batch::ahead(Role role, const Offsets& offsets, std::ptrdiff_t slices) const {
+    const Array& array = slices_.arrays[role];
+    const std::ptrdiff_t slice_stride = slices_.batch.last().strides[role], line = lanes() * bytes_of(array.type);
+    const bool neighbours = slice_stride == bytes_of(array.type);
+    return {array.data + offsets[role] + slices * slice_stride, lanes() * slice_stride,
+            neighbours ? slices_.classes.last().strides[role] : line};
+}
+
 // The run from its slice i on, as far as what is one value a slice goes.
 Run Batch::advanced(Run run, std::ptrdiff_t i) {
     if (run.value) run.value += i;
@@ -181,6 +190,8 @@ void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double
         if (loop_ == Loop::rows) return k.rows[operation_](run);
         gather(scores, offsets, length, scratch);
         if (has_dy()) gather(second, offsets, length, scratch + operand_size());
+        run.scores_ahead = ahead(scores, offsets, length);
+        run.results_ahead = has_output() ? ahead(output, offsets, 0) : run.scores_ahead;
         (loop_ == Loop::tiles ? k.tiles : k.rows)[operation_](run);
         if (!has_output()) return;
         T* results = reinterpret_cast<T*>(scratch);

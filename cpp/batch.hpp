@@ -137,6 +137,7 @@ class Batch {
     bool rows_in_place() const;
     void sort_batch();
     Strided strided(Role role, const Offsets& offsets) const;
+    Ahead ahead(Role role, const Offsets& offsets, std::ptrdiff_t slices) const;
     void set_arrays(Run& run, const Offsets& offsets, double* scratch) const;
     double target_score(const Run& run, const Offsets& offsets, std::ptrdiff_t i) const;
     double fill_of(Role role) const;

@@ -90,14 +90,6 @@ void scatter_row(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdif
     for (; i < count; ++i) write<E, T>(to + i * stride, from[i]);
 }
 
-// Neighbouring slices of one class are followed, far away, by those of the next: no prefetcher of the machine's sees
-// that after these the same class of the next slices will be wanted.
-template <class E>
-FASTSOFTMAX_INLINE void prefetch_next(const E* p, std::ptrdiff_t slices) {
-    for (std::ptrdiff_t i = slices; i < 2 * slices; i += 64 / static_cast<std::ptrdiff_t>(sizeof(E)))
-        __builtin_prefetch(p + i);
-}
-
 // One tile of slices of few classes that are contiguous. There are `slices` more of them, perhaps enough to fill it.
 template <class E, class T>
 FASTSOFTMAX_INLINE void gather_dense(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t slices,
@@ -146,7 +138,6 @@ void gather_tiles(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdi
             for (std::ptrdiff_t c = 0; c < classes; ++c) {
                 const E* p = reinterpret_cast<const E*>(from + c * class_stride);
                 T* tile = to + c * lanes;
-                prefetch_next(p, slices);
                 std::ptrdiff_t s = 0;
                 for (; s + lanes <= slices; s += lanes, tile += tile_classes * lanes) store_pack(tile, load(p + s));
                 if (s < slices) store_pack(tile, load_first(p + s, slices - s, T(0)));
@@ -159,8 +150,6 @@ void gather_tiles(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdi
         if constexpr (has_packs<E, T>) {
             if (class_stride == static_cast<std::ptrdiff_t>(sizeof(E)) && !swapped &&
                 classes <= fastsoftmax::few_classes) {
-                for (std::ptrdiff_t i = 0; i < lanes * classes * static_cast<std::ptrdiff_t>(sizeof(E)); i += 64)
-                    __builtin_prefetch(from + slices * slice_stride + i);
                 gather_dense<E>(from, slice_stride, slices - s, classes, to);
                 continue;
             }
@@ -182,7 +171,6 @@ void scatter_tiles(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes,
             for (std::ptrdiff_t c = 0; c < classes; ++c) {
                 E* p = reinterpret_cast<E*>(to + c * class_stride);
                 const T* tile = from + c * lanes;
-                prefetch_next(p, slices);
                 std::ptrdiff_t s = 0;
                 for (; s + lanes <= slices; s += lanes, tile += tile_classes * lanes) store(p + s, load_pack<T>(tile));
                 if (s < slices) store_first(p + s, load_pack<T>(tile), slices - s);
@@ -194,8 +182,6 @@ void scatter_tiles(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes,
         const std::ptrdiff_t some = slices - s < lanes ? slices - s : lanes;
         if constexpr (has_packs<E, T>) {
             if (class_stride == static_cast<std::ptrdiff_t>(sizeof(E)) && classes <= fastsoftmax::few_classes) {
-                for (std::ptrdiff_t i = 0; i < lanes * classes * static_cast<std::ptrdiff_t>(sizeof(E)); i += 64)
-                    __builtin_prefetch(to + slices * slice_stride + i, 1);
                 scatter_dense<E>(from, some, classes, to, slice_stride);
                 continue;
             }

@@ -49,6 +49,13 @@ struct Strided {
     std::ptrdiff_t slice_stride = 0;
 };
 
+// Memory that is wanted soon, for tiles to have it fetched while they compute: a cache line for each class of each
+// tile.
+struct Ahead {
+    const std::byte* data = nullptr;
+    std::ptrdiff_t tile_stride = 0, class_stride = 0;
+};
+
 // Neighbouring slices at constant strides, and what one operation needs of them. Arrays of pointers to one value a
 // slice begin at the run's first slice.
 struct Run {
@@ -58,6 +65,7 @@ struct Run {
     Strided x;    // scores; of the gradients of the transforms: y or logp
     Strided dy;   // gradients of the transforms
     Strided out;  // none for logsumexp and the loss
+    Ahead scores_ahead, results_ahead;
 
     double* value = nullptr;  // logsumexp, or the loss before any reduction
     // Cross-entropy: loss = chosen * -log p[target] + sum over classes of terms * -log p; its gradient times `scale`.

@@ -92,6 +92,7 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
     constexpr int lanes = Pack<T>::lanes;
     constexpr T lowest = -__builtin_inf();
     Sum sum;
+    Wide<T> total;
     std::ptrdiff_t i = begin;
     const auto add_pack = [&](Pack<T> v, auto store_kept, auto others) __attribute__((always_inline)) {
         if constexpr (exact) {
@@ -134,9 +135,10 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
         }
         add_packs(stop);
         if (i < stop) add_some();
-        sum.flush();
+        total = stop - begin <= Sum::terms * lanes ? sum.total() : total + sum.total();
+        sum = Sum();
     }
-    return folded(widen(sum.total));
+    return folded(total);
 }
 
 // Measures a block for everything that is made of exponentials. The largest is left out of the sum, so that what the

@@ -62,15 +62,14 @@ struct Accumulator<double> {
     }
 };
 
-// A running sum of exponentials in the same order, which costs less: in T, the errors of its additions beside it, and
-// every `terms` of a lane added to the total. With `whole` it begins at a number that no exponential exceeds: then the
-// larger of two terms is known (Dekker), and the error is 2^-30 (double 2^-59) of the largest exponential. Without, it
-// is 2^-29 (double 2^-58) of the sum, however small (Knuth).
+// A running sum of exponentials in the same order, which costs less: in T, the errors of its additions beside it. After
+// `terms` of a lane the errors' own sum might lose too much, and the next sum begins. With `whole` it begins at a
+// number that no exponential exceeds: then the larger of two terms is known (Dekker), and the error is 2^-30 (double
+// 2^-59) of the largest exponential. Without, it is 2^-29 (double 2^-58) of the sum, however small (Knuth).
 template <class T, bool whole>
 struct ExponentialSum {
     static constexpr std::ptrdiff_t terms = 64;
     static constexpr T start = whole ? ExpConstants<T>::above_all : T(0);
-    Two<Pack<T>> total = {broadcast(T(0)), broadcast(T(0))};
 
     FASTSOFTMAX_INLINE void add(Pack<T> x) {
         const Pack<T> next = sum + x, back = next - sum;
@@ -83,10 +82,12 @@ struct ExponentialSum {
         add(x);
         error = multiply_add(lost, power, error);
     }
-    FASTSOFTMAX_INLINE void flush() {
-        total = total + two_sum(sum - broadcast(start), error);
-        sum = broadcast(start);
-        error = broadcast(T(0));
+    FASTSOFTMAX_INLINE Two<Pack<T>> in_two() const { return two_sum(sum - broadcast(start), error); }
+    FASTSOFTMAX_INLINE Wide<T> total() const {
+        if constexpr (sizeof(T) == 4)
+            return widen(sum - broadcast(start)) + widen(error);
+        else
+            return in_two();
     }
 
   private:

@@ -29,6 +29,14 @@ template <class T>
 struct Tile {
     T* x;
     const T* dy;
+    fastsoftmax::Ahead scores_ahead, results_ahead;
+
+    // Neighbouring slices of one class are followed, far away, by those of the next: no prefetcher of the machine's
+    // sees that after these the same class of other slices will be wanted.
+    FASTSOFTMAX_INLINE void fetch(std::ptrdiff_t c) const {
+        __builtin_prefetch(scores_ahead.data + c * scores_ahead.class_stride);
+        __builtin_prefetch(results_ahead.data + c * results_ahead.class_stride, 1);
+    }
 
     FASTSOFTMAX_INLINE Pack<T> score(std::ptrdiff_t c) const { return load_pack<T>(x + c * Pack<T>::lanes); }
     FASTSOFTMAX_INLINE Pack<T> gradient(std::ptrdiff_t c) const { return load_pack<T>(dy + c * Pack<T>::lanes); }
@@ -152,9 +160,11 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
     with_exponential(m, run.temperature, [&](auto exp) __attribute__((always_inline)) {
         for (int first = 0; first < sums; ++first) {
             Sum sum;
+            Wide<T> total = widen(broadcast(T(0)));
             for (std::ptrdiff_t c = begin + first; c < end;) {
                 const std::ptrdiff_t left = end - c, stop = left < Sum::terms * sums ? end : c + Sum::terms * sums;
                 for (; c < stop; c += sums) {
+                    tile.fetch(c);
                     const Mask<T> apart = equal(position, broadcast(static_cast<I>(c - begin)));
                     const auto others = [&](Pack<T> e) __attribute__((always_inline)) {
                         return whole ? e : select(apart, broadcast(T(0)), e);
@@ -171,18 +181,20 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
                         sum.add(others(e));
                     }
                 }
-                sum.flush();
+                if (sums == 1) continue;
+                total = c <= begin + first + Sum::terms * sums ? sum.total() : total + sum.total();
+                sum = Sum();
             }
-            one = sum.total;
-            if (sums > 1) partial[first] = widen(one);
+            if (sums > 1)
+                partial[first] = total;
+            else
+                one = sum.in_two();
         }
         set_top(m, exp);
     });
-    if (sums > 1) one = in_two(folded<T>(partial, sums));
-    if constexpr (whole)
-        m.all = one;
-    else
-        m.rest = widen(one);
+    if (sums > 1) one = in_two(m.rest = folded<T>(partial, sums));
+    if constexpr (whole) m.all = one;
+    if (sums == 1) m.rest = widen(one);
     if (op == fastsoftmax::logsumexp && fold_max(largest) == T(infinity)) {
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
@@ -206,6 +218,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>
                                                    std::ptrdiff_t end) {
     TileSum<T> sum(run.classes);
     for (std::ptrdiff_t c = begin; c < end; ++c) {
+        tile.fetch(c);
         if constexpr (op == fastsoftmax::softmax_grad)
             sum.add_product(c - begin, tile.score(c), tile.gradient(c));
         else
@@ -328,8 +341,13 @@ void tiles(const Run& run) {
     constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const std::ptrdiff_t offset = first * run.classes, left = run.slices - first;
+        const auto of_tile = [&](fastsoftmax::Ahead ahead) {
+            ahead.data += first / lanes * ahead.tile_stride;
+            return ahead;
+        };
         const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset,
-                              reinterpret_cast<const T*>(run.dy.data) + offset};
+                              reinterpret_cast<const T*>(run.dy.data) + offset, of_tile(run.scores_ahead),
+                              of_tile(run.results_ahead)};
         const int count = static_cast<int>(left < lanes ? left : lanes);
         if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
             compute_tile<op, T, may_keep>(run, tile, first, count);
