@@ -58,24 +58,26 @@ def hex_float(value: mp.mpf) -> str:
     return float(value).hex()
 
 
-def report(name: str, coefficients: list[mp.mpf], bits: int, relative_error: Callable[..., mp.mpf]) -> None:
+def report(
+    name: str, coefficients: list[mp.mpf], bits: int, relative_error: Callable[..., mp.mpf], parts: int = 1
+) -> None:
     kept = [rounded(c, bits) for c in coefficients]
-    low, high = -mp.log(2) / 2, mp.log(2) / 2
+    low, high = -mp.log(2) / (2 * parts), mp.log(2) / (2 * parts)
     worst = max(abs(relative_error(kept, low + (high - low) * i / 5000)) for i in range(5001))
     print(f"{name}: relative error 2^{float(mp.log(worst, 2)):.1f}")
     for k, c in enumerate(kept):
         print(f"    {hex_float(c)},  // {k}")
 
 
-def exp_polynomial(degree: int, bits: int, name: str) -> None:
-    """exp(r) = 1 + r + r^2 q(r) on |r| <= ln2/2, a little more for the rounding of n."""
-    bound = mp.log(2) / 2 * (1 + mp.mpf(2) ** -12)
+def exp_polynomial(degree: int, bits: int, name: str, parts: int = 1) -> None:
+    """exp(r) = 1 + r + r^2 q(r) on |r| <= ln2 / (2 parts), a little more for the rounding of n."""
+    bound = mp.log(2) / (2 * parts) * (1 + mp.mpf(2) ** -10)
 
     def tail(r: mp.mpf) -> mp.mpf:
         return mp.mpf(1) / 2 + r / 6 + r * r / 24 if abs(r) < mp.mpf(10) ** -15 else (mp.exp(r) - 1 - r) / r**2
 
     q = remez(tail, lambda r: r**2 * mp.exp(-r) + mp.mpf(10) ** -12, degree, -bound, bound)
-    report(name, q, bits, lambda c, r: (1 + r + r * r * mp.polyval(c[::-1], r)) / mp.exp(r) - 1)
+    report(name, q, bits, lambda c, r: (1 + r + r * r * mp.polyval(c[::-1], r)) / mp.exp(r) - 1, parts)
 
 
 def log_polynomial(degree: int, name: str) -> None:
@@ -107,11 +109,13 @@ def split(name: str, value: mp.mpf, bits: int, parts: int) -> None:
 
 
 if __name__ == "__main__":
-    exp_polynomial(4, 24, "exp, float")
+    exp_polynomial(3, 24, "exp, float", parts=4)
     exp_polynomial(9, 53, "exp, double")
     log_polynomial(4, "log, short")
     log_polynomial(10, "log, long")
     split("ln2 in floats", mp.log(2), 24, 2)
     split("ln2 in doubles", mp.log(2), 53, 2)
+    for i in range(1, 4):
+        split(f"2^({i}/4) in floats", mp.mpf(2) ** (mp.mpf(i) / 4), 24, 2)
     split("log2(e) in a float", 1 / mp.log(2), 24, 1)
     split("log2(e) in a double", 1 / mp.log(2), 53, 1)
