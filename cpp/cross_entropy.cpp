@@ -199,7 +199,7 @@ class CrossEntropy {
     void compute_batch(int threads) {
         const std::ptrdiff_t most = std::min(batch_.slices_at_once(), slices_per_call);
         // Probabilities stand beside the scores.
-        const std::ptrdiff_t rows = batch_.loop() == Loop::rows ? 1 : batch_.slices_at_once();
+        const std::ptrdiff_t rows = batch_.loop() == Loop::rows ? 1 : most;
         const std::ptrdiff_t terms = loss_.probabilities ? rows * batch_.classes() : 0;
         const std::ptrdiff_t extra = batch_.in_float() ? (terms + 1) / 2 : terms;  // in doubles
         Scratch held(reduced() ? std::min(batch_.count(), losses_held) : 0);
