@@ -86,7 +86,8 @@ struct Statistics {
     double shift = 0;         // 0, or max where max / temperature is too large to go without
     double reference = 0;     // an integer
     double top[2] = {0, 0};   // the exponential of the largest entry; NaN where max is infinite
-    double rest[2] = {0, 0};  // the sum of the others'; of the gradients of the transforms: their sum over the slice
+    double rest[2] = {0,
+                      0};  // the sum of the others', of softmax of all; of the gradients of the transforms: their sum
     double target_score = 0;  // of a loss: read before anything is written
 };
 

@@ -92,7 +92,7 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
     constexpr int lanes = Pack<T>::lanes;
     constexpr T lowest = -__builtin_inf();
     Sum sum;
-    Wide<T> total;
+    Wide<T> total = widen(broadcast(T(0)));
     std::ptrdiff_t i = begin;
     const auto add_pack = [&](Pack<T> v, auto store_kept, auto others) __attribute__((always_inline)) {
         if constexpr (exact) {
@@ -108,6 +108,7 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
     };
     const auto add_packs = [&](std::ptrdiff_t stop) __attribute__((always_inline)) {
         for (; i + lanes <= stop; i += lanes) {
+            // What lies behind is, of short rows, the next one.
             __builtin_prefetch(x + i + (end - begin));
             if constexpr (keep) __builtin_prefetch(kept + i + (end - begin), 1);
             add_pack(

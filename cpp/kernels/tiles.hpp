@@ -1,6 +1,7 @@
 // The same passes over a tile: one class of as many slices as a pack has lanes, then the next class. Slices with few
 // classes and slices whose classes are apart in memory come this way. Sums keep the order of rows (class c to partial
-// sum c mod 16 or 8, folded in halves), so the bits are theirs. Results replace scores.
+// sum c mod 16 or 8, folded in halves), so the bits are theirs; few classes, which are never rows, are added one after
+// another. Results replace scores.
 #pragma once
 
 #include "losses.hpp"
@@ -63,7 +64,7 @@ struct Tile {
     }
 };
 
-// Of partial sums, those of slices with few classes are one: nothing has to be folded. Rows are never so short.
+// How many partial sums a slice has.
 template <class T>
 FASTSOFTMAX_INLINE int partial_sums(std::ptrdiff_t classes) {
     return classes <= fastsoftmax::few_classes ? 1 : Pack<T>::lanes;
@@ -155,46 +156,48 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
     set_maxima(m, largest, run.temperature);
 
     const int sums = partial_sums<T>(run.classes);
-    Two<Pack<T>> one;
+    Two<Pack<T>> only;
     Wide<T> partial[Pack<T>::lanes];
     with_exponential(m, run.temperature, [&](auto exp) __attribute__((always_inline)) {
-        for (int first = 0; first < sums; ++first) {
-            Sum sum;
-            Wide<T> total = widen(broadcast(T(0)));
-            for (std::ptrdiff_t c = begin + first; c < end;) {
-                const std::ptrdiff_t left = end - c, stop = left < Sum::terms * sums ? end : c + Sum::terms * sums;
-                for (; c < stop; c += sums) {
-                    tile.fetch(c);
-                    const Mask<T> apart = equal(position, broadcast(static_cast<I>(c - begin)));
-                    const auto others = [&](Pack<T> e) __attribute__((always_inline)) {
-                        return whole ? e : select(apart, broadcast(T(0)), e);
-                    };
-                    if constexpr (exact) {
-                        exp.unrounded(tile.score(c),
-                                      [&](Pack<T> e, Pack<T> lost, Pack<T> power) __attribute__((always_inline)) {
-                                          if constexpr (keep) tile.write(c, e);
-                                          sum.add(others(e), others(lost), power);
-                                      });
-                    } else {
-                        const Pack<T> e = exp(tile.score(c));
-                        if constexpr (keep) tile.write(c, e);
-                        sum.add(others(e));
-                    }
-                }
-                if (sums == 1) continue;
-                total = c <= begin + first + Sum::terms * sums ? sum.total() : total + sum.total();
-                sum = Sum();
+        const auto add_class = [&](Sum& sum, std::ptrdiff_t c) __attribute__((always_inline)) {
+            tile.fetch(c);
+            const Mask<T> apart = equal(position, broadcast(static_cast<I>(c - begin)));
+            const auto others = [&](Pack<T> e) __attribute__((always_inline)) {
+                return whole ? e : select(apart, broadcast(T(0)), e);
+            };
+            if constexpr (exact) {
+                exp.unrounded(tile.score(c),
+                              [&](Pack<T> e, Pack<T> lost, Pack<T> power) __attribute__((always_inline)) {
+                                  if constexpr (keep) tile.write(c, e);
+                                  sum.add(others(e), others(lost), power);
+                              });
+            } else {
+                const Pack<T> e = exp(tile.score(c));
+                if constexpr (keep) tile.write(c, e);
+                sum.add(others(e));
             }
-            if (sums > 1)
-                partial[first] = total;
-            else
-                one = sum.in_two();
+        };
+        for (int k = 0; k < sums; ++k) {
+            partial[k] = widen(broadcast(T(0)));
+            for (std::ptrdiff_t c = begin + k; c < end;) {
+                const bool first = c == begin + k;
+                const std::ptrdiff_t left = end - c, stop = left < Sum::terms * sums ? end : c + Sum::terms * sums;
+                Sum sum;
+                for (; c < stop; c += sums) add_class(sum, c);
+                if (sums == 1)
+                    only = sum.in_two();
+                else
+                    partial[k] = first ? sum.total() : partial[k] + sum.total();
+            }
         }
         set_top(m, exp);
     });
-    if (sums > 1) one = in_two(m.rest = folded<T>(partial, sums));
-    if constexpr (whole) m.all = one;
-    if (sums == 1) m.rest = widen(one);
+    // A single sum stays in T: converting it would take a fifth of the time of two classes.
+    if (sums > 1) only = in_two(m.rest = folded<T>(partial, sums));
+    if constexpr (whole)
+        m.all = only;
+    else if (sums == 1)
+        m.rest = widen(only);
     if (op == fastsoftmax::logsumexp && fold_max(largest) == T(infinity)) {
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
