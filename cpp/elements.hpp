@@ -8,7 +8,7 @@
 namespace fastsoftmax {
 
 // A kernel call takes up to this many slices where each needs values of its own.
-constexpr std::ptrdiff_t slices_per_call = 1024;
+constexpr std::ptrdiff_t slices_per_call = 256;
 
 // `count` elements, `stride` bytes apart.
 void read_doubles(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, double* to);
