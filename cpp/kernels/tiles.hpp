@@ -156,7 +156,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
     set_maxima(m, largest, run.temperature);
 
     const int sums = partial_sums<T>(run.classes);
-    Two<Pack<T>> only;
+    Two<Pack<T>> only = {broadcast(T(0)), broadcast(T(0))};  // of no classes
     Wide<T> partial[Pack<T>::lanes];
     with_exponential(m, run.temperature, [&](auto exp) __attribute__((always_inline)) {
         const auto add_class = [&](Sum& sum, std::ptrdiff_t c) __attribute__((always_inline)) {
