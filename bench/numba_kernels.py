@@ -1,4 +1,7 @@
-"""The kernels of the contender numba. They leave out what makes fastsoftmax exact, as hand-written ones do."""
+"""The kernels of the contender numba. They leave out what makes fastsoftmax exact, as hand-written ones do.
+
+Each is written out in full: with common parts as functions, those with a logarithm took up to a fifth longer.
+"""
 
 import math
 from collections.abc import Callable

@@ -189,8 +189,10 @@ void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double
         if (loop_ == Loop::rows) return k.rows[operation_](run);
         gather(scores, offsets, length, scratch);
         if (has_dy()) gather(second, offsets, length, scratch + operand_size());
-        run.scores_ahead = ahead(scores, offsets, length);
-        run.results_ahead = has_output() ? ahead(output, offsets, 0) : run.scores_ahead;
+        if (loop_ == Loop::tiles) {
+            run.scores_ahead = ahead(scores, offsets, length);
+            run.results_ahead = has_output() ? ahead(output, offsets, 0) : run.scores_ahead;
+        }
         (loop_ == Loop::tiles ? k.tiles : k.rows)[operation_](run);
         if (!has_output()) return;
         T* results = reinterpret_cast<T*>(scratch);

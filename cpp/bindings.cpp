@@ -255,8 +255,8 @@ Reduction reduction_of(std::string_view name) {
 
 py::tuple loss_and_gradient(const py::array& logits, const py::array& targets, std::int64_t axis,
                             const MaybeArray& weight, const MaybeIndex& ignore_index, double label_smoothing,
-                            double temperature, std::string_view reduction, py::handle from_above,
-                            const py::dtype& dtype, bool with_loss, bool with_grad, const MaybeArray& out) {
+                            double temperature, std::string_view reduction, const py::dtype& dtype,
+                            py::handle from_above, bool with_loss, bool with_grad, const MaybeArray& out) {
     Builder b(logits, ClassAxes().set(static_cast<std::size_t>(axis)));
     b.set(scores, logits);
     Loss loss;
@@ -385,7 +385,7 @@ PyMethodDef methods[] = {
         "log_softmax_grad", "log_softmax_grad($module, logp, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<loss_and_gradient>("cross_entropy",
                               "cross_entropy($module, logits, targets, axis, weight, ignore_index, label_smoothing, "
-                              "temperature, reduction, upstream, dtype, with_loss, with_grad, out, /)\n--\n\n"),
+                              "temperature, reduction, dtype, upstream, with_loss, with_grad, out, /)\n--\n\n"),
     method<same_shape>("same_shape", "same_shape($module, a, b, /)\n--\n\n"),
     method<invalid_target>("find_invalid_target",
                            "find_invalid_target($module, targets, logits, axis, ignore_index, /)\n--\n\n"),

@@ -80,23 +80,20 @@ void reduce(Slices& slices) {
         double logs[slices_per_call];
         Run run;
         run.value = logs;
-        apply(run, first, length);
+        apply(run);
         write_logs(slices, first, length, logs);
     };
     if (batch.shares_slices(threads)) {
         batch.for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* scratch) {
-            reduce_run(first, length, [&](const Run& run, const Offsets& at, std::ptrdiff_t some) {
-                batch.apply_blocks(run, at, some, threads, scratch);
-            });
+            reduce_run(first, length,
+                       [&](const Run& run) { batch.apply_blocks(run, first, length, threads, scratch); });
         });
         return;
     }
     const std::ptrdiff_t most = std::min(batch.slices_at_once(), slices_per_call);
     batch.for_runs(0, batch.units(), threads, most, 0,
                    [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* scratch) {
-                       reduce_run(first, length, [&](const Run& run, const Offsets& at, std::ptrdiff_t some) {
-                           batch.apply(run, at, some, scratch);
-                       });
+                       reduce_run(first, length, [&](const Run& run) { batch.apply(run, first, length, scratch); });
                    });
 }
 

@@ -95,7 +95,7 @@ class LossGradient {
           unscaled_(in_two(widen(m.top) + m.rest)),
           probability_(unscaled_, total_ * scale_),
           factor_(narrow(scale_)),
-          wide_(wide_lanes(total_ * scale_)) {
+          wide_(wide_lanes(total_ * scale_, probability_.factor.high)) {
         double target_weights[lanes], max_weights[lanes];
         Integer<T> dominates[lanes];
         store_doubles(target_weights, targets.chosen);
@@ -172,9 +172,6 @@ class LossGradient {
         const Pack<T> size = max(factor, -factor);
         const Mask<T> fits = less(broadcast(least), size) & less(size, broadcast(most));
         return select(fits | is_zero(exact), broadcast(Integer<T>(0)), broadcast(Integer<T>(-1)));
-    }
-    FASTSOFTMAX_INLINE Mask<T> wide_lanes(Doubles<T> exact) const {
-        return wide_lanes(exact, probability_.factor.high);
     }
 
     // By way of a probability in double, with a rounding of its own.

@@ -52,8 +52,8 @@ FASTSOFTMAX_INLINE Mask<T> dominant(const Measured<T>& m) {
 }
 
 // Probabilities from exponentials, whose sum is exact. Error: the relative one of the exponential, which counts double
-// where the result's digits are nearly 2, and the rounding: 1.65 ULP (double 1.52). Of an entry that dominates, top /
-// sum: at most 1, and 1 where nothing else counts.
+// where the result's digits are nearly 2, and the rounding: 1.65 ULP (double 1.52). Of an entry above 2/3, top / sum:
+// at most 1, and 1 where nothing else counts.
 template <class T>
 struct Softmax {
     Probability<T> probability;
@@ -117,17 +117,9 @@ struct LogProbability {
 // log-sum-exp of each slice.
 template <class T>
 FASTSOFTMAX_ONCE Doubles<T> log_sum_exp(const Measured<T>& m) {
-    const Pack<T> top = broadcast(T(infinity));
-    const Mask<T> infinite = equal(max(m.max, -m.max), top);
-    double results[Pack<T>::lanes];
-    store_doubles(results, to_doubles(widen(m.max) + log_total(m)));
+    const Mask<T> infinite = equal(max(m.max, -m.max), broadcast(T(infinity)));
     // An infinite maximum is the result, unless there is a NaN, which `rest` then holds.
-    for (int i = 0; lane_bits(infinite) != 0 && i < Pack<T>::lanes; ++i) {
-        double rest[2];
-        get_lane<T>(rest, m.rest, i);
-        if (lane(infinite, i)) results[i] = static_cast<double>(lane(m.max, i)) + rest[0];
-    }
-    return load_doubles<T>(results);
+    return select(infinite, to_doubles(m.max) + to_doubles(m.rest), to_doubles(widen(m.max) + log_total(m)));
 }
 
 // -log p of an entry with score x; `log`: that of the total.

@@ -23,43 +23,34 @@ FASTSOFTMAX_ONCE Two<double> folded(Double2 partial) {
     for (int i = 0; i < lanes; ++i) parts[i] = {lane(partial.high, i), lane(partial.low, i)};
     for (int count = lanes / 2; count > 0; count /= 2)
         for (int i = 0; i < count; ++i) parts[i] = parts[i] + parts[i + count];
+    // The error of an infinite sum is NaN; the sum itself is right.
+    if (!(parts[0].high - parts[0].high == 0)) return {fold_sum(partial.high), 0};
     return parts[0];
 }
 
-// A running sum of any numbers, class c in lane c mod 16 (double: c mod 8). Exact to 2^-50 (double 2^-100) of the sum
-// of their magnitudes.
+// Terms of running sums of any numbers. Exact to 2^-50 (double 2^-100) of the sum of their magnitudes.
+FASTSOFTMAX_INLINE void add_to(DoublePair& sum, Pack<float> x) { sum = sum + to_double(x); }
+FASTSOFTMAX_INLINE void add_product_to(DoublePair& sum, Pack<float> x, Pack<float> y) {
+    sum = sum + to_double(x) * to_double(y);
+}
+FASTSOFTMAX_INLINE void add_to(Double2& sum, Pack<double> x) {
+    const Double2 next = two_sum(sum.high, x);
+    sum = {next.high, sum.low + next.low};
+}
+FASTSOFTMAX_INLINE void add_product_to(Double2& sum, Pack<double> x, Pack<double> y) {
+    const Pack<double> product = x * y;
+    add_to(sum, product);
+    sum.low = sum.low + fma(x, y, -product);
+}
+
+// The same in rows, class c in lane c mod 16 (double: c mod 8).
 template <class T>
-struct Accumulator;
+struct Accumulator {
+    Wide<T> sum = widen(broadcast(T(0)));
 
-template <>
-struct Accumulator<float> {
-    DoublePair sum = doubles<float>(0);
-
-    FASTSOFTMAX_INLINE void add(Pack<float> x) { sum = sum + to_double(x); }
-    FASTSOFTMAX_INLINE void add_product(Pack<float> x, Pack<float> y) { sum = sum + to_double(x) * to_double(y); }
+    FASTSOFTMAX_INLINE void add(Pack<T> x) { add_to(sum, x); }
+    FASTSOFTMAX_INLINE void add_product(Pack<T> x, Pack<T> y) { add_product_to(sum, x, y); }
     FASTSOFTMAX_INLINE Two<double> total() const { return folded(sum); }
-};
-
-template <>
-struct Accumulator<double> {
-    Pack<double> sum = broadcast(0.0), error = broadcast(0.0);
-
-    FASTSOFTMAX_INLINE void add(Pack<double> x) {
-        const Double2 next = two_sum(sum, x);
-        sum = next.high;
-        error = error + next.low;
-    }
-    FASTSOFTMAX_INLINE void add_product(Pack<double> x, Pack<double> y) {
-        const Pack<double> product = x * y;
-        add(product);
-        error = error + fma(x, y, -product);
-    }
-    FASTSOFTMAX_INLINE Two<double> total() const {
-        const Two<double> exact = folded(Double2{sum, error});
-        // The error of an infinite sum is NaN; the sum itself is right.
-        if (!(exact.high - exact.high == 0)) return {fold_sum(sum), 0};
-        return exact;
-    }
 };
 
 // A running sum of exponentials in the same order, which costs less: in T, the errors of its additions beside it. After

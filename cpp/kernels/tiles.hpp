@@ -70,69 +70,41 @@ FASTSOFTMAX_INLINE int partial_sums(std::ptrdiff_t classes) {
     return classes <= fastsoftmax::few_classes ? 1 : Pack<T>::lanes;
 }
 
-template <class T>
-FASTSOFTMAX_ONCE Wide<T> folded(Wide<T>* partial, int count) {
+FASTSOFTMAX_ONCE DoublePair folded(DoublePair* partial, int count) {
     for (count /= 2; count > 0; count /= 2)
         for (int i = 0; i < count; ++i) partial[i] = partial[i] + partial[i + count];
     return partial[0];
 }
 
+FASTSOFTMAX_ONCE Double2 folded(Double2* partial, int count) {
+    Pack<double> plain[Pack<double>::lanes];
+    for (int i = 0; i < count; ++i) plain[i] = partial[i].high;
+    for (count /= 2; count > 0; count /= 2)
+        for (int i = 0; i < count; ++i) {
+            partial[i] = partial[i] + partial[i + count];
+            plain[i] = plain[i] + plain[i + count];
+        }
+    // As in rows: an infinite sum is the plain one.
+    const Pack<double> zero = broadcast(0.0);
+    const Mask<double> finite = equal(partial[0].high - partial[0].high, zero);
+    return select(finite, partial[0], Double2{plain[0], zero});
+}
+
 // Accumulator's sums, a slice a lane.
 template <class T>
-class TileSum;
-
-template <>
-class TileSum<float> {
+class TileSum {
   public:
-    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : count_(partial_sums<float>(classes)) {
-        for (int i = 0; i < count_; ++i) partial_[i] = doubles<float>(0);
+    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : count_(partial_sums<T>(classes)) {
+        for (int i = 0; i < count_; ++i) partial_[i] = widen(broadcast(T(0)));
     }
-    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<float> x) { add(c, to_double(x)); }
-    FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<float> x, Pack<float> y) {
-        add(c, to_double(x) * to_double(y));
+    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<T> x) { add_to(partial_[c & (count_ - 1)], x); }
+    FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<T> x, Pack<T> y) {
+        add_product_to(partial_[c & (count_ - 1)], x, y);
     }
-    FASTSOFTMAX_INLINE Wide<float> total() { return folded<float>(partial_, count_); }
+    FASTSOFTMAX_INLINE Wide<T> total() { return folded(partial_, count_); }
 
   private:
-    DoublePair partial_[16];
-    int count_;
-
-    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, DoublePair x) {
-        DoublePair& p = partial_[c & (count_ - 1)];
-        p = p + x;
-    }
-};
-
-template <>
-class TileSum<double> {
-  public:
-    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : count_(partial_sums<double>(classes)) {
-        for (int i = 0; i < count_; ++i) partial_[i] = widen(broadcast(0.0));
-    }
-    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<double> x) {
-        Double2& p = partial_[c & (count_ - 1)];
-        const Double2 next = two_sum(p.high, x);
-        p = {next.high, p.low + next.low};
-    }
-    FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<double> x, Pack<double> y) {
-        const Pack<double> product = x * y;
-        add(c, product);
-        partial_[c & (count_ - 1)].low = partial_[c & (count_ - 1)].low + fma(x, y, -product);
-    }
-    FASTSOFTMAX_ONCE Wide<double> total() {
-        Pack<double> plain[8];
-        for (int i = 0; i < count_; ++i) plain[i] = partial_[i].high;
-        for (int count = count_ / 2; count > 0; count /= 2)
-            for (int i = 0; i < count; ++i) plain[i] = plain[i] + plain[i + count];
-        const Double2 sum = folded<double>(partial_, count_);
-        // As in Accumulator: an infinite sum is the plain one.
-        const Pack<double> zero = broadcast(0.0);
-        const Mask<double> finite = equal(sum.high - sum.high, zero);
-        return {select(finite, sum.high, plain[0]), select(finite, sum.low, zero)};
-    }
-
-  private:
-    Double2 partial_[8];
+    Wide<T> partial_[Pack<T>::lanes];
     int count_;
 };
 
@@ -193,7 +165,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
         set_top(m, exp);
     });
     // A single sum stays in T: converting it would take a fifth of the time of two classes.
-    if (sums > 1) only = in_two(m.rest = folded<T>(partial, sums));
+    if (sums > 1) only = in_two(m.rest = folded(partial, sums));
     if constexpr (whole)
         m.all = only;
     else if (sums == 1)

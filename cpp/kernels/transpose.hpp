@@ -135,8 +135,8 @@ FASTSOFTMAX_INLINE T* store_quarters(T* row, const Pack<T> (&square)[quarter_lan
 template <class T>
 FASTSOFTMAX_INLINE void tile_to_rows(const T* tile, std::ptrdiff_t classes, T* rows) {
     constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes;
-    // The last, partial quarter of a row comes first and reaches into the next row, which is written after it; but what
-    // would reach behind the last row is stored one by one.
+    // The last, partial quarter of a row comes first and reaches into the next row, which is written after it; but of
+    // one that would reach behind the last row no more is stored than belongs to it.
     const std::ptrdiff_t left = (classes - 1) % n + 1;
     for (std::ptrdiff_t c = classes - left; c >= 0; c -= n) {
         const std::ptrdiff_t taken = classes - c < n ? left : n;

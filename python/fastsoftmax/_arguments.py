@@ -372,8 +372,8 @@ def loss_arguments(
     label_smoothing: Any,
     temperature: Any,
     reduction: str,
-) -> tuple[Array, Array, int, Array | None, int | None, float, float, DType]:
-    """Those that the three losses share, and the gradient's dtype."""
+) -> tuple[Array, Array, int, Array | None, int | None, float, float, str, DType]:
+    """Those that the three losses share, and the gradient's dtype, in the order in which the core takes them."""
     logits = logits if type(logits) is ndarray else to_array(logits, "logits")
     dtype = _result_dtypes.get(logits.dtype) or result_dtype(logits.dtype, "logits")
     shape = logits.shape
@@ -399,7 +399,7 @@ def loss_arguments(
         temperature = to_temperature(temperature)
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'none', 'mean' or 'sum'")
-    return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, dtype
+    return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, dtype
 
 
 def _to_new_targets(given: ArrayLike) -> Array:

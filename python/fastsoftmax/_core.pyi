@@ -64,8 +64,8 @@ def cross_entropy(
     label_smoothing: float,
     temperature: float,
     reduction: str,
-    upstream: float | _Array,  # an array (any real element type, loss's shape) only with reduction "none"
     dtype: _DType,  # of the gradient; the loss is no half precision, but float32
+    upstream: float | _Array,  # an array (any real element type, loss's shape) only with reduction "none"
     with_loss: bool,
     with_grad: bool,
     out: _Array | None,  # for the gradient

@@ -95,24 +95,8 @@ def cross_entropy(
     >>> print(f"{fs.cross_entropy(logits, [0, 1]):.4f}")
     0.3606
     """
-    logits, targets, axis, weight, ignore_index, label_smoothing, temperature, dtype = loss_arguments(
-        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
-    )
-    loss, _ = _core.cross_entropy(
-        logits,
-        targets,
-        axis,
-        weight,
-        ignore_index,
-        label_smoothing,
-        temperature,
-        reduction,
-        1.0,
-        dtype,
-        True,
-        False,
-        None,
-    )
+    arguments = loss_arguments(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction)
+    loss, _ = _core.cross_entropy(*arguments, 1.0, True, False, None)
     return loss
 
 
@@ -262,27 +246,14 @@ def _differentiate(
     with_loss: bool,
 ) -> tuple[Any, Array]:
     """(loss or None, gradient)."""
-    logits, targets, axis, weight, ignore_index, label_smoothing, temperature, dtype = loss_arguments(
-        logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
-    )
+    arguments = loss_arguments(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction)
     if upstream is None:
         upstream = 1.0
     elif type(upstream) is not float:
-        upstream = to_upstream(upstream, reduction, reduced_shape(logits.shape, (axis,)))
-    work = None if out is None else work_array(out, logits.shape, dtype, (logits,), (targets, weight, upstream))
-    loss, grad = _core.cross_entropy(
-        logits,
-        targets,
-        axis,
-        weight,
-        ignore_index,
-        label_smoothing,
-        temperature,
-        reduction,
-        upstream,
-        dtype,
-        with_loss,
-        True,
-        work,
-    )
+        upstream = to_upstream(upstream, reduction, reduced_shape(arguments[0].shape, (arguments[2],)))
+    work = None
+    if out is not None:
+        logits, targets, weight, dtype = arguments[0], arguments[1], arguments[3], arguments[8]
+        work = work_array(out, logits.shape, dtype, (logits,), (targets, weight, upstream))
+    loss, grad = _core.cross_entropy(*arguments, upstream, with_loss, True, work)
     return loss, grad if work is out else delivered(grad, out)

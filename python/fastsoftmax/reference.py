@@ -255,7 +255,7 @@ def _cross_entropy(
     out: Array | None = None,
 ) -> tuple[Any, Any]:
     """Loss and gradient, where asked for. Batch-shaped arrays keep the class axis, with extent 1, up to the end."""
-    x, targets, axis, weight, ignore_index, e, temperature, dtype = loss_arguments(
+    x, targets, axis, weight, ignore_index, e, temperature, reduction, dtype = loss_arguments(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
     )
     batch = reduced_shape(x.shape, (axis,))
