@@ -414,13 +414,12 @@ const Kernels& named_kernels(const std::string& target) {
     return *found;
 }
 
-void plain_exp(const py::array& x, const py::array& out, const std::string& target) {
+double plain_exp(const py::array& x, const py::array& out, const std::string& target) {
     const Kernels& k = named_kernels(target);
     void* to = const_cast<void*>(out.data());
     if (x.itemsize() == 4)
-        k.in_float.exp(static_cast<const float*>(x.data()), x.size(), static_cast<float*>(to));
-    else
-        k.in_double.exp(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
+        return k.in_float.exp(static_cast<const float*>(x.data()), x.size(), static_cast<float*>(to));
+    return k.in_double.exp(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
 }
 
 void plain_log1p(const py::array& x, const py::array& out, const std::string& target) {

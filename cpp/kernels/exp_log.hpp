@@ -8,11 +8,10 @@ namespace {
 template <class T>
 struct ExpConstants;
 
-// exp(x) = 2^(n / parts) (1 + r + r^2 q(r)), n = round(x parts / ln2), |r| <= ln2 / (2 parts). Coefficients of q,
-// constant first; error of the polynomial 2^-34.5.
+// exp(x) = 2^(n/8) (1 + r + r^2 q(r)), n = round(8 x / ln2), |r| <= ln2 / 16. Coefficients of q, constant first; error
+// of the polynomial 2^-32.3.
 template <>
 struct ExpConstants<float> {
-    static constexpr int parts = 4;  // powers of two that a permutation within 16 bytes finds
     static constexpr float log2e = 0x1.715476p+0f;
     static constexpr float ln2_high = 0x1.62e43p-1f, ln2_low = -0x1.05c61p-29f;
     static constexpr float rounder = 0x1.8p23f;  // adding it leaves an integer in the last bits
@@ -23,16 +22,17 @@ struct ExpConstants<float> {
     static constexpr float above_all = 0x1p65f;  // no exponential is larger
     // From |max| = 512 on, x - max is exact wherever exp(x - max) > 2^-190 (Sterbenz), so such a slice subtracts.
     static constexpr float largest_unshifted = 512;
-    static constexpr float q[] = {0x1.fffffep-2f, 0x1.555558p-3f, 0x1.557394p-5f, 0x1.11084ap-7f};
-    // 2^(i/4), the second part of each behind its first.
-    static constexpr float powers[] = {1, 0x1.306fe0p+0f, 0x1.6a09e6p+0f, 0x1.ae89fap+0f};
-    static constexpr float powers_low[] = {0, 0x1.4636e2p-25f, 0x1.9fcef4p-26f, -0x1.a94b14p-26f};
+    static constexpr float q[] = {0x1p-1f, 0x1.555c7ap-3f, 0x1.55483cp-5f};
+    // The powers are `factor` times as large, and so is all that is made of them: there, their roundings differ by no
+    // more than 0.093 * 2^-24, where those of the powers themselves do by 1.06. Results are made of ratios.
+    static constexpr double factor = 0x1.16747bf7c5b82p+0;
+    // 2^(i/8), as mantissa bits less i in the three highest.
+    static constexpr std::int32_t powers[] = {0xb3a3e, 0x7d424, 0x59202, 0x48e45, 0x4e5be, 0x6b7da, 0xa26de, 0xf5829};
 };
 
-// The same; error of the polynomial 2^-56.5.
+// The same; error of the polynomial 2^-58.3, of the powers 0.049 * 2^-53.
 template <>
 struct ExpConstants<double> {
-    static constexpr int parts = 1;
     static constexpr double log2e = 0x1.71547652b82fep+0;
     static constexpr double ln2_high = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
     static constexpr double rounder = 0x1.8p52;
@@ -40,95 +40,81 @@ struct ExpConstants<double> {
     static constexpr int exponent_bias = 200;          // terms of 2^-1223 of the largest stay
     static constexpr double above_all = 0x1p201;       // no exponential is larger
     static constexpr double largest_unshifted = 2048;  // as above, for exp(x - max) > 2^-1223
-    static constexpr double q[] = {0x1.000000000000ap-1,  0x1.55555555554f9p-3,  0x1.55555555507f4p-5,
-                                   0x1.1111111127e72p-7,  0x1.6c16c1844a254p-10, 0x1.a01a0129b8a3cp-13,
-                                   0x1.a01999b043a9ap-16, 0x1.71df262697c1cp-19, 0x1.28adcc0f2c9fp-22,
-                                   0x1.ad7f05798ec76p-26};
+    static constexpr double q[] = {0x1.000000000010cp-1, 0x1.555555555512cp-3,  0x1.5555554802dbfp-5,
+                                   0x1.11111125eace3p-7, 0x1.6c1cc02d9c73fp-10, 0x1.a016383dc054p-13};
+    static constexpr double factor = 0x1.113cc3434ccc5p+0;
+    static constexpr std::int64_t powers[] = {0x113cc3434ccc5, 0x9f7aaaa8698a, 0x4ef90fbd7368, 0x25852840dbd8,
+                                              0x26a7d2b92fdd,  0x563bd37a3ff4, 0xb8753e365324, 0x151e98b4df1d7};
 };
 
-template <class T, int n>
-FASTSOFTMAX_INLINE Pack<T> polynomial(Pack<T> x, const T (&coefficients)[n]) {
-    Pack<T> sum = broadcast(coefficients[n - 1]);
-    for (int k = n - 2; k >= 0; --k) sum = multiply_add(sum, x, broadcast(coefficients[k]));
+template <class T, int packs, int n>
+FASTSOFTMAX_INLINE Pack<T, packs> polynomial(Pack<T, packs> x, const T (&coefficients)[n]) {
+    Pack<T, packs> sum = broadcast<T, packs>(coefficients[n - 1]);
+    for (int k = n - 2; k >= 0; --k) sum = multiply_add(sum, x, broadcast<T, packs>(coefficients[k]));
     return sum;
 }
 
-// exp(x) * 2^(exponent_bias - reference), reference an integer, per lane. 0 where that is below 2^-126 (float; double
-// 2^-1022): then exp(x) is below 2^-190 (2^-1222) of the largest. NaN stays NaN; x may not be +inf.
+// An exponential before it is rounded: power * (1 + growth), |growth| < 0.045.
+template <class T, int packs>
+struct Growth {
+    Pack<T, packs> power, growth;
+
+    FASTSOFTMAX_INLINE Pack<T, packs> rounded() const { return multiply_add(power, growth, power); }
+    // What rounding loses.
+    FASTSOFTMAX_INLINE Pack<T, packs> lost() const { return multiply_add(power, growth, power - rounded()); }
+};
+
+// factor * exp(x) * 2^(exponent_bias - reference), reference an integer, per lane. Below 2^-126 (float; double
+// 2^-1022), which is 2^-190 (2^-1222) of the largest, no digit is right but the error is smaller than that; of -inf it
+// is 0. NaN stays NaN; x may not be +inf.
 template <class T>
 struct Exponential {
     using C = ExpConstants<T>;
-    // Leaves (n / parts - reference + exponent_bias + ieee_bias) * parts in the last bits: a power of two's exponent
-    // field, and for float the quarter of a power that follows.
+    static constexpr int parts = 8;
+    // Leaves (n / 8 - reference + exponent_bias + ieee_bias) * 8 in the last bits: a power of two's exponent field, and
+    // which eighth of a power follows.
     Pack<T> rounder;
-    Pack<T> lowest;  // whose exponent field is 0: the power is +0
+    Pack<T> lowest;  // whose exponent field is negative
 
     FASTSOFTMAX_INLINE explicit Exponential(Pack<T> reference) {
         const Pack<T> offset = broadcast(T(C::exponent_bias + C::ieee_bias)) - reference;
-        rounder = broadcast(C::rounder) + offset * broadcast(T(C::parts));
-        lowest = -(offset * broadcast(C::ln2_high));
+        rounder = broadcast(C::rounder) + offset * broadcast(T(parts));
+        lowest = -((offset + broadcast(T(1))) * broadcast(C::ln2_high));
     }
 
     // Lane i of another in every lane.
     FASTSOFTMAX_INLINE Exponential(const Exponential& all, int i)
         : rounder(spread(all.rounder, i)), lowest(spread(all.lowest, i)) {}
 
-    // Error: 0.73 ULP, at 0x1.143852p+6 without FMA, with it 0.69, at -0x1.6f61ap+4; relative 0.572 * 2^-23, at
-    // -0x1.4c8c7ap+0: every float is swept in tests/test_exp_log.py. Double: 0.75 ULP, relative 0.51 * 2^-52, of a
-    // million at random and those where the reduction changes.
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const { return with_parts(x, as_it_is, rounded); }
+    // Error, once rounded: 1.06 * 2^-24, at 0x1.14d248p+5; without FMA 1.09 * 2^-24, at 0x1.b49b86p+1, and below 2^-120
+    // up to 2^-149 more. Double: 1.15 * 2^-53, of a million at random and those where the reduction changes. Every
+    // float is swept in tests/test_exp_log.py. Before it is rounded: 0.06 * 2^-24, double 0.15 * 2^-53.
+    template <int packs>
+    FASTSOFTMAX_INLINE Growth<T, packs> operator()(Pack<T, packs> x) const {
+        return corrected(x, [](Pack<T, packs> r) __attribute__((always_inline)) { return r; });
+    }
 
     // Of x + low, |low| within an ULP of x.
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> low) const {
-        return with_parts(x, [&](Pack<T> r) __attribute__((always_inline)) { return r + low; }, rounded);
-    }
-
-    // f(e, lost, power): the same, and what its rounding lost as lost * power, so that e + lost * power is right to 0.2
-    // ULP (double 0.05).
-    template <class F>
-    FASTSOFTMAX_INLINE auto unrounded(Pack<T> x, F f) const {
-        return with_parts(x, as_it_is, with_lost(f));
-    }
-    template <class F>
-    FASTSOFTMAX_INLINE auto unrounded(Pack<T> x, Pack<T> low, F f) const {
-        return with_parts(x, [&](Pack<T> r) __attribute__((always_inline)) { return r + low; }, with_lost(f));
+    template <int packs>
+    FASTSOFTMAX_INLINE Growth<T, packs> operator()(Pack<T, packs> x, Pack<T, packs> low) const {
+        return corrected(x, [&](Pack<T, packs> r) __attribute__((always_inline)) { return r + low; });
     }
 
   private:
-    FASTSOFTMAX_INLINE static Pack<T> as_it_is(Pack<T> r) { return r; }
-    FASTSOFTMAX_INLINE static Pack<T> rounded(Pack<T> high, Pack<T> low, Pack<T> power) { return (high + low) * power; }
-    template <class F>
-    FASTSOFTMAX_INLINE static auto with_lost(F f) {
-        return [f](Pack<T> high, Pack<T> low, Pack<T> power) __attribute__((always_inline)) {
-            const Pack<T> sum = high + low;
-            return f(sum * power, low - (sum - high), power);
-        };
-    }
-
-    // combine(high, low, power): the exponential is (high + low) * power.
-    template <class Correct, class Combine>
-    FASTSOFTMAX_INLINE auto with_parts(Pack<T> x, Correct correct, Combine combine) const {
-        constexpr T step_high = C::ln2_high / C::parts, step_low = C::ln2_low / C::parts;
-        x = max(lowest, x);
-        const Pack<T> shifted = multiply_add(x, broadcast(C::log2e * C::parts), rounder);
-        const Pack<T> n = shifted - rounder;
+    template <int packs, class Correct>
+    FASTSOFTMAX_INLINE Growth<T, packs> corrected(Pack<T, packs> x, Correct correct) const {
+        constexpr T step_high = C::ln2_high / parts, step_low = C::ln2_low / parts;
+        x = max(repeat<packs>(lowest), x);
+        const Pack<T, packs> shift = repeat<packs>(rounder);
+        const Pack<T, packs> shifted = multiply_add(x, broadcast<T, packs>(C::log2e * parts), shift);
+        const Pack<T, packs> n = shifted - shift;
         // Exact: a multiple of the last bit of step_high, below 1.
-        const Pack<T> first = fma(n, broadcast(-step_high), x);
-        const Pack<T> r = correct(multiply_add(n, broadcast(-step_low), first));
-        const Pack<Integer<T>> bits = bit_cast<Integer<T>>(shifted);
-        if constexpr (C::parts == 4) {
-            // |r| < 0.09: what rounding it and its powers loses is little beside the 1 that they are added to.
-            const Pack<T> power = look_up(C::powers, bits);
-            const Pack<T> grown = multiply_add(r * r, polynomial(r, C::q), r);
-            return combine(power, multiply_add(power, grown, look_up(C::powers_low, bits)),
-                           bit_cast<T>(shift_left(shift_right(bits, 2), C::mantissa_bits)));
-        } else {
-            // What n ln2 has besides goes to the low part of 1 + r.
-            const Pack<T> high = broadcast(T(1)) + first;
-            const Pack<T> low = correct(multiply_add(n, broadcast(-step_low), first - (high - broadcast(T(1)))));
-            return combine(high, multiply_add(r * r, polynomial(r, C::q), low),
-                           bit_cast<T>(shift_left(bits, C::mantissa_bits)));
-        }
+        const Pack<T, packs> first = fma(n, broadcast<T, packs>(-step_high), x);
+        const Pack<T, packs> r = correct(multiply_add(n, broadcast<T, packs>(-step_low), first));
+        const auto field = bit_cast<Integer<T>>(shifted);
+        // The three last bits of n come to stand in the mantissa, which the table allows for.
+        const auto power = positive(look_up(C::powers, field) + shift_left(field, C::mantissa_bits - 3));
+        return {bit_cast<T>(power), multiply_add(r * r, polynomial(r, C::q), r)};
     }
 };
 
@@ -138,13 +124,15 @@ FASTSOFTMAX_INLINE Pack<T> round_to_integer(Pack<T> x) {
     return (x + rounder) - rounder;
 }
 
-// exp(x) * 2^-n for |x - n ln2| < 0.35, to 2^-56: what the float and double exponentials are short of their own
-// rounding.
+// exp(x) * 2^-n for |x - n ln2| < 0.35, to 2^-56: 1 + r + r^2 q(r), error of the polynomial 2^-56.5.
 FASTSOFTMAX_ONCE Double2 exp_reduced(Double2 x, Pack<double> n) {
     using C = ExpConstants<double>;
+    constexpr double q[] = {0x1.000000000000ap-1,  0x1.55555555554f9p-3,  0x1.55555555507f4p-5,  0x1.1111111127e72p-7,
+                            0x1.6c16c1844a254p-10, 0x1.a01a0129b8a3cp-13, 0x1.a01999b043a9ap-16, 0x1.71df262697c1cp-19,
+                            0x1.28adcc0f2c9fp-22,  0x1.ad7f05798ec76p-26};
     const Double2 r = two_sum(fma(n, broadcast(-C::ln2_high), x.high), x.low - n * broadcast(C::ln2_low));
     const Double2 sum = fast_two_sum(broadcast(1.0), r.high);
-    const Pack<double> tail = r.high * r.high * polynomial(r.high, C::q);
+    const Pack<double> tail = r.high * r.high * polynomial(r.high, q);
     return fast_two_sum(sum.high, sum.low + (multiply_add(r.low, r.high, r.low) + tail));
 }
 

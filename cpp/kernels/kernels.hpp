@@ -78,7 +78,7 @@ struct Run {
 };
 
 // What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are
-// exp((x - shift) / temperature) * 2^(exponent_bias - reference). Sums are two parts, of which
+// exp((x - shift) / temperature) * 2^(exponent_bias - reference), all with one factor. Sums are two parts, of which
 // float's results need the first alone.
 struct Statistics {
     double max = 0;           // the largest entry that is not NaN
@@ -134,8 +134,8 @@ struct KernelsIn {
                                           std::ptrdiff_t tile_classes, std::byte* to, std::ptrdiff_t slice_stride,
                                           std::ptrdiff_t class_stride);
 
-    // The bare functions, for the tests of their error.
-    void (*exp)(const T* x, std::ptrdiff_t count, T* to);
+    // The bare functions, for the tests of their error. What exp gives is as many times too large as it returns.
+    double (*exp)(const T* x, std::ptrdiff_t count, T* to);
     void (*log1p)(const double* x, std::ptrdiff_t count, T* to);
 };
 

@@ -1,4 +1,5 @@
-// Pack<T>: 64 bytes of T (16 floats, 8 doubles) in as many native registers as that takes.
+// Pack<T>: 64 bytes of T (16 floats, 8 doubles) in as many native registers as that takes. Pack<T, n>: n of them, for
+// what takes so long that one would wait for itself.
 //
 // The only file with instruction sets in it, besides elements.hpp. A kernel is written once for this width, so each
 // target does the same arithmetic in the same order and, where it has FMA, gives the same bits.
@@ -67,22 +68,47 @@ struct IntegerOf<std::int64_t> {
 template <class T>
 using Integer = typename IntegerOf<T>::type;
 
-template <class T>
+template <class T, int packs = 1>
 struct Pack {
     using Register = typename RegisterOf<T>::type;
-    static constexpr int lanes = pack_bytes / static_cast<int>(sizeof(T));
-    Register r[pack_registers];
+    static constexpr int registers = packs * pack_registers;
+    static constexpr int lanes = packs * pack_bytes / static_cast<int>(sizeof(T));
+    Register r[registers];
 };
+
+// As many as the registers have room for.
+constexpr int packs_at_once = register_bytes == 64 ? 4 : 1;
 
 // What a comparison gives: all bits of a lane set, or none.
 template <class T>
 using Mask = Pack<Integer<T>>;
 
-template <class T>
-FASTSOFTMAX_INLINE Pack<T> broadcast(T value) {
-    Pack<T> a;
+template <class T, int packs = 1>
+FASTSOFTMAX_INLINE Pack<T, packs> broadcast(T value) {
+    Pack<T, packs> a;
     for (auto& r : a.r) r = value - typename Pack<T>::Register{};  // subtracting zero keeps -0 and NaN
     return a;
+}
+
+// The same pack `packs` times.
+template <int packs, class T>
+FASTSOFTMAX_INLINE Pack<T, packs> repeat(Pack<T> a) {
+    Pack<T, packs> b;
+    for (int i = 0; i < b.registers; ++i) b.r[i] = a.r[i % pack_registers];
+    return b;
+}
+
+// The pack `k` of several.
+template <class T, int packs>
+FASTSOFTMAX_INLINE Pack<T> part(const Pack<T, packs>& a, int k) {
+    Pack<T> b;
+    for (int i = 0; i < pack_registers; ++i) b.r[i] = a.r[k * pack_registers + i];
+    return b;
+}
+
+template <class T, int packs>
+FASTSOFTMAX_INLINE void set_part(Pack<T, packs>& a, int k, Pack<T> value) {
+    for (int i = 0; i < pack_registers; ++i) a.r[k * pack_registers + i] = value.r[i];
 }
 
 template <class T>
@@ -97,11 +123,11 @@ FASTSOFTMAX_INLINE void store_pack(void* p, Pack<T> a) {
     for (int i = 0; i < pack_registers; ++i) reinterpret_cast<typename RegisterOf<T>::memory*>(p)[i] = a.r[i];
 }
 
-#define FASTSOFTMAX_LANEWISE(op)                                            \
-    template <class T>                                                      \
-    FASTSOFTMAX_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) {          \
-        for (int i = 0; i < pack_registers; ++i) a.r[i] = a.r[i] op b.r[i]; \
-        return a;                                                           \
+#define FASTSOFTMAX_LANEWISE(op)                                                        \
+    template <class T, int packs>                                                       \
+    FASTSOFTMAX_INLINE Pack<T, packs> operator op(Pack<T, packs> a, Pack<T, packs> b) { \
+        for (int i = 0; i < a.registers; ++i) a.r[i] = a.r[i] op b.r[i];                \
+        return a;                                                                       \
     }
 FASTSOFTMAX_LANEWISE(+)
 FASTSOFTMAX_LANEWISE(-)
@@ -111,28 +137,28 @@ FASTSOFTMAX_LANEWISE(&)
 FASTSOFTMAX_LANEWISE(|)
 #undef FASTSOFTMAX_LANEWISE
 
-template <class T>
-FASTSOFTMAX_INLINE Pack<T> operator-(Pack<T> a) {
+template <class T, int packs>
+FASTSOFTMAX_INLINE Pack<T, packs> operator-(Pack<T, packs> a) {
     for (auto& r : a.r) r = -r;
     return a;
 }
 
-template <class T>
-FASTSOFTMAX_INLINE Pack<T> shift_left(Pack<T> a, int bits) {
+template <class T, int packs>
+FASTSOFTMAX_INLINE Pack<T, packs> shift_left(Pack<T, packs> a, int bits) {
     for (auto& r : a.r) r = r << bits;
     return a;
 }
 
-template <class T>
-FASTSOFTMAX_INLINE Pack<T> shift_right(Pack<T> a, int bits) {
+template <class T, int packs>
+FASTSOFTMAX_INLINE Pack<T, packs> shift_right(Pack<T, packs> a, int bits) {
     for (auto& r : a.r) r = r >> bits;
     return a;
 }
 
-template <class To, class From>
-FASTSOFTMAX_INLINE Pack<To> bit_cast(Pack<From> a) {
-    Pack<To> b;
-    for (int i = 0; i < pack_registers; ++i) b.r[i] = (typename Pack<To>::Register)a.r[i];
+template <class To, class From, int packs>
+FASTSOFTMAX_INLINE Pack<To, packs> bit_cast(Pack<From, packs> a) {
+    Pack<To, packs> b;
+    for (int i = 0; i < b.registers; ++i) b.r[i] = (typename Pack<To>::Register)a.r[i];
     return b;
 }
 
@@ -154,22 +180,57 @@ FASTSOFTMAX_INLINE Pack<T> select(Pack<I> mask, Pack<T> a, Pack<T> b) {
     return a;
 }
 
-// table[i mod 4] for the integer i of each lane.
-FASTSOFTMAX_INLINE Pack<float> look_up(const float (&table)[4], Pack<std::int32_t> index) {
-    Pack<float> a;
-    for (int i = 0; i < pack_registers; ++i) {
+// a where it is positive, else 0.
+template <class I, int packs>
+FASTSOFTMAX_INLINE Pack<I, packs> positive(Pack<I, packs> a) {
+    const typename Pack<I>::Register zero = {};
+    for (auto& r : a.r) r = r > zero ? r : zero;
+    return a;
+}
+
+template <class I>
+FASTSOFTMAX_INLINE auto look_up_each(const I (&table)[8], typename Pack<I>::Register index) {
+    I found[register_bytes / sizeof(I)];
+    for (std::size_t k = 0; k < register_bytes / sizeof(I); ++k) found[k] = table[index[k] & 7];
+    return *reinterpret_cast<const typename RegisterOf<I>::memory*>(found);
+}
+
+// table[i mod 8] for the integer i of each lane.
+template <int packs>
+FASTSOFTMAX_INLINE Pack<std::int32_t, packs> look_up(const std::int32_t (&table)[8], Pack<std::int32_t, packs> index) {
+    for (auto& r : index.r) {
 #if defined(__AVX512F__)
-        a.r[i] = _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(table)), (__m512i)index.r[i]);
+        const __m512i all = _mm512_broadcast_i32x8(_mm256_loadu_si256((const __m256i*)table));
+        r = (Pack<std::int32_t>::Register)_mm512_permutexvar_epi32((__m512i)r, all);
 #elif defined(__AVX2__)
-        a.r[i] = _mm256_permutevar_ps(_mm256_broadcast_ps((const __m128*)table), (__m256i)index.r[i]);
+        const __m256i all = _mm256_loadu_si256((const __m256i*)table);
+        r = (Pack<std::int32_t>::Register)_mm256_permutevar8x32_epi32(all, (__m256i)r);
 #else
-        const auto odd = (index.r[i] & 1) != 0, upper = (index.r[i] & 2) != 0;
-        const Pack<float>::Register zero = {};
-        const auto low = odd ? table[1] - zero : table[0] - zero, high = odd ? table[3] - zero : table[2] - zero;
-        a.r[i] = upper ? high : low;
+        r = look_up_each(table, r);
 #endif
     }
-    return a;
+    return index;
+}
+
+template <int packs>
+FASTSOFTMAX_INLINE Pack<std::int64_t, packs> look_up(const std::int64_t (&table)[8], Pack<std::int64_t, packs> index) {
+    for (auto& r : index.r) {
+#if defined(__AVX512F__)
+        r = (Pack<std::int64_t>::Register)_mm512_permutexvar_epi64((__m512i)r, _mm512_loadu_si512(table));
+#elif defined(__AVX2__)
+        // Halves of four, each found as two neighbouring halves of an entry.
+        const __m256i low = _mm256_loadu_si256((const __m256i*)table),
+                      high = _mm256_loadu_si256((const __m256i*)table + 1);
+        const __m256i doubled = _mm256_slli_epi32(_mm256_shuffle_epi32((__m256i)r, 0xa0), 1);
+        const __m256i entry = _mm256_or_si256(doubled, _mm256_set1_epi64x(std::int64_t{1} << 32));
+        const __m256d upper = (__m256d)_mm256_slli_epi64((__m256i)r, 61);
+        r = (Pack<std::int64_t>::Register)_mm256_blendv_pd((__m256d)_mm256_permutevar8x32_epi32(low, entry),
+                                                           (__m256d)_mm256_permutevar8x32_epi32(high, entry), upper);
+#else
+        r = look_up_each(table, r);
+#endif
+    }
+    return index;
 }
 
 // 0, 1, 2, ...
@@ -181,8 +242,9 @@ FASTSOFTMAX_INLINE Pack<I> iota() {
 }
 
 // The larger of each lane; b where either is NaN. So max(x, m) passes over a NaN in x, and max(low, x) keeps it.
-FASTSOFTMAX_INLINE Pack<float> max(Pack<float> a, Pack<float> b) {
-    for (int i = 0; i < pack_registers; ++i) {
+template <int packs>
+FASTSOFTMAX_INLINE Pack<float, packs> max(Pack<float, packs> a, Pack<float, packs> b) {
+    for (int i = 0; i < a.registers; ++i) {
 #if defined(__AVX512F__)
         a.r[i] = _mm512_max_ps(a.r[i], b.r[i]);
 #elif defined(__AVX2__)
@@ -196,8 +258,9 @@ FASTSOFTMAX_INLINE Pack<float> max(Pack<float> a, Pack<float> b) {
     return a;
 }
 
-FASTSOFTMAX_INLINE Pack<double> max(Pack<double> a, Pack<double> b) {
-    for (int i = 0; i < pack_registers; ++i) {
+template <int packs>
+FASTSOFTMAX_INLINE Pack<double, packs> max(Pack<double, packs> a, Pack<double, packs> b) {
+    for (int i = 0; i < a.registers; ++i) {
 #if defined(__AVX512F__)
         a.r[i] = _mm512_max_pd(a.r[i], b.r[i]);
 #elif defined(__AVX2__)
@@ -269,8 +332,9 @@ FASTSOFTMAX_INLINE Pack<float> to_float(DoublePair d) {
 
 // a * b + c, rounded once. Without FMA: float by way of double (a double rounding in rare cases), double by Dekker's
 // exact product (beyond 2^996 rounded twice).
-FASTSOFTMAX_FMA Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double> c) {
-    for (int i = 0; i < pack_registers; ++i) {
+template <int packs>
+FASTSOFTMAX_FMA Pack<double, packs> fma(Pack<double, packs> a, Pack<double, packs> b, Pack<double, packs> c) {
+    for (int i = 0; i < a.registers; ++i) {
 #if defined(__AVX512F__)
         c.r[i] = _mm512_fmadd_pd(a.r[i], b.r[i], c.r[i]);
 #elif defined(__AVX2__)
@@ -295,24 +359,27 @@ FASTSOFTMAX_FMA Pack<double> fma(Pack<double> a, Pack<double> b, Pack<double> c)
     return c;
 }
 
-FASTSOFTMAX_FMA Pack<float> fma(Pack<float> a, Pack<float> b, Pack<float> c) {
+template <int packs>
+FASTSOFTMAX_FMA Pack<float, packs> fma(Pack<float, packs> a, Pack<float, packs> b, Pack<float, packs> c) {
 #if defined(__AVX512F__)
-    return {{_mm512_fmadd_ps(a.r[0], b.r[0], c.r[0])}};
+    for (int i = 0; i < a.registers; ++i) c.r[i] = _mm512_fmadd_ps(a.r[i], b.r[i], c.r[i]);
+    return c;
 #elif defined(__AVX2__)
-    for (int i = 0; i < pack_registers; ++i) c.r[i] = _mm256_fmadd_ps(a.r[i], b.r[i], c.r[i]);
+    for (int i = 0; i < a.registers; ++i) c.r[i] = _mm256_fmadd_ps(a.r[i], b.r[i], c.r[i]);
     return c;
 #elif defined(__aarch64__)
-    for (int i = 0; i < pack_registers; ++i) c.r[i] = vfmaq_f32(c.r[i], a.r[i], b.r[i]);
+    for (int i = 0; i < a.registers; ++i) c.r[i] = vfmaq_f32(c.r[i], a.r[i], b.r[i]);
     return c;
 #else
+    static_assert(packs == 1);
     const DoublePair ad = to_double(a), bd = to_double(b), cd = to_double(c);
     return to_float({ad.low * bd.low + cd.low, ad.high * bd.high + cd.high});
 #endif
 }
 
 // a * b + c, rounded once where that is free: for polynomials.
-template <class T>
-FASTSOFTMAX_INLINE Pack<T> multiply_add(Pack<T> a, Pack<T> b, Pack<T> c) {
+template <class T, int packs>
+FASTSOFTMAX_INLINE Pack<T, packs> multiply_add(Pack<T, packs> a, Pack<T, packs> b, Pack<T, packs> c) {
     if constexpr (has_fma)
         return fma(a, b, c);
     else

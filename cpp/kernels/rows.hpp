@@ -84,62 +84,46 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
 }
 
 // The sum of the exponentials of [begin, end), all of them kept at `kept` if asked; without that of class `apart`
-// unless it is to be the `whole` sum. With `exact`, what their rounding loses is summed, too.
-template <bool whole, bool exact, bool keep, class T, class Exp>
+// unless it is to be the `whole` sum.
+template <bool whole, bool keep, class T, class Exp>
 FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end,
                                                 std::ptrdiff_t apart, T* kept, Exp exp) {
     using Sum = ExponentialSum<T, whole>;
     constexpr int lanes = Pack<T>::lanes;
-    constexpr T lowest = -__builtin_inf();
+    constexpr std::ptrdiff_t group = Sum::terms * lanes;
     Sum sum;
-    Wide<T> total = widen(broadcast(T(0)));
-    std::ptrdiff_t i = begin;
-    const auto add_pack = [&](Pack<T> v, auto store_kept, auto others) __attribute__((always_inline)) {
-        if constexpr (exact) {
-            exp.unrounded(v, [&](Pack<T> e, Pack<T> lost, Pack<T> power) __attribute__((always_inline)) {
-                store_kept(e);
-                sum.add(others(e), others(lost), power);
-            });
-        } else {
-            const Pack<T> e = exp(v);
-            store_kept(e);
-            sum.add(others(e));
-        }
-    };
-    const auto add_packs = [&](std::ptrdiff_t stop) __attribute__((always_inline)) {
-        for (; i + lanes <= stop; i += lanes) {
+    const auto add_packs = [&](auto count, std::ptrdiff_t i) __attribute__((always_inline)) {
+        constexpr int packs = decltype(count)::value;
+        Pack<T, packs> scores;
+        for (int k = 0; k < packs; ++k) {
+            const std::ptrdiff_t at = i + k * lanes;
+            set_part(scores, k, load(x + at));
             // What lies behind is, of short rows, the next one.
-            __builtin_prefetch(x + i + (end - begin));
-            if constexpr (keep) __builtin_prefetch(kept + i + (end - begin), 1);
-            add_pack(
-                load(x + i),
-                [&](Pack<T> e) __attribute__((always_inline)) {
-                    if constexpr (keep) store(kept + i, e);
-                },
-                [](Pack<T> e) __attribute__((always_inline)) { return e; });
+            __builtin_prefetch(x + at + (end - begin));
+            if constexpr (keep) __builtin_prefetch(kept + at + (end - begin), 1);
+        }
+        const Growth<T, packs> e = exp(scores);
+        const Pack<T, packs> rounded = e.rounded();
+        for (int k = 0; k < packs; ++k) {
+            if constexpr (keep) store(kept + i + k * lanes, part(rounded, k));
+            sum.add(part(e.power, k), part(e.growth, k));
         }
     };
-    const auto add_some = [&]() __attribute__((always_inline)) {
-        add_pack(
-            load_in(x, i, end, lowest),
-            [&](Pack<T> e) __attribute__((always_inline)) {
-                if constexpr (keep) store_in(kept, i, end, e);
-            },
-            [&](Pack<T> e) __attribute__((always_inline)) { return whole ? e : without(e, i, apart); });
-        i += lanes;
-    };
-    while (i < end) {
-        const std::ptrdiff_t stop = end - i < Sum::terms * lanes ? end : i + Sum::terms * lanes;
-        if (!whole && i <= apart && apart < stop) {
-            add_packs(apart - (apart - i) % lanes);
-            add_some();
+    for (std::ptrdiff_t i = begin; i < end; i += group) {
+        const bool has_apart = !whole && i <= apart && apart < i + group;
+        if (i + group <= end && !has_apart) {
+            for (int k = 0; k < Sum::terms; k += packs_at_once)
+                add_packs(std::integral_constant<int, packs_at_once>{}, i + k * lanes);
+        } else {
+            for (std::ptrdiff_t k = i; k < i + group && k < end; k += lanes) {
+                const Growth<T, 1> e = exp(load_in(x, k, end, T(-infinity)));
+                if constexpr (keep) store_in(kept, k, end, e.rounded());
+                sum.add(whole ? e.power : without(e.power, k, apart), e.growth);
+            }
         }
-        add_packs(stop);
-        if (i < stop) add_some();
-        total = stop - begin <= Sum::terms * lanes ? sum.total() : total + sum.total();
-        sum = Sum();
+        sum.carry();
     }
-    return folded(total);
+    return folded(sum.total());
 }
 
 // Measures a block for everything that is made of exponentials. The largest is left out of the sum, so that what the
@@ -147,7 +131,7 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
 template <Operation op, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
-    constexpr bool whole = op == fastsoftmax::softmax, exact = sums_exactly<op>;
+    constexpr bool whole = op == fastsoftmax::softmax;
     Measured<T> m;
     T maxima[lanes] = {};
     for (int i = 0; i < rows.count; ++i) maxima[i] = row_max(rows.x(i), begin, end);
@@ -163,8 +147,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
                 m.argmax[i] = apart = first_equal(rows.x(i), begin, end, maxima[i]);
             T* kept = nullptr;
             if constexpr (keep) kept = rows.out(i);
-            const Two<double> sum =
-                sum_exponentials<whole, exact, keep>(rows.x(i), begin, end, apart, kept, exp.of_lane(i));
+            const Two<double> sum = sum_exponentials<whole, keep>(rows.x(i), begin, end, apart, kept, exp.of_lane(i));
             high[i] = sum.high;
             low[i] = sum.low;
         }
@@ -229,7 +212,9 @@ FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Measured<T>
             body(i, static_cast<const T*>(rows.out(i)), [](Pack<T> e) __attribute__((always_inline)) { return e; });
     } else {
         with_exponential(m, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
-            for (int i = 0; i < rows.count; ++i) body(i, rows.x(i), exp.of_lane(i));
+            for (int i = 0; i < rows.count; ++i)
+                body(i, rows.x(i),
+                     [one = exp.of_lane(i)](Pack<T> v) __attribute__((always_inline)) { return one(v).rounded(); });
         });
     }
 }
@@ -343,7 +328,7 @@ FASTSOFTMAX_ONCE Doubles<T> spreads(const Rows<T>& rows) {
 template <class T>
 FASTSOFTMAX_ONCE Pack<T> exponentials_of(const Measured<T>& m, double temperature, Pack<T> scores) {
     Pack<T> e;
-    with_exponential(m, temperature, [&](auto exp) __attribute__((always_inline)) { e = exp(scores); });
+    with_exponential(m, temperature, [&](auto exp) __attribute__((always_inline)) { e = exp(scores).rounded(); });
     return e;
 }
 

@@ -41,11 +41,13 @@ void fill_scatter(Kernels& k) {
     k.in_double.scatter_tiles[element] = ::scatter_tiles<E, double>;
 }
 
-// With reference exponent_bias the exponential is the plain one, down to the smallest normal number.
+// With reference exponent_bias the exponential is the plain one, but for its factor, down to the smallest normal
+// number.
 template <class T>
-void plain_exp(const T* x, std::ptrdiff_t count, T* to) {
+double plain_exp(const T* x, std::ptrdiff_t count, T* to) {
     const Exponential<T> exp(broadcast(T(ExpConstants<T>::exponent_bias)));
-    for (std::ptrdiff_t i = 0; i < count; ++i) to[i] = lane(exp(broadcast(x[i])), 0);
+    for (std::ptrdiff_t i = 0; i < count; ++i) to[i] = lane(exp(broadcast(x[i])).rounded(), 0);
+    return ExpConstants<T>::factor;
 }
 
 template <class T>

@@ -112,7 +112,7 @@ template <Operation op, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
                                                        std::ptrdiff_t end) {
     using I = Integer<T>;
-    constexpr bool whole = op == fastsoftmax::softmax, exact = sums_exactly<op>;
+    constexpr bool whole = op == fastsoftmax::softmax;
     using Sum = ExponentialSum<T, whole>;
     Measured<T> m;
 
@@ -128,39 +128,40 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
     set_maxima(m, largest, run.temperature);
 
     const int sums = partial_sums<T>(run.classes);
-    Two<Pack<T>> only = {broadcast(T(0)), broadcast(T(0))};  // of no classes
+    Two<Pack<T>> only;
     Wide<T> partial[Pack<T>::lanes];
     with_exponential(m, run.temperature, [&](auto exp) __attribute__((always_inline)) {
-        const auto add_class = [&](Sum& sum, std::ptrdiff_t c) __attribute__((always_inline)) {
-            tile.fetch(c);
-            const Mask<T> apart = equal(position, broadcast(static_cast<I>(c - begin)));
-            const auto others = [&](Pack<T> e) __attribute__((always_inline)) {
-                return whole ? e : select(apart, broadcast(T(0)), e);
-            };
-            if constexpr (exact) {
-                exp.unrounded(tile.score(c),
-                              [&](Pack<T> e, Pack<T> lost, Pack<T> power) __attribute__((always_inline)) {
-                                  if constexpr (keep) tile.write(c, e);
-                                  sum.add(others(e), others(lost), power);
-                              });
-            } else {
-                const Pack<T> e = exp(tile.score(c));
-                if constexpr (keep) tile.write(c, e);
-                sum.add(others(e));
+        // Every class `step` of a pack's partial sum, from c on.
+        const auto add_classes = [&](Sum& sum, auto count, std::ptrdiff_t c) __attribute__((always_inline)) {
+            constexpr int packs = decltype(count)::value;
+            Pack<T, packs> scores;
+            for (int k = 0; k < packs; ++k) {
+                tile.fetch(c + k * sums);
+                set_part(scores, k, tile.score(c + k * sums));
+            }
+            const Growth<T, packs> e = exp(scores);
+            const Pack<T, packs> rounded = e.rounded();
+            for (int k = 0; k < packs; ++k) {
+                if constexpr (keep) tile.write(c + k * sums, part(rounded, k));
+                const Mask<T> apart = equal(position, broadcast(static_cast<I>(c + k * sums - begin)));
+                const Pack<T> power = part(e.power, k);
+                sum.add(whole ? power : select(apart, broadcast(T(0)), power), part(e.growth, k));
             }
         };
         for (int k = 0; k < sums; ++k) {
-            partial[k] = widen(broadcast(T(0)));
-            for (std::ptrdiff_t c = begin + k; c < end;) {
-                const bool first = c == begin + k;
-                const std::ptrdiff_t left = end - c, stop = left < Sum::terms * sums ? end : c + Sum::terms * sums;
-                Sum sum;
-                for (; c < stop; c += sums) add_class(sum, c);
-                if (sums == 1)
-                    only = sum.in_two();
-                else
-                    partial[k] = first ? sum.total() : partial[k] + sum.total();
+            Sum sum;
+            std::ptrdiff_t c = begin + k;
+            for (; end - c > (Sum::terms - 1) * sums; c += Sum::terms * sums) {
+                for (int i = 0; i < Sum::terms; i += packs_at_once)
+                    add_classes(sum, std::integral_constant<int, packs_at_once>{}, c + i * sums);
+                sum.carry();
             }
+            for (; c < end; c += sums) add_classes(sum, std::integral_constant<int, 1>{}, c);
+            sum.carry();
+            if (sums == 1)
+                only = sum.in_two();
+            else
+                partial[k] = sum.total();
         }
         set_top(m, exp);
     });
@@ -254,11 +255,11 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
     if constexpr (op == fastsoftmax::cross_entropy_grad) {
         with_exponential(measured, run.temperature, [&](auto exp) __attribute__((always_inline)) {
             const LossGradient<T> gradient(
-                run, first, count, measured, targets, exp(scores), spread,
+                run, first, count, measured, targets, exp(scores).rounded(), spread,
                 [&](std::int64_t c, int i) { return static_cast<double>(terms[run.own_terms ? c * lanes + i : c]); });
             const auto value = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
                 if constexpr (kept) return gradient(tile.score(c));
-                const Pack<T> e = exp(tile.score(c));
+                const Pack<T> e = exp(tile.score(c)).rounded();
                 return run.terms ? gradient(e, term(c)) : gradient(e);
             };
             if (run.classes <= fastsoftmax::few_classes) {
@@ -293,7 +294,8 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(tile.score(c)));
         } else {
             with_exponential(measured, run.temperature, [&](auto exp) __attribute__((always_inline)) {
-                for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(exp(tile.score(c))));
+                for (std::ptrdiff_t c = 0; c < run.classes; ++c)
+                    tile.write(c, probability(exp(tile.score(c)).rounded()));
             });
         }
     } else if constexpr (op == fastsoftmax::log_softmax) {

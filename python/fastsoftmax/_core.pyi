@@ -96,8 +96,11 @@ def get_num_threads() -> int: ...
 def describe() -> dict[str, Any]:
     """compiler: str, openmp: str | None, targets_built, targets_usable: tuple[str, ...], target: str."""
 
-def exp(x: _Array, out: _Array, target: str, /) -> None:
-    """For tests: the kernels' own exponential on contiguous float32 or float64, in the named target."""
+def exp(x: _Array, out: _Array, target: str, /) -> float:
+    """For tests: the kernels' own exponential on contiguous float32 or float64, in the named target.
+
+    It is as many times too large as is returned.
+    """
 
 def log1p(x: _Array, out: _Array, target: str, /) -> None:
     """For tests: the kernels' own log(1 + x), x >= 0, of float64; to float32 by the short series, or to float64."""
