@@ -85,7 +85,8 @@ bool Batch::rows_in_place() const {
 void Batch::choose_loop(bool in_order, bool whole_rows) {
     if (classes_ > few_classes && rows_in_place()) {
         loop_ = Loop::rows;
-        at_once_ = std::numeric_limits<std::ptrdiff_t>::max();
+        in_blocks_ = classes_ > block_classes && !whole_rows;
+        at_once_ = in_blocks_ ? 1 : std::numeric_limits<std::ptrdiff_t>::max();
         return;
     }
     // An axis of neighbouring slices that are contiguous becomes the last one, unless that breaks the order asked for.
@@ -125,8 +126,7 @@ int Batch::threads_for(std::ptrdiff_t slices) const {
 }
 
 bool Batch::shares_slices(int threads) const {
-    const bool blocks = in_blocks_ || (loop_ == Loop::rows && classes_ > block_classes);
-    return threads > 1 && blocks && units_ < 4 * static_cast<std::ptrdiff_t>(threads);
+    return threads > 1 && in_blocks_ && units_ < 4 * static_cast<std::ptrdiff_t>(threads);
 }
 
 // Doubles for one array's rows, block or tiles, in whole cache lines.
@@ -138,9 +138,8 @@ std::ptrdiff_t Batch::operand_size() const {
 std::ptrdiff_t Batch::arrays_size() const { return loop_ == Loop::rows ? 0 : (has_dy() ? 2 : 1) * operand_size(); }
 
 std::ptrdiff_t Batch::scratch_size() const {
-    const bool needs_statistics = in_blocks_ || (loop_ == Loop::rows && classes_ > block_classes);
     constexpr std::ptrdiff_t doubles = sizeof(Statistics) / sizeof(double);
-    return arrays_size() + (needs_statistics ? unit_ * blocks_of_slice() * doubles : 0);
+    return arrays_size() + (in_blocks_ ? unit_ * (blocks_of_slice() + 1) * doubles : 0);
 }
 
 Strided Batch::strided(Role role, const Offsets& offsets) const {
@@ -212,7 +211,9 @@ double Batch::target_score(const Run& run, const Offsets& offsets, std::ptrdiff_
 
 void Batch::apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length, int threads, double* scratch) const {
     const std::ptrdiff_t blocks = blocks_of_slice();
+    // Of each slice: of the whole, then of each block.
     auto* measured = reinterpret_cast<Statistics*>(scratch + arrays_size());
+    const std::ptrdiff_t stride = blocks + 1;
     set_arrays(run, offsets, scratch);
     run.slices = 1;
     in_type([&](auto* pointer) {
@@ -244,18 +245,19 @@ void Batch::apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length,
             });
         };
         for_blocks([&](const Run& one, const Offsets&, std::ptrdiff_t i, std::ptrdiff_t b, std::ptrdiff_t begin,
-                       std::ptrdiff_t end) { measured[i * blocks + b] = k.measure[operation_](one, begin, end); });
+                       std::ptrdiff_t end) { measured[i * stride + 1 + b] = k.measure[operation_](one, begin, end); });
         for (std::ptrdiff_t i = 0; i < length; ++i) {
             const Run one = advanced(run, i);
-            Statistics& all = measured[i * blocks];
-            for (std::ptrdiff_t b = 1; b < blocks; ++b) kernels().merge[operation_](one, all, measured[i * blocks + b]);
+            Statistics& all = measured[i * stride] = measured[i * stride + 1];
+            for (std::ptrdiff_t b = 1; b < blocks; ++b)
+                kernels().merge[operation_](one, all, measured[i * stride + 1 + b]);
             all.target_score = target_score(run, offsets, i);
             k.conclude[operation_](one, all);
         }
         if (!has_output()) return;
-        for_blocks([&](const Run& one, const Offsets& at, std::ptrdiff_t i, std::ptrdiff_t, std::ptrdiff_t begin,
+        for_blocks([&](const Run& one, const Offsets& at, std::ptrdiff_t i, std::ptrdiff_t b, std::ptrdiff_t begin,
                        std::ptrdiff_t end) {
-            k.write[operation_](one, measured[i * blocks], begin, end);
+            k.write[operation_](one, measured[i * stride], measured[i * stride + 1 + b], begin, end);
             if (loop_ == Loop::gathered_rows) scatter_row(at, begin, end, reinterpret_cast<T*>(one.out.data) + begin);
         });
     });

@@ -122,7 +122,7 @@ class Batch {
     std::ptrdiff_t classes_, count_ = 0;
     bool in_float_;
     Loop loop_ = Loop::gathered_rows;
-    bool in_blocks_ = false;  // slices too long to be gathered whole
+    bool in_blocks_ = false;  // slices too long to be measured, or gathered, whole
     std::ptrdiff_t unit_ = 1, along_ = 1, units_along_ = 1, units_ = 0, at_once_ = 1;
 
     bool has_dy() const { return operation_ == softmax_grad || operation_ == log_softmax_grad; }

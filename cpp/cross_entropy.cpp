@@ -72,7 +72,7 @@ class CrossEntropy {
 
     void compute() {
         const int threads = batch_.threads_for(std::min(batch_.count(), losses_held));
-        if (!shared_terms_ && !loss_.probabilities && batch_.shares_slices(threads))
+        if (batch_.shares_slices(threads))
             compute_shared(threads);
         else
             compute_batch(threads);

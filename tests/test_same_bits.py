@@ -210,6 +210,36 @@ def test_with_and_without_out_and_in_place(dtype):
             assert_same_bits(function(place, out=place), wanted)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (0, 1, -3, 0.5),
+        (0, -30, -95, -200),
+        (-95, 0, -720, -2000),
+        (-4000, 700, 650, 560),
+        (-np.inf, -600, 0, -np.inf),
+        (0, 1e30, 9e29, -1e30),
+        (-520, -519, -np.inf, -521),
+        (0, np.inf, -np.inf, 3),
+        (0, 5, np.nan, -5),
+    ],
+)
+def test_of_a_long_slice_whose_parts_are_far_apart(levels, dtype, rng):
+    """Parts of a long slice are measured each by its own largest entry: whatever that saves, the bits are the same."""
+    x = (rng.normal(size=(4, 15_000)) + np.array(levels)[:, np.newaxis]).reshape(1, -1).astype(dtype)
+    targets = np.array([33_333])
+    place = x.copy()
+    assert_same_bits(fs.softmax(place, out=place), fs.softmax(x))
+    assert_same_bits(fs.softmax(LAYOUTS["strided"](x)), fs.softmax(x))
+    for upstream in (1, -1, 2.0**29, 2.0**40, -1e38, 1e38):
+        wanted = fs.cross_entropy_grad(x, targets, upstream=upstream)
+        place = x.copy()
+        assert_same_bits(fs.cross_entropy_grad(place, targets, upstream=upstream, out=place), wanted)
+        assert_same_bits(fs.cross_entropy_grad(LAYOUTS["strided"](x), targets, upstream=upstream), wanted)
+
+
 @each_dtype
 @pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp])
 def test_with_a_mask_of_ones(function, dtype):

@@ -117,11 +117,13 @@ struct KernelsIn {
     // Slices in tiles: a pack of slices at a time, class by class. Results take the place of scores.
     void (*tiles[operations])(const Run&);
 
-    // One long row (the run's only slice) in blocks, for threads that share it: measure each block, merge them in
-    // order, conclude what is one value a slice, write each block.
+    // One long row (the run's only slice) in blocks, which threads may share: measure each block, merge them in order,
+    // conclude what is one value a slice, write each block. Where the output is another row than the scores, measuring
+    // may leave exponentials in it, and writing may take them from there.
     Statistics (*measure[operations])(const Run&, std::ptrdiff_t begin, std::ptrdiff_t end);
     void (*conclude[operations])(const Run&, const Statistics&);
-    void (*write[operations])(const Run&, const Statistics&, std::ptrdiff_t begin, std::ptrdiff_t end);
+    void (*write[operations])(const Run&, const Statistics&, const Statistics& of_block, std::ptrdiff_t begin,
+                              std::ptrdiff_t end);
 
     // Elements to rows and tiles of T, and back. Strides in bytes.
     void (*gather_row[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count,

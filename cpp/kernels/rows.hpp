@@ -18,6 +18,13 @@ struct Rows {
     FASTSOFTMAX_INLINE const T* dy(int i) const { return at(run.dy, i); }
     FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
 
+    // What will be wanted soon after the scores of row i: those of the rows that come after these, and the output's
+    // rows there or, unless it is written along with them, here.
+    FASTSOFTMAX_INLINE const T* x_ahead(int i) const { return x(i + count); }
+    FASTSOFTMAX_INLINE const T* out_ahead(int i, bool written) const {
+        return !run.out.data ? x_ahead(i) : written ? out(i + count) : out(i);
+    }
+
   private:
     FASTSOFTMAX_INLINE T* at(const Strided& array, int i) const {
         return reinterpret_cast<T*>(array.data + (first + i) * array.slice_stride);
@@ -84,10 +91,11 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
 }
 
 // The sum of the exponentials of [begin, end), all of them kept at `kept` if asked; without that of class `apart`
-// unless it is to be the `whole` sum.
+// unless it is to be the `whole` sum. What lies ahead is fetched: a row is too short for the machine to see it coming.
 template <bool whole, bool keep, class T, class Exp>
 FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end,
-                                                std::ptrdiff_t apart, T* kept, Exp exp) {
+                                                std::ptrdiff_t apart, T* kept, const T* x_ahead, const T* out_ahead,
+                                                Exp exp) {
     using Sum = ExponentialSum<T, whole>;
     constexpr int lanes = Pack<T>::lanes;
     constexpr std::ptrdiff_t group = Sum::terms * lanes;
@@ -98,9 +106,8 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
         for (int k = 0; k < packs; ++k) {
             const std::ptrdiff_t at = i + k * lanes;
             set_part(scores, k, load(x + at));
-            // What lies behind is, of short rows, the next one.
-            __builtin_prefetch(x + at + (end - begin));
-            if constexpr (keep) __builtin_prefetch(kept + at + (end - begin), 1);
+            __builtin_prefetch(x_ahead + at);
+            __builtin_prefetch(out_ahead + at, 1);
         }
         const Growth<T, packs> e = exp(scores);
         const Pack<T, packs> rounded = e.rounded();
@@ -147,7 +154,8 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
                 m.argmax[i] = apart = first_equal(rows.x(i), begin, end, maxima[i]);
             T* kept = nullptr;
             if constexpr (keep) kept = rows.out(i);
-            const Two<double> sum = sum_exponentials<whole, keep>(rows.x(i), begin, end, apart, kept, exp.of_lane(i));
+            const Two<double> sum = sum_exponentials<whole, keep>(rows.x(i), begin, end, apart, kept, rows.x_ahead(i),
+                                                                  rows.out_ahead(i, keep), exp.of_lane(i));
             high[i] = sum.high;
             low[i] = sum.low;
         }
@@ -204,12 +212,13 @@ FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t begin, std:
 }
 
 // Calls body(i, from, exp) for each row: where the scores, or the exponentials kept in the output, are read and what
-// makes exponentials of them.
+// makes exponentials of them. The kept ones are `scale` times too small.
 template <bool kept, class T, class Body>
-FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Measured<T>& m, Body body) {
+FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Measured<T>& m, T scale, Body body) {
     if constexpr (kept) {
         for (int i = 0; i < rows.count; ++i)
-            body(i, static_cast<const T*>(rows.out(i)), [](Pack<T> e) __attribute__((always_inline)) { return e; });
+            body(i, static_cast<const T*>(rows.out(i)),
+                 [=](Pack<T> e) __attribute__((always_inline)) { return e * broadcast(scale); });
     } else {
         with_exponential(m, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
             for (int i = 0; i < rows.count; ++i)
@@ -220,10 +229,10 @@ FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Measured<T>
 }
 
 template <bool kept, class T>
-FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin,
-                                    std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin, std::ptrdiff_t end,
+                                    T scale) {
     const Softmax<T> all(m);
-    with_exponentials<kept>(rows, m, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
+    with_exponentials<kept>(rows, m, scale, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
         const Probability<T> probability(all.probability, i);
         if (lane(all.dominates, i)) {
             const Pack<T> largest = spread(m.top.high, i), result = spread(all.largest, i);
@@ -334,11 +343,11 @@ FASTSOFTMAX_ONCE Pack<T> exponentials_of(const Measured<T>& m, double temperatur
 
 template <bool kept, class T>
 FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& m, const Targets<T>& targets,
-                                           Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end) {
+                                           Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end, T scale) {
     const LossGradient<T> all(rows.run, rows.first, rows.count, m, targets,
                               exponentials_of<T>(m, rows.run.temperature, scores), spreads(rows),
                               [&](std::int64_t c, int i) { return static_cast<double>(terms_of(rows, i)[c]); });
-    with_exponentials<kept>(rows, m, [&](int r, const T* from, auto exp) __attribute__((always_inline)) {
+    with_exponentials<kept>(rows, m, scale, [&](int r, const T* from, auto exp) __attribute__((always_inline)) {
         T* out = rows.out(r);
         if (targets.ignored[r])
             return transform(from, out, begin, end,
@@ -376,15 +385,15 @@ FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measure
 
 template <Operation op, bool kept, class T>
 FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
-                              Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end) {
+                              Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end, T scale) {
     if constexpr (op == fastsoftmax::softmax)
-        write_softmax<kept>(rows, measured, begin, end);
+        write_softmax<kept>(rows, measured, begin, end, scale);
     else if constexpr (op == fastsoftmax::log_softmax)
         write_log_softmax(rows, measured, begin, end);
     else if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
         write_transform_gradient<op>(rows, measured, begin, end);
     else if constexpr (op == fastsoftmax::cross_entropy_grad)
-        write_loss_gradients<kept>(rows, measured, targets, scores, begin, end);
+        write_loss_gradients<kept>(rows, measured, targets, scores, begin, end, scale);
 }
 
 template <Operation op>
@@ -399,12 +408,14 @@ void compute_rows(const Rows<T>& rows) {
     const Measured<T> measured = measure_blocks<op, T>(
         run, rows.count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) { return measure<op, keep>(rows, begin, end); });
     conclude<op>(rows, measured, targets, scores);
-    write<op, keep>(rows, measured, targets, scores, 0, run.classes);
+    write<op, keep>(rows, measured, targets, scores, 0, run.classes, T(1));
 }
+
+template <Operation op>
+constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
 
 template <Operation op, class T>
 void rows(const Run& run) {
-    constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
     // Together they stay in the first-level cache.
     constexpr std::ptrdiff_t bytes_together = 16384;
     const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
@@ -412,8 +423,8 @@ void rows(const Run& run) {
     for (std::ptrdiff_t first = 0; first < run.slices; first += together) {
         const std::ptrdiff_t left = run.slices - first;
         const Rows<T> some = {run, first, static_cast<int>(left < together ? left : together)};
-        if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
-            compute_rows<op, may_keep>(some);
+        if (may_keep<op> && run.classes <= fastsoftmax::block_classes && !run.terms)
+            compute_rows<op, may_keep<op>>(some);
         else
             compute_rows<op, false>(some);
     }
@@ -421,9 +432,27 @@ void rows(const Run& run) {
 
 // The run's only row, in blocks.
 
+template <Operation op>
+FASTSOFTMAX_INLINE bool keeps(const Run& run) {
+    return may_keep<op> && run.out.data != run.x.data;
+}
+
 template <Operation op, class T>
 Statistics measure_row(const Run& run, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    return statistics_of<op>(measure<op, false>(Rows<T>{run, 0, 1}, begin, end), 0);
+    const Rows<T> row = {run, 0, 1};
+    return statistics_of<op>(
+        keeps<op>(run) ? measure<op, may_keep<op>>(row, begin, end) : measure<op, false>(row, begin, end), 0);
+}
+
+// Whether a block's exponentials, kept, serve as well as new ones: bit for bit, but for a power of two. What is below
+// the normal numbers is not the same, and must come to nothing.
+template <Operation op, class T>
+bool kept_serve(const Run& run, const Statistics& all, const Statistics& of_block) {
+    constexpr double lowest = 1 - ExpConstants<T>::ieee_bias;
+    const double distance = of_block.reference - all.reference;
+    const double factor = op == fastsoftmax::cross_entropy_grad ? run.chosen[0] * run.scale[0] : 1;
+    return keeps<op>(run) && of_block.shift == all.shift && lowest <= distance && distance <= 0 && 0 <= factor &&
+           factor < 0x1p30;
 }
 
 template <Operation op>
@@ -439,10 +468,18 @@ void conclude_row(const Run& run, const Statistics& s) {
 }
 
 template <Operation op, class T>
-void write_row(const Run& run, const Statistics& s, std::ptrdiff_t begin, std::ptrdiff_t end) {
+void write_row(const Run& run, const Statistics& all, const Statistics& of_block, std::ptrdiff_t begin,
+               std::ptrdiff_t end) {
+    const Rows<T> row = {run, 0, 1};
+    const Measured<T> measured = measured_of<op, T>(&all, 1);
     const Targets<T> targets(run, 0, is_loss<op>);
-    write<op, false>(Rows<T>{run, 0, 1}, measured_of<op, T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)),
-                     begin, end);
+    const Pack<T> scores = broadcast(static_cast<T>(all.target_score));
+    if (kept_serve<op, T>(run, all, of_block)) {
+        const T scale = static_cast<T>(__builtin_ldexp(1, static_cast<int>(of_block.reference - all.reference)));
+        write<op, may_keep<op>>(row, measured, targets, scores, begin, end, scale);
+    } else {
+        write<op, false>(row, measured, targets, scores, begin, end, T(1));
+    }
 }
 
 }  // namespace

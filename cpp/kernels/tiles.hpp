@@ -183,9 +183,11 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
         rest = {select(infinite, nan, rest.high), select(infinite, broadcast(T(0)), rest.low)};
         m.rest = widen(rest);
     }
-    I positions[Pack<T>::lanes];
-    store_pack(positions, position);
-    for (int i = 0; i < Pack<T>::lanes; ++i) m.argmax[i] = begin + (positions[i] < 0 ? 0 : positions[i]);
+    if constexpr (!whole) {
+        I positions[Pack<T>::lanes];
+        store_pack(positions, position);
+        for (int i = 0; i < Pack<T>::lanes; ++i) m.argmax[i] = begin + (positions[i] < 0 ? 0 : positions[i]);
+    }
     return m;
 }
 
