@@ -54,9 +54,10 @@ struct Accumulator {
 };
 
 // A running sum of exponentials in the same order, which costs less: in T, the powers on one side, what they grow by
-// and the errors of their additions on the other, which is carried over after `terms` of a lane. With `whole` the sum
-// begins at a number that no exponential exceeds: then the larger of two terms is known (Dekker). Without, it is right
-// relative to its own size, however small (Knuth). Error: 0.09 * 2^-24 (double 2^-53) of the sum, from adding four
+// and the errors of their additions on the other. After `terms` of a lane the latter is carried over, one group late,
+// so that the next group need not wait for it. With `whole` the sum begins at a number that no exponential exceeds:
+// then the larger of two terms is known (Dekker). Without, it is right relative to its own size, however small (Knuth).
+// Error: 0.09 * 2^-24 (double 2^-53) of the sum, from adding four
 // growths of 0.044 before they are carried, and with `whole` 2^-45 (2^-103) of the largest exponential.
 template <class T, bool whole>
 struct ExponentialSum {
@@ -66,13 +67,14 @@ struct ExponentialSum {
     FASTSOFTMAX_INLINE void add(Pack<T> power, Pack<T> growth) {
         const Pack<T> next = sum + power, back = next - sum;
         // The larger of both is `sum`, or unknown.
-        error = error + (whole ? power - back : (sum - (next - back)) + (power - back));
-        error = multiply_add(power, growth, error);
+        group = group + (whole ? power - back : (sum - (next - back)) + (power - back));
+        group = multiply_add(power, growth, group);
         sum = next;
     }
     FASTSOFTMAX_INLINE void carry() {
         const Pack<T> next = sum + error;
-        error = error - (next - sum);
+        error = (error - (next - sum)) + group;
+        group = broadcast(T(0));
         sum = next;
     }
     FASTSOFTMAX_INLINE Two<Pack<T>> in_two() const { return two_sum(sum - broadcast(start), error); }
@@ -84,7 +86,7 @@ struct ExponentialSum {
     }
 
   private:
-    Pack<T> sum = broadcast(start), error = broadcast(T(0));
+    Pack<T> sum = broadcast(start), error = broadcast(T(0)), group = broadcast(T(0));
 };
 
 // Division by the temperature in steps, so that nothing overflows that the quotient does not: scores times `before`,
