@@ -19,7 +19,11 @@ constexpr std::ptrdiff_t losses_held = 65536;
 class OrderedSum {
   public:
     void add(const double* values, std::ptrdiff_t count) {
-        for (std::ptrdiff_t i = 0; i < count; ++i) add_to((position_ + i) % 8, values[i]);
+        std::ptrdiff_t i = 0;
+        for (; i < count && (position_ + i) % 8 != 0; ++i) add_to((position_ + i) % 8, values[i]);
+        for (; i + 8 <= count; i += 8)
+            for (int k = 0; k < 8; ++k) add_to(k, values[i + k]);
+        for (; i < count; ++i) add_to((position_ + i) % 8, values[i]);
         position_ += count;
     }
     void add(double value) { add(&value, 1); }
@@ -172,7 +176,9 @@ class CrossEntropy {
     };
 
     void read_samples(const Offsets& first, std::ptrdiff_t length, Samples& s) const {
-        if (slices_.has(upstream)) {
+        if (!slices_.has(output)) {
+            // No gradient: no scale.
+        } else if (slices_.has(upstream)) {
             read_doubles(slices_.arrays[upstream], first[upstream], slices_.batch.last().strides[upstream], length,
                          s.scale);
             for (std::ptrdiff_t i = 0; i < length; ++i)
@@ -182,6 +188,10 @@ class CrossEntropy {
         }
         if (loss_.probabilities) return;
         read_targets(first, length, s.targets);
+        if (!weight_ && !loss_.ignore_index) {
+            std::fill(s.chosen, s.chosen + length, 1 - loss_.label_smoothing);
+            return;
+        }
         for (std::ptrdiff_t i = 0; i < length; ++i) {
             const bool counts = s.targets[i] >= 0;
             s.chosen[i] = counts ? (1 - loss_.label_smoothing) * (weight_ ? weight_[s.targets[i]] : 1) : 0;
@@ -283,6 +293,13 @@ std::ptrdiff_t find_invalid_target(Slices& slices, std::ptrdiff_t classes, std::
         for (std::ptrdiff_t from = 0; from < length && found < 0; from += slices_per_call) {
             const std::ptrdiff_t some = std::min(length - from, slices_per_call);
             read_indices(slices.arrays[target], at[target] + from * stride, stride, some, targets);
+            // The sign of t - classes, where t has none: of all targets at once, since few calls find one amiss.
+            std::uint64_t within = ~std::uint64_t{0};
+            for (std::ptrdiff_t i = 0; i < some; ++i) {
+                const auto t = static_cast<std::uint64_t>(targets[i]);
+                within &= ~t & (t - static_cast<std::uint64_t>(classes));
+            }
+            if (within >> 63) continue;
             for (std::ptrdiff_t i = 0; i < some && found < 0; ++i) {
                 const bool valid =
                     (targets[i] >= 0 && targets[i] < classes) || (ignore_index && targets[i] == *ignore_index);

@@ -59,11 +59,10 @@ def hex_float(value: mp.mpf) -> str:
 
 
 def report(
-    name: str, coefficients: list[mp.mpf], bits: int, relative_error: Callable[..., mp.mpf], parts: int = 1
+    name: str, coefficients: list[mp.mpf], bits: int, relative_error: Callable[..., mp.mpf], bound: mp.mpf
 ) -> None:
     kept = [rounded(c, bits) for c in coefficients]
-    low, high = -mp.log(2) / (2 * parts), mp.log(2) / (2 * parts)
-    worst = max(abs(relative_error(kept, low + (high - low) * i / 5000)) for i in range(5001))
+    worst = max(abs(relative_error(kept, bound * (i - 2500) / 2500)) for i in range(5001))
     print(f"{name}: relative error 2^{float(mp.log(worst, 2)):.1f}")
     for k, c in enumerate(kept):
         print(f"    {hex_float(c)},  // {k}")
@@ -77,26 +76,29 @@ def exp_polynomial(degree: int, bits: int, name: str, parts: int = 1) -> None:
         return mp.mpf(1) / 2 + r / 6 + r * r / 24 if abs(r) < mp.mpf(10) ** -15 else (mp.exp(r) - 1 - r) / r**2
 
     q = remez(tail, lambda r: r**2 * mp.exp(-r) + mp.mpf(10) ** -12, degree, -bound, bound)
-    report(name, q, bits, lambda c, r: (1 + r + r * r * mp.polyval(c[::-1], r)) / mp.exp(r) - 1, parts)
+    bound = mp.log(2) / (2 * parts)
+    report(name, q, bits, lambda c, r: (1 + r + r * r * mp.polyval(c[::-1], r)) / mp.exp(r) - 1, bound)
 
 
-def log_polynomial(degree: int, name: str) -> None:
-    """log(m) = 2 s + s^3 q(s^2), s = (m - 1) / (m + 1), on m in [sqrt(1/2), sqrt(2)]."""
-    top = ((mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)) ** 2 * (1 + mp.mpf(2) ** -20)
+def log_polynomial(degree: int, bits: int, name: str, reach: str, factor: int) -> None:
+    """log(m) = 2 s + factor s^3 q(s^2), s = (m - 1) / (m + 1), on |log2(m)| <= reach."""
+    bound = mp.mpf(reach) * mp.log(2)
+    top = mp.tanh(bound / 2) ** 2 * (1 + mp.mpf(2) ** -20)
 
     def tail(z: mp.mpf) -> mp.mpf:
         s = mp.sqrt(z)
-        return mp.mpf(2) / 3 + 2 * z / 5 if z < mp.mpf(10) ** -20 else (2 * mp.atanh(s) - 2 * s) / (s * z)
+        exact = mp.mpf(2) / 3 + 2 * z / 5 if z < mp.mpf(10) ** -20 else (2 * mp.atanh(s) - 2 * s) / (s * z)
+        return exact / factor
 
     q = remez(tail, lambda z: z + mp.mpf(10) ** -12, degree, mp.mpf(0), top)
 
     def relative_error(c: list[mp.mpf], logarithm: mp.mpf) -> mp.mpf:
         m = mp.exp(logarithm)
         s = (m - 1) / (m + 1)
-        value = 2 * s + s**3 * mp.polyval(c[::-1], s * s)
+        value = 2 * s + factor * s**3 * mp.polyval(c[::-1], s * s)
         return value / logarithm - 1 if logarithm else mp.mpf(0)
 
-    report(name, q, 53, relative_error)
+    report(name, q, bits, relative_error, bound)
 
 
 def split(name: str, value: mp.mpf, bits: int, parts: int) -> None:
@@ -127,9 +129,11 @@ if __name__ == "__main__":
     # Of all floats, and of 4e8 doubles at random, in [1, 2^(1/8)) those whose products are rounded the most alike.
     powers("powers in floats", "0x1.16747cp+0", 24)
     powers("powers in doubles", "0x1.113cc3434ccc5p+0", 53)
-    log_polynomial(4, "log, short")
-    log_polynomial(10, "log, long")
+    log_polynomial(3, 24, "log, short", reach="0.587", factor=2)
+    log_polynomial(10, 53, "log, long", reach="0.5", factor=1)
     split("ln2 in floats", mp.log(2), 24, 2)
+    split("ln2 in a short float", mp.log(2), 15, 1)
+    split("the rest of it in a float", mp.log(2) - rounded(mp.log(2), 15), 24, 1)
     split("ln2 in doubles", mp.log(2), 53, 2)
     split("log2(e) in a float", 1 / mp.log(2), 24, 1)
     split("log2(e) in a double", 1 / mp.log(2), 53, 1)

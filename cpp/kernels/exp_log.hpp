@@ -137,10 +137,11 @@ FASTSOFTMAX_ONCE Double2 exp_reduced(Double2 x, Pack<double> n) {
 }
 
 struct LogConstants {
-    // log(m) = 2 s + s^3 q(s^2), s = (m - 1) / (m + 1), m in [sqrt(1/2), sqrt(2)]; error of the polynomial 2^-44.9.
-    static constexpr double short_q[] = {0x1.555555561e2d3p-1, 0x1.999996a98e179p-2, 0x1.249411ce98189p-2,
-                                         0x1.c62b200803042p-3, 0x1.9114dc8fe3b1bp-3};
-    // The same; 2^-60.7.
+    // log(m) = t + t z q(z), t = 2 (m - 1) / (m + 1), z = t^2 / 4, |log2 m| < 0.587; error of the polynomial 2^-33.6.
+    static constexpr float short_q[] = {0x1.555554p-2f, 0x1.999be8p-3f, 0x1.23e758p-3f, 0x1.edd056p-4f};
+    // ln2 in two floats, of which the first times an exponent is exact.
+    static constexpr float ln2_short = 0x1.62e4p-1f, ln2_rest = 0x1.7f7d1cp-20f;
+    // log(m) = 2 s + s^3 q(s^2), s = (m - 1) / (m + 1), m in [sqrt(1/2), sqrt(2)]; error of the polynomial 2^-60.7.
     static constexpr double long_q[] = {0x1.5555555555555p-1, 0x1.999999999999ap-2, 0x1.2492492492493p-2,
                                         0x1.c71c71c71c516p-3, 0x1.745d1745ea77ep-3, 0x1.3b13b12ef1087p-3,
                                         0x1.111114eb6c804p-3, 0x1.e1e042101acd7p-4, 0x1.af62049343485p-4,
@@ -162,19 +163,8 @@ FASTSOFTMAX_INLINE Binade binade(Pack<double> w) {
             bit_cast<double>(shift_left(broadcast<std::uint64_t>(1023) - k, 52))};
 }
 
-// log(1 + u), u >= 0, to 2^-44: a hundredth of an ULP where float is computed. NaN where u is not finite.
-FASTSOFTMAX_ONCE Pack<double> log1p_short(Pack<double> u) {
-    const Binade b = binade(broadcast(1.0) + u);
-    const Pack<double> f = select(equal(b.exponent, broadcast(0.0)), u, b.m - broadcast(1.0));
-    const Pack<double> s = f / (broadcast(2.0) + f);
-    const Pack<double> z = s * s;
-    const Pack<double> tail = s * z * polynomial(z, LogConstants::short_q);
-    const Pack<double> not_finite = u - u;
-    return multiply_add(b.exponent, broadcast(ExpConstants<double>::ln2_high), (s + s) + tail) + not_finite;
-}
-
-// The same for two doubles, to 2^-59.
-FASTSOFTMAX_ONCE Double2 log1p_long(Double2 u) {
+// log(1 + u), u >= 0, to 2^-59. NaN where u is not finite.
+FASTSOFTMAX_ONCE Double2 log1p(Double2 u) {
     Double2 w = two_sum(broadcast(1.0), u.high);
     w.low = w.low + u.low;
     const Binade b = binade(w.high);
@@ -196,7 +186,44 @@ FASTSOFTMAX_ONCE Double2 log1p_long(Double2 u) {
     return {select(tiny, u.high, log.high), select(tiny, u.low, log.low)};
 }
 
-FASTSOFTMAX_INLINE DoublePair log1p(DoublePair u) { return {log1p_short(u.low), log1p_short(u.high)}; }
-FASTSOFTMAX_INLINE Double2 log1p(Double2 u) { return log1p_long(u); }
+// What logs of ratios are held in units of: float keeps the digits of what as a result would be subnormal.
+template <class T>
+constexpr T log_unit = sizeof(T) == 4 ? T(0x1p-64) : T(1);
+
+// log(1 + rest / top) / log_unit, rest >= 0, top an exponential whose reference is its own. To 2^-27.9 where rest / top
+// is above 2^-166, below to the last bit of float there; the second part is below 1/50 of the first. NaN where either
+// is.
+FASTSOFTMAX_INLINE Two<Pack<float>> log1p_ratio(Two<Pack<float>> rest, Two<Pack<float>> top) {
+    using C = LogConstants;
+    constexpr float unit = log_unit<float>;
+    const auto bits = [](Pack<float> x) __attribute__((always_inline)) { return bit_cast<std::int32_t>(x); };
+    Two<Pack<float>> sum = two_sum(top.high, rest.high);
+    sum.low = sum.low + (top.low + rest.low);
+    // sum = 2^k top m. Bits as a number are a logarithm to base 2, to 0.087.
+    const Pack<std::int32_t> k = shift_right(bits(sum.high) - bits(top.high) + broadcast<std::int32_t>(1 << 22),
+                                             ExpConstants<float>::mantissa_bits);
+    const Pack<std::int32_t> field = shift_left(k, ExpConstants<float>::mantissa_bits);
+    const Pack<float> power = bit_cast<float>(field + bits(broadcast(1.0f)));
+    const Two<Pack<float>> base = {bit_cast<float>(bits(top.high) + field), top.low * power};
+    // t = 2 (sum - base) / (sum + base), the difference exact (Sterbenz).
+    const Mask<float> same = equal(k, broadcast<std::int32_t>(0));
+    const Two<Pack<float>> difference = {select(same, rest.high, sum.high - base.high),
+                                         select(same, rest.low, sum.low - base.low)};
+    Two<Pack<float>> both = fast_two_sum(base.high + base.high, difference.high);
+    both.low = both.low + ((base.low + base.low) + difference.low);
+    const Pack<float> inverse = broadcast(2 / unit) / both.high;
+    const Two<Pack<float>> half = {both.high * broadcast(unit / 2), both.low * broadcast(unit / 2)};
+    const Pack<float> t = difference.high * inverse;
+    const Pack<float> t_low = (fma(-t, half.high, difference.high) + (difference.low - t * half.low)) * inverse;
+    const Pack<float> s = t * broadcast(unit / 2), z = s * s;
+    // Of t alone; t z is the derivative of t^3 / 12, and near enough that of the tail.
+    const Pack<float> tail = multiply_add(t_low, z, (t * z) * polynomial(z, C::short_q));
+    const Pack<float> rounder = broadcast(ExpConstants<float>::rounder);
+    const Pack<float> exponent = bit_cast<float>(k + bits(rounder)) - rounder;
+    const Two<Pack<float>> log = fast_two_sum(exponent * broadcast(C::ln2_short / unit), t);
+    return {log.high, log.low + (multiply_add(exponent, broadcast(C::ln2_rest / unit), t_low) + tail)};
+}
+
+FASTSOFTMAX_INLINE Double2 log1p_ratio(Double2 rest, Double2 top) { return log1p(rest / top); }
 
 }  // namespace

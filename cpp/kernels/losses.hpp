@@ -5,12 +5,39 @@
 
 namespace {
 
+// A class of each slice of a pack.
+template <class T>
+class Classes {
+  public:
+    FASTSOFTMAX_INLINE explicit Classes(const std::int64_t* index) {
+        for (int i = 0; i < parts; ++i) part_[i] = load_pack<std::int64_t>(index + i * Pack<std::int64_t>::lanes);
+    }
+
+    FASTSOFTMAX_INLINE Mask<T> same_as(const Classes& other) const {
+        Classes same = *this;
+        for (int i = 0; i < parts; ++i) same.part_[i] = equal(part_[i], other.part_[i]);
+        return same.few();
+    }
+
+    // Where there are so few that a lane of T holds one.
+    FASTSOFTMAX_INLINE Pack<Integer<T>> few() const {
+        if constexpr (parts == 2)
+            return to_int32(part_[0], part_[1]);
+        else
+            return part_[0];
+    }
+
+  private:
+    static constexpr int parts = Pack<T>::lanes / Pack<std::int64_t>::lanes;
+    Pack<std::int64_t> part_[parts];
+};
+
 // The targets of up to a pack of slices, from `first` of the run on.
 template <class T>
 struct Targets {
     static constexpr int lanes = Pack<T>::lanes;
-    std::int64_t index[lanes];  // 0 where there is none
-    bool ignored[lanes];
+    std::int64_t index[lanes];  // -1: none
+    bool given;                 // otherwise none is an ignored slice
     bool any_ignored;
     Doubles<T> chosen;
 
@@ -19,105 +46,118 @@ struct Targets {
         if (count > 0) read(run, first, count);
     }
 
+    FASTSOFTMAX_INLINE bool ignored(int i) const { return given && index[i] < 0; }
+
   private:
-    FASTSOFTMAX_ONCE void read(const Run& run, std::ptrdiff_t first, int count) {
+    FASTSOFTMAX_INLINE void read(const Run& run, std::ptrdiff_t first, int count) {
+        given = run.target != nullptr;
         any_ignored = false;
         chosen = doubles<T>(0);
-        std::int64_t targets[lanes] = {};
-        if (run.target) {
-            for (int i = 0; i < count; ++i) targets[i] = run.target[first + i];
+        if (given && count == lanes) {
+            __builtin_memcpy(index, run.target + first, sizeof index);
+            chosen = load_doubles<T>(run.chosen + first);
+        } else {
+            for (auto& none : index) none = -1;
+            if (!given) return;
+            for (int i = 0; i < count; ++i) index[i] = run.target[first + i];
             chosen = load_doubles<T>(run.chosen + first, count);
         }
-        for (int i = 0; i < lanes; ++i) {
-            ignored[i] = targets[i] < 0;
-            any_ignored |= ignored[i];
-            index[i] = targets[i] < 0 ? 0 : targets[i];
-        }
+        std::int64_t signs = 0;
+        for (int i = 0; i < count; ++i) signs |= index[i];
+        any_ignored = signs < 0;
     }
 };
 
 // Losses of slices whose targets have the scores `scores`, with what the terms add: to run.value.
 template <class T>
-FASTSOFTMAX_ONCE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
-                                      Wide<T> log, const Targets<T>& targets, Pack<T> scores,
-                                      const double* from_terms) {
-    double chosen[Pack<T>::lanes], losses[Pack<T>::lanes];
-    store_doubles(chosen, targets.chosen);
-    store_doubles(losses, minus_log_probability<T>(m, scores, log, run.temperature));
-    for (int i = 0; i < Pack<T>::lanes; ++i) losses[i] = chosen[i] == 0 ? 0 : chosen[i] * losses[i];
+FASTSOFTMAX_INLINE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
+                                        const LogTotal<T>& log, const Targets<T>& targets, Pack<T> scores,
+                                        const double* from_terms) {
+    double* losses = run.value + first;
+    const Doubles<T> minus_log = minus_log_probability<T>(m, scores, log.wide(), run.temperature);
+    store_doubles<T>(losses, product_or_zero(targets.chosen, minus_log), count);
     if (from_terms)
-        for (int i = 0; i < count; ++i) losses[i] = targets.ignored[i] ? 0 : losses[i] + from_terms[i];
-    for (int i = 0; i < count; ++i) run.value[first + i] = losses[i];
+        for (int i = 0; i < count; ++i) losses[i] = targets.ignored(i) ? 0 : losses[i] + from_terms[i];
 }
 
 // minus the log-probabilities of one class, or of a pack of classes: what terms weigh.
-template <class T>
+template <class T, class LogProbability>
 struct MinusLog {
-    LogProbability<T> log_probability;
+    LogProbability log_probability;
     Dominance<T> dominance;
-    Pack<T> max;
-    bool plain;
 
-    FASTSOFTMAX_INLINE MinusLog(const Measured<T>& m, Wide<T> log, double temperature)
-        : log_probability(m, log, temperature), dominance(m, log), max(m.max), plain(temperature == 1) {}
-
-    FASTSOFTMAX_INLINE MinusLog(const MinusLog& all, int i)
-        : log_probability(all.log_probability, i),
-          dominance(all.dominance, i),
-          max(spread(all.max, i)),
-          plain(all.plain) {}
+    FASTSOFTMAX_INLINE MinusLog of_lane(int i) const { return {log_probability.of_lane(i), {dominance, i}}; }
 
     // 0 where the term is: such a class counts as nothing, whatever its score.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> term) const {
-        const Pack<T> general = plain ? log_probability.plain(x) : log_probability.scaled(x);
-        const Pack<T> log = select(equal(x, max) & dominance.mask, dominance.log_probability, general);
+        const Pack<T> log = dominance(x, log_probability(x));
         return select(equal(term, broadcast(T(0))), broadcast(T(0)), -log);
     }
 };
 
+// Calls body(minus_log).
+template <class T, class Body>
+FASTSOFTMAX_INLINE void with_minus_log(const Measured<T>& m, const LogTotal<T>& log, double temperature, Body body) {
+    with_log_probability(m, log, temperature, [&](auto log_probability) __attribute__((always_inline)) {
+        body(MinusLog<T, decltype(log_probability)>{log_probability, {m, log}});
+    });
+}
+
 // The gradient of up to a pack of slices: scale * (total p - terms - chosen at the target). At the target and at a
-// class that dominates this cancels; there it is computed apart.
+// class that dominates this cancels; there it is computed apart, to 1 ULP and what the exponential adds.
 template <class T>
 class LossGradient {
     static constexpr int lanes = Pack<T>::lanes;
 
   public:
-    std::int64_t at_target[lanes], at_max[lanes];  // -1: nothing apart
     Pack<T> target_value, max_value;
+    Mask<T> max_apart;  // where max_value is the largest class's
 
     // term_at(c, i): the term of class c of slice i.
     template <class TermAt>
     FASTSOFTMAX_INLINE LossGradient(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
                                     const Targets<T>& targets, Pack<T> target_exponentials, Doubles<T> spread,
                                     TermAt term_at)
-        : total_(targets.chosen + spread),
+        : max_apart(dominant(m)),
+          total_(targets.chosen + spread),
           scale_(load_doubles<T>(run.scale + first, count)),
-          unscaled_(in_two(widen(m.top) + m.rest)),
-          probability_(unscaled_, total_ * scale_),
-          factor_(narrow(scale_)),
+          unscaled_(m.top + m.rest),
+          weight_(product_in_two(total_, scale_)),
+          probability_(unscaled_, weight_),
+          factor_(broadcast(T(0))),
           wide_(wide_lanes(total_ * scale_, probability_.factor.high)) {
-        double target_weights[lanes], max_weights[lanes];
-        Integer<T> dominates[lanes];
-        store_doubles(target_weights, targets.chosen);
-        store_pack(dominates, dominant(m));
-        for (int i = 0; i < lanes; ++i) {
-            at_target[i] = run.target && !targets.ignored[i] ? targets.index[i] : -1;
-            max_weights[i] = at_target[i] == m.argmax[i] ? target_weights[i] : 0;
-        }
+        Two<Pack<T>> at_target = weight_, left = {broadcast(T(0)), broadcast(T(0))};
+        Doubles<T> target_weights = targets.chosen, max_weights = total_;
         if (run.terms) {
+            factor_ = narrow(scale_);
             wide_ = wide_ | wide_lanes(scale_, factor_);
+            double at_targets[lanes], at_max[lanes] = {};
+            store_doubles(at_targets, targets.chosen);
             for (int i = 0; i < count; ++i) {
-                if (targets.ignored[i]) continue;
-                if (run.target) target_weights[i] += term_at(targets.index[i], i);
-                max_weights[i] += term_at(m.argmax[i], i);
+                if (targets.ignored(i)) continue;
+                at_max[i] = (targets.index[i] == m.argmax[i] ? at_targets[i] : 0) + term_at(m.argmax[i], i);
+                if (targets.given) at_targets[i] += term_at(targets.index[i], i);
             }
+            target_weights = load_doubles<T>(at_targets);
+            max_weights = load_doubles<T>(at_max);
+            at_target = product_in_two(target_weights, scale_);
+            left = product_in_two(total_ - max_weights, scale_);
+        } else {
+            // Another class than the target has nothing subtracted that would cancel.
+            max_apart = max_apart & Classes<T>(m.argmax).same_as(Classes<T>(targets.index));
         }
-        for (int i = 0; i < lanes; ++i) at_max[i] = dominates[i] != 0 && max_weights[i] != 0 ? m.argmax[i] : -1;
+        const Two<Pack<T>> factor = probability_.factor;
+        const Pack<T> e = target_exponentials;
+        target_value = fma(e, factor.high, -at_target.high) + multiply_add(e, factor.low, -at_target.low);
+        // total p - largest = (total - largest) - total (1 - p)
+        max_value = fma(-m.rest.high, factor.high, left.high) +
+                    (left.low - multiply_add(m.rest.high, factor.low, m.rest.low * factor.high));
         any_wide_ = lane_bits(wide_) != 0;
-        const GradientEnds<T> ends(m, unscaled_, target_exponentials, total_, load_doubles<T>(target_weights),
-                                   load_doubles<T>(max_weights), scale_);
-        target_value = ends.at_target;
-        max_value = ends.at_max;
+        if (any_wide_) {
+            const GradientEnds<T> ends = wide_ends(m, unscaled_, e, total_, target_weights, max_weights, scale_);
+            target_value = select(wide_, ends.at_target, target_value);
+            max_value = select(wide_, ends.at_max, max_value);
+        }
     }
 
     // One slice a lane.
@@ -161,7 +201,9 @@ class LossGradient {
 
   private:
     Doubles<T> total_, scale_;
-    Probability<T> unscaled_, probability_;
+    Probability<T> unscaled_;
+    Two<Pack<T>> weight_;  // total * scale
+    Probability<T> probability_;
     Pack<T> factor_;  // of the terms
     Mask<T> wide_;    // slices whose factors two numbers of T do not hold
     bool any_wide_;
@@ -171,7 +213,15 @@ class LossGradient {
         constexpr T least = sizeof(T) == 4 ? T(0x1p-100) : T(0x1p-900), most = sizeof(T) == 4 ? T(0x1p100) : T(0x1p830);
         const Pack<T> size = max(factor, -factor);
         const Mask<T> fits = less(broadcast(least), size) & less(size, broadcast(most));
-        return select(fits | is_zero(exact), broadcast(Integer<T>(0)), broadcast(Integer<T>(-1)));
+        const Mask<T> none = broadcast(Integer<T>(0)), others = select(fits, none, broadcast(Integer<T>(-1)));
+        return lane_bits(others) == 0 ? none : select(is_zero(exact), none, others);
+    }
+
+    // All by value, so that what is in registers stays there.
+    FASTSOFTMAX_ONCE static GradientEnds<T> wide_ends(const Measured<T>& m, Probability<T> unscaled, Pack<T> e,
+                                                      Doubles<T> total, Doubles<T> target, Doubles<T> largest,
+                                                      Doubles<T> scale) {
+        return {m, unscaled, e, total, target, largest, scale};
     }
 
     // By way of a probability in double, with a rounding of its own.

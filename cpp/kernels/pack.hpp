@@ -274,6 +274,12 @@ FASTSOFTMAX_INLINE Pack<double, packs> max(Pack<double, packs> a, Pack<double, p
     return a;
 }
 
+// Every other lane of a, then of b.
+template <class R, std::size_t... i>
+FASTSOFTMAX_INLINE R even_lanes(R a, R b, std::index_sequence<i...>) {
+    return __builtin_shufflevector(a, b, static_cast<int>(2 * i)...);
+}
+
 // 16 floats as twice 8 doubles, exactly, and back, rounding once.
 struct DoublePair {
     Pack<double> low, high;
@@ -328,6 +334,19 @@ FASTSOFTMAX_INLINE Pack<float> to_float(DoublePair d) {
     }
     return a;
 #endif
+}
+
+// Twice 8 integers as 16: the last bits of each.
+FASTSOFTMAX_INLINE Pack<std::int32_t> to_int32(Pack<std::int64_t> low, Pack<std::int64_t> high) {
+    const Pack<std::int32_t> halves[] = {bit_cast<std::int32_t>(low), bit_cast<std::int32_t>(high)};
+    Pack<std::int32_t> a;
+    for (int i = 0; i < pack_registers; ++i) {
+        const int first = 2 * i, second = 2 * i + 1;
+        a.r[i] = even_lanes(halves[first / pack_registers].r[first % pack_registers],
+                            halves[second / pack_registers].r[second % pack_registers],
+                            std::make_index_sequence<register_bytes / sizeof(std::int32_t)>{});
+    }
+    return a;
 }
 
 // a * b + c, rounded once. Without FMA: float by way of double (a double rounding in rare cases), double by Dekker's

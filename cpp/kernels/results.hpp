@@ -9,9 +9,24 @@ namespace {
 
 // Of a pack of slices: minus the log-probability of the largest entry.
 template <class T>
-FASTSOFTMAX_INLINE Wide<T> log_total(const Measured<T>& m) {
-    return log1p(m.rest / widen(m.top));
-}
+class LogTotal {
+  public:
+    FASTSOFTMAX_INLINE explicit LogTotal(const Measured<T>& m) : log_(log1p_ratio(m.rest, m.top)) {}
+
+    FASTSOFTMAX_INLINE Pack<T> rounded() const { return (log_.high + log_.low) * unit(); }
+    FASTSOFTMAX_INLINE Two<Pack<T>> in_two() const { return {log_.high * unit(), log_.low * unit()}; }
+    FASTSOFTMAX_INLINE Wide<T> wide() const {
+        if constexpr (sizeof(T) == 4)
+            return widen(log_) * doubles<T>(log_unit<T>);
+        else
+            return log_;
+    }
+
+  private:
+    Two<Pack<T>> log_;  // in units of log_unit
+
+    FASTSOFTMAX_INLINE static Pack<T> unit() { return broadcast(log_unit<T>); }
+};
 
 // e -> numerator * e / sum, by a reciprocal in two parts: as good as dividing, to 2^-46 (double 2^-100) before
 // rounding.
@@ -21,8 +36,7 @@ struct Probability {
 
     FASTSOFTMAX_INLINE explicit Probability(Two<Pack<T>> sum) : factor(reciprocal<T>(sum)) {}
 
-    FASTSOFTMAX_INLINE Probability(const Probability& one, Doubles<T> numerator)
-        : factor(in_two(widen(numerator) * widen(one.factor))) {}
+    FASTSOFTMAX_INLINE Probability(const Probability& one, Two<Pack<T>> numerator) : factor(numerator * one.factor) {}
 
     FASTSOFTMAX_INLINE Probability(const Probability& all, int i)
         : factor{spread(all.factor.high, i), spread(all.factor.low, i)} {}
@@ -48,7 +62,7 @@ struct Probability {
 // the general formulas are as good, and give equal entries equal results.
 template <class T>
 FASTSOFTMAX_INLINE Mask<T> dominant(const Measured<T>& m) {
-    return less(narrow(m.rest), m.top.high);
+    return less(m.rest.high, m.top.high);
 }
 
 // Probabilities from exponentials. Error: where the result's digits are nearly 2, that of the exponential, 1.06 ULP
@@ -76,55 +90,77 @@ struct Softmax {
 // The log-probability of an entry that dominates: minus the log of 1 + rest / top.
 template <class T>
 struct Dominance {
-    Mask<T> mask;
+    Pack<T> max;  // its score; NaN: none dominates
     Pack<T> log_probability;
 
-    FASTSOFTMAX_INLINE Dominance(const Dominance& all, int i)
-        : mask(spread(all.mask, i)), log_probability(spread(all.log_probability, i)) {}
+    FASTSOFTMAX_INLINE Dominance(const Measured<T>& m, const LogTotal<T>& log)
+        : max(select(dominant(m), m.max, broadcast(T(__builtin_nan(""))))), log_probability(-log.rounded()) {}
 
-    // `log`: that of the total.
-    FASTSOFTMAX_INLINE Dominance(const Measured<T>& m, Wide<T> log)
-        : mask(dominant(m)), log_probability(-narrow(log)) {}
+    FASTSOFTMAX_INLINE Dominance(const Dominance& all, int i)
+        : max(spread(all.max, i)), log_probability(spread(all.log_probability, i)) {}
+
+    // Of score x; `general`: what it is otherwise.
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> general) const {
+        return select(equal(x, max), log_probability, general);
+    }
 };
 
-// x -> (x - shift) / temperature - log-sum-exp. Error: 1.6 ULP, for entries that do not dominate.
+// x -> (x - shift) / temperature - log-sum-exp, one slice a lane; of lane i alone for rows. Error: 1.6 ULP, for entries
+// that do not dominate.
 template <class T>
-struct LogProbability {
+struct PlainLogProbability {
+    Two<Pack<T>> offset;
+
+    FASTSOFTMAX_INLINE PlainLogProbability of_lane(int i) const {
+        return {{spread(offset.high, i), spread(offset.low, i)}};
+    }
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const { return (x - offset.high) - offset.low; }
+};
+
+template <class T>
+struct ScaledLogProbability {
     Scaling<T> scale;
     Two<Pack<T>> offset;
 
-    // `log`: that of the total.
-    FASTSOFTMAX_INLINE LogProbability(const Measured<T>& m, Wide<T> log, double temperature)
-        : scale(m.shift, temperature, broadcast(T(-far))),
-          offset(sum_in_two(temperature == 1 ? widen(m.max) : widen(scale(m.max)), log)) {}
-
-    FASTSOFTMAX_INLINE LogProbability(const LogProbability& all, int i)
-        : scale(all.scale, i), offset{spread(all.offset.high, i), spread(all.offset.low, i)} {}
-
-    // Temperature 1: no shift.
-    FASTSOFTMAX_INLINE Pack<T> plain(Pack<T> x) const { return (x - offset.high) - offset.low; }
-
-    FASTSOFTMAX_INLINE Pack<T> scaled(Pack<T> x) const {
+    FASTSOFTMAX_INLINE ScaledLogProbability of_lane(int i) const {
+        return {{scale, i}, {spread(offset.high, i), spread(offset.low, i)}};
+    }
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const {
         const Two<Pack<T>> y = scale(x);
         return (y.high - offset.high) + (y.low - offset.low);
     }
-
-  private:
-    // A quotient so low that the second part of it is of no weight, and so high that it does not overflow.
-    static constexpr double far = sizeof(T) == 4 ? 0x1p20 : 0x1p60;
 };
+
+// Calls body(log_probability) with the one of these that the slices need.
+template <class T, class Body>
+FASTSOFTMAX_INLINE void with_log_probability(const Measured<T>& m, const LogTotal<T>& log, double temperature,
+                                             Body body) {
+    // A quotient so low that the second part of it is of no weight, and so high that it does not overflow.
+    constexpr T far = sizeof(T) == 4 ? T(0x1p20) : T(0x1p60);
+    if (temperature == 1) {
+        // No shift.
+        body(PlainLogProbability<T>{Two<Pack<T>>{m.max, broadcast(T(0))} + log.in_two()});
+    } else {
+        const Scaling<T> scale(m.shift, temperature, broadcast(-far));
+        body(ScaledLogProbability<T>{scale, scale(m.max) + log.in_two()});
+    }
+}
 
 // log-sum-exp of each slice.
 template <class T>
 FASTSOFTMAX_ONCE Doubles<T> log_sum_exp(const Measured<T>& m) {
     const Mask<T> infinite = equal(max(m.max, -m.max), broadcast(T(infinity)));
+    const Two<Pack<T>> finite = Two<Pack<T>>{m.max, broadcast(T(0))} + LogTotal<T>(m).in_two();
     // An infinite maximum is the result, unless there is a NaN, which `rest` then holds.
-    return select(infinite, to_doubles(m.max) + to_doubles(m.rest), to_doubles(widen(m.max) + log_total(m)));
+    return to_doubles(widen(Two<Pack<T>>{select(infinite, m.max + m.rest.high, finite.high),
+                                         select(infinite, broadcast(T(0)), finite.low)}));
 }
 
 // -log p of an entry with score x; `log`: that of the total.
 template <class T>
-FASTSOFTMAX_ONCE Doubles<T> minus_log_probability(const Measured<T>& m, Pack<T> x, Wide<T> log, double temperature) {
+FASTSOFTMAX_INLINE Doubles<T> minus_log_probability(const Measured<T>& m, Pack<T> x, Wide<T> log, double temperature) {
+    if constexpr (sizeof(T) == 4)
+        if (temperature == 1) return (to_doubles(m.max) - to_doubles(x)) + log;
     const Temperature split(temperature);
     const Doubles<T> before = doubles<T>(split.before), after = doubles<T>(split.after), t = doubles<T>(split.rest);
     const Doubles<T> largest = to_doubles(m.max) * before, score = to_doubles(x) * before;
@@ -139,7 +175,8 @@ FASTSOFTMAX_ONCE Doubles<T> minus_log_probability(const Measured<T>& m, Pack<T> 
     }
 }
 
-// The gradient at the target and at the largest entry, where total * p and what is subtracted from it would cancel.
+// The gradient at the target and at the largest entry, where total * p and what is subtracted from it would cancel, of
+// any scale.
 template <class T>
 struct GradientEnds {
     Pack<T> at_target, at_max;
@@ -154,11 +191,11 @@ struct GradientEnds {
         // scale makes large again: a small sum is scaled first, a large one, which that might take too far, last.
         const Doubles<T> scaled = total * scale;
         const Wide<T> weight = widen(scaled);
-        const Mask<T> large = less(broadcast(T(1)), narrow(m.rest));
+        const Mask<T> large = less(broadcast(T(1)), m.rest.high);
         const Wide<T> first = select(large, inverse, weight), last = select(large, weight, inverse);
         Doubles<T> others;
         if constexpr (sizeof(T) == 4) {
-            others = m.rest * first * last;
+            others = widen(m.rest) * first * last;
         } else {
             // What is subnormal in the end is rounded there, once.
             const Mask<T> may_rise = less(max(scaled, -scaled), broadcast(0x1p500));
@@ -183,11 +220,11 @@ struct TransformGradient {
             op == fastsoftmax::softmax_grad ? 1 : 1 / ((sizeof(T) == 4 ? 0x1p64 : 0x1p200) * ExpConstants<T>::factor);
         const Doubles<T> factor = doubles<T>(unscale);
         if constexpr (sizeof(T) == 4) {
-            high = m.rest * factor;
+            high = m.sum * factor;
             low = doubles<T>(0);
         } else {
-            high = m.rest.high * factor;
-            low = m.rest.low * factor;
+            high = m.sum.high * factor;
+            low = m.sum.low * factor;
         }
     }
 

@@ -161,8 +161,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
         }
         set_top(m, exp);
     });
-    m.rest = load_wide<T>(high, low);
-    if constexpr (whole) m.all = in_two(m.rest);
+    (whole ? m.all : m.rest) = in_two(load_wide<T>(high, low));
     if (op != fastsoftmax::logsumexp || fold_max(m.max) != T(infinity)) return m;
     // Of a row whose largest is +inf, `rest` tells whether it has a NaN.
     for (int i = 0; i < rows.count; ++i) {
@@ -170,7 +169,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
         high[i] = has_nan(rows.x(i), begin, end) ? __builtin_nan("") : 0;
         low[i] = 0;
     }
-    m.rest = load_wide<T>(high, low);
+    m.rest = in_two(load_wide<T>(high, low));
     return m;
 }
 
@@ -192,7 +191,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff
         low[r] = total.low;
     }
     Measured<T> measured = {};
-    measured.rest = load_wide<T>(high, low);
+    measured.sum = load_wide<T>(high, low);
     return measured;
 }
 
@@ -250,23 +249,18 @@ FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Measured<T>& m, s
 template <class T>
 FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin,
                                         std::ptrdiff_t end) {
-    const Wide<T> log = log_total(m);
-    const LogProbability<T> all(m, log, rows.run.temperature);
-    const Dominance<T> dominance(m, log);
-    for (int i = 0; i < rows.count; ++i) {
-        const LogProbability<T> log_probability(all, i);
-        if (rows.run.temperature == 1)
+    const LogTotal<T> log(m);
+    const Mask<T> dominates = dominant(m);
+    const Pack<T> dominant_value = -log.rounded();
+    with_log_probability(m, log, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
+        for (int i = 0; i < rows.count; ++i) {
+            const auto log_probability = all.of_lane(i);
             transform(rows.x(i), rows.out(i), begin, end,
-                      [&](Pack<T> v, std::ptrdiff_t)
-                          __attribute__((always_inline)) { return log_probability.plain(v); });
-        else
-            transform(rows.x(i), rows.out(i), begin, end,
-                      [&](Pack<T> v, std::ptrdiff_t)
-                          __attribute__((always_inline)) { return log_probability.scaled(v); });
-        const std::int64_t largest = m.argmax[i];
-        if (begin <= largest && largest < end && lane(dominance.mask, i))
-            rows.out(i)[largest] = lane(dominance.log_probability, i);
-    }
+                      [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return log_probability(v); });
+            const std::int64_t largest = m.argmax[i];
+            if (begin <= largest && largest < end && lane(dominates, i)) rows.out(i)[largest] = lane(dominant_value, i);
+        }
+    });
 }
 
 template <Operation op, class T>
@@ -292,7 +286,7 @@ template <class T>
 FASTSOFTMAX_ONCE Pack<T> target_scores(const Rows<T>& rows, const Targets<T>& targets) {
     T scores[Pack<T>::lanes] = {};
     if (rows.run.target)
-        for (int i = 0; i < rows.count; ++i) scores[i] = rows.x(i)[targets.index[i]];
+        for (int i = 0; i < rows.count; ++i) scores[i] = rows.x(i)[targets.ignored(i) ? 0 : targets.index[i]];
     return load_pack<T>(scores);
 }
 
@@ -301,21 +295,23 @@ template <class T>
 FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Measured<T>& m, const Targets<T>& targets,
                                    Pack<T> scores) {
     const Run& run = rows.run;
-    const Wide<T> log = log_total(m);
+    const LogTotal<T> log(m);
     double from_terms[Pack<T>::lanes];
     if (run.terms) {
-        const MinusLog<T> all(m, log, run.temperature);
-        for (int r = 0; r < rows.count; ++r) {
-            const MinusLog<T> minus_log(all, r);
-            const T* terms = terms_of(rows, r);
-            Accumulator<T> sum;
-            for_packs(rows.x(r), 0, run.classes, T(0), [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-                const Pack<T> term = load_in(terms, i, run.classes);
-                sum.add_product(term, minus_log(v, term));
-            });
-            const Two<double> total = sum.total();
-            from_terms[r] = total.high + total.low;
-        }
+        with_minus_log(m, log, run.temperature, [&](auto all) __attribute__((always_inline)) {
+            for (int r = 0; r < rows.count; ++r) {
+                const auto minus_log = all.of_lane(r);
+                const T* terms = terms_of(rows, r);
+                Accumulator<T> sum;
+                for_packs(rows.x(r), 0, run.classes, T(0),
+                          [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+                              const Pack<T> term = load_in(terms, i, run.classes);
+                              sum.add_product(term, minus_log(v, term));
+                          });
+                const Two<double> total = sum.total();
+                from_terms[r] = total.high + total.low;
+            }
+        });
     }
     conclude_losses(run, rows.first, rows.count, m, log, targets, scores, run.terms ? from_terms : nullptr);
 }
@@ -349,7 +345,7 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T
                               [&](std::int64_t c, int i) { return static_cast<double>(terms_of(rows, i)[c]); });
     with_exponentials<kept>(rows, m, scale, [&](int r, const T* from, auto exp) __attribute__((always_inline)) {
         T* out = rows.out(r);
-        if (targets.ignored[r])
+        if (targets.ignored(r))
             return transform(from, out, begin, end,
                              [](Pack<T>, std::ptrdiff_t) __attribute__((always_inline)) { return broadcast(T(0)); });
         const typename LossGradient<T>::Row gradient(all, r);
@@ -365,8 +361,8 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T
         const auto put = [&](std::int64_t c, const Pack<T>& value) {
             if (begin <= c && c < end) out[c] = lane(value, r);
         };
-        put(all.at_target[r], all.target_value);
-        put(all.at_max[r], all.max_value);
+        put(targets.index[r], all.target_value);
+        if (lane(all.max_apart, r)) put(m.argmax[r], all.max_value);
     });
 }
 
@@ -375,9 +371,7 @@ template <Operation op, class T>
 FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
                                  Pack<T> scores) {
     if constexpr (op == fastsoftmax::logsumexp) {
-        double values[Pack<T>::lanes];
-        store_doubles(values, log_sum_exp(measured));
-        for (int i = 0; i < rows.count; ++i) rows.run.value[rows.first + i] = values[i];
+        store_doubles<T>(rows.run.value + rows.first, log_sum_exp(measured), rows.count);
     } else if constexpr (op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad) {
         write_losses(rows, measured, targets, scores);
     }

@@ -199,9 +199,10 @@ inline void merge_sums(Statistics& left, const Statistics& right) {
 template <class T>
 struct Measured {
     Pack<T> max, shift, reference;
-    Two<Pack<T>> top;  // the exponential of the largest entry; NaN where that is infinite
-    Two<Pack<T>> all;  // the sum of all exponentials: of softmax
-    Wide<T> rest;      // that of all but the largest: of the others
+    Two<Pack<T>> top;   // the exponential of the largest entry; NaN where that is infinite
+    Two<Pack<T>> all;   // the sum of all exponentials: of softmax
+    Two<Pack<T>> rest;  // that of all but the largest: of the others that sum exponentials
+    Wide<T> sum;        // of the gradients of the transforms: their sum
     std::int64_t argmax[Pack<T>::lanes];
 };
 
@@ -287,6 +288,9 @@ FASTSOFTMAX_INLINE Wide<T> load_wide(const double* high, const double* low) {
         return {load_doubles<T>(high), load_doubles<T>(low)};
 }
 
+template <Operation op>
+constexpr bool is_gradient = op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad;
+
 template <Operation op, class T>
 inline Statistics statistics_of(const Measured<T>& m, int i) {
     Statistics s;
@@ -295,7 +299,7 @@ inline Statistics statistics_of(const Measured<T>& m, int i) {
     s.shift = static_cast<double>(lane(m.shift, i));
     s.reference = static_cast<double>(lane(m.reference, i));
     get_lane<T>(s.top, widen(m.top), i);
-    get_lane<T>(s.rest, op == fastsoftmax::softmax ? widen(m.all) : m.rest, i);
+    get_lane<T>(s.rest, is_gradient<op> ? m.sum : widen(op == fastsoftmax::softmax ? m.all : m.rest), i);
     return s;
 }
 
@@ -320,8 +324,8 @@ inline Measured<T> measured_of(const Statistics* slices, int count) {
     m.shift = load_pack<T>(shift);
     m.reference = load_pack<T>(reference);
     m.top = in_two(load_wide<T>(top[0], top[1]));
-    m.rest = load_wide<T>(rest[0], rest[1]);
-    if constexpr (op == fastsoftmax::softmax) m.all = in_two(m.rest);
+    m.sum = load_wide<T>(rest[0], rest[1]);
+    m.rest = m.all = in_two(m.sum);
     return m;
 }
 

@@ -50,15 +50,16 @@ double plain_exp(const T* x, std::ptrdiff_t count, T* to) {
     return ExpConstants<T>::factor;
 }
 
+// Of numbers below 2^60.
 template <class T>
 void plain_log1p(const double* x, std::ptrdiff_t count, T* to) {
+    const double one = 1 / double{log_unit<T>};
+    const Two<Pack<T>> top = {broadcast(static_cast<T>(one)), broadcast(T(0))};
     for (std::ptrdiff_t i = 0; i < count; ++i) {
-        if constexpr (sizeof(T) == 4) {
-            to[i] = static_cast<float>(lane(log1p_short(broadcast(x[i])), 0));
-        } else {
-            const Double2 log = log1p_long({broadcast(x[i]), broadcast(0.0)});
-            to[i] = lane(log.high + log.low, 0);
-        }
+        const double scaled = x[i] * one;
+        const T high = static_cast<T>(scaled);
+        const Two<Pack<T>> log = log1p_ratio({broadcast(high), broadcast(static_cast<T>(scaled - high))}, top);
+        to[i] = lane(log.high + log.low, 0) * log_unit<T>;
     }
 }
 

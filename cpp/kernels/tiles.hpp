@@ -12,11 +12,7 @@ namespace {
 template <class T>
 class Positions {
   public:
-    FASTSOFTMAX_INLINE explicit Positions(const std::int64_t* classes) {
-        Integer<T> values[Pack<T>::lanes];
-        for (int i = 0; i < Pack<T>::lanes; ++i) values[i] = static_cast<Integer<T>>(classes[i]);
-        positions_ = load_pack<Integer<T>>(values);
-    }
+    FASTSOFTMAX_INLINE explicit Positions(const std::int64_t* classes) : positions_(Classes<T>(classes).few()) {}
     // The slices of which it is class c.
     FASTSOFTMAX_INLINE Mask<T> at(std::ptrdiff_t c) const {
         return equal(positions_, broadcast(static_cast<Integer<T>>(c)));
@@ -43,8 +39,8 @@ struct Tile {
     FASTSOFTMAX_INLINE Pack<T> gradient(std::ptrdiff_t c) const { return load_pack<T>(dy + c * Pack<T>::lanes); }
     FASTSOFTMAX_INLINE void write(std::ptrdiff_t c, Pack<T> value) const { store_pack(x + c * Pack<T>::lanes, value); }
 
-    // One class of each slice: that of lane i is wanted[i].
-    FASTSOFTMAX_ONCE Pack<T> pick(const std::int64_t* wanted, std::ptrdiff_t classes) const {
+    // One class of each slice: that of lane i is wanted[i], or any if that is negative.
+    FASTSOFTMAX_INLINE Pack<T> pick(const std::int64_t* wanted, std::ptrdiff_t classes) const {
         if (classes <= fastsoftmax::few_classes) {
             const Positions<T> positions(wanted);
             Pack<T> picked = score(0);
@@ -52,7 +48,7 @@ struct Tile {
             return picked;
         }
         T values[Pack<T>::lanes];
-        for (int i = 0; i < Pack<T>::lanes; ++i) values[i] = x[wanted[i] * Pack<T>::lanes + i];
+        for (int i = 0; i < Pack<T>::lanes; ++i) values[i] = x[(wanted[i] < 0 ? 0 : wanted[i]) * Pack<T>::lanes + i];
         return load_pack<T>(values);
     }
     // Negative: none.
@@ -166,11 +162,8 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
         set_top(m, exp);
     });
     // A single sum stays in T: converting it would take a fifth of the time of two classes.
-    if (sums > 1) only = in_two(m.rest = folded(partial, sums));
-    if constexpr (whole)
-        m.all = only;
-    else if (sums == 1)
-        m.rest = widen(only);
+    if (sums > 1) only = in_two(folded(partial, sums));
+    (whole ? m.all : m.rest) = only;
     if (op == fastsoftmax::logsumexp && fold_max(largest) == T(infinity)) {
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
@@ -179,9 +172,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
             nan = select(equal(v, v), nan, v);
         }
         const Mask<T> infinite = equal(largest, broadcast(T(infinity)));
-        Two<Pack<T>> rest = in_two(m.rest);
-        rest = {select(infinite, nan, rest.high), select(infinite, broadcast(T(0)), rest.low)};
-        m.rest = widen(rest);
+        m.rest = {select(infinite, nan, m.rest.high), select(infinite, broadcast(T(0)), m.rest.low)};
     }
     if constexpr (!whole) {
         I positions[Pack<T>::lanes];
@@ -203,7 +194,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>
             sum.add(c - begin, tile.gradient(c));
     }
     Measured<T> measured = {};
-    measured.rest = sum.total();
+    measured.sum = sum.total();
     return measured;
 }
 
@@ -217,18 +208,14 @@ inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::
 
 template <class T>
 FASTSOFTMAX_ONCE void write_tile_log_softmax(const Run& run, const Tile<T>& tile, const Measured<T>& measured) {
-    const Wide<T> log = log_total(measured);
-    const LogProbability<T> log_probability(measured, log, run.temperature);
+    const LogTotal<T> log(measured);
     const Dominance<T> dominance(measured, log);
-    for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
-        const Pack<T> v = tile.score(c);
-        tile.write(c, run.temperature == 1 ? log_probability.plain(v) : log_probability.scaled(v));
-    }
-    std::int64_t dominant[Pack<T>::lanes];
-    Integer<T> mask[Pack<T>::lanes];
-    store_pack(mask, dominance.mask);
-    for (int i = 0; i < Pack<T>::lanes; ++i) dominant[i] = mask[i] ? measured.argmax[i] : -1;
-    tile.put(dominant, dominance.log_probability);
+    with_log_probability(measured, log, run.temperature, [&](auto log_probability) __attribute__((always_inline)) {
+        for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
+            const Pack<T> v = tile.score(c);
+            tile.write(c, dominance(v, log_probability(v)));
+        }
+    });
 }
 
 // Loss and, with op cross_entropy_grad, gradient of a tile whose slices, from `first` of the run on, are measured.
@@ -236,7 +223,7 @@ template <Operation op, class T, bool kept>
 FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count,
                                         const Measured<T>& measured, const Targets<T>& targets, Pack<T> scores) {
     constexpr int lanes = Pack<T>::lanes;
-    const Wide<T> log = log_total(measured);
+    const LogTotal<T> log(measured);
     const T* terms = static_cast<const T*>(run.terms) + (run.own_terms ? first * run.classes : 0);
     const auto term = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
         return run.own_terms ? load_pack<T>(terms + c * lanes) : broadcast(terms[c]);
@@ -244,12 +231,13 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
     double from_terms[lanes];
     Doubles<T> spread = doubles<T>(run.spread);
     if (run.terms) {
-        const MinusLog<T> minus_log(measured, log, run.temperature);
         TileSum<T> sum(run.classes), sum_of_terms(run.classes);
-        for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
-            sum.add_product(c, term(c), minus_log(tile.score(c), term(c)));
-            if (run.own_terms) sum_of_terms.add(c, term(c));
-        }
+        with_minus_log(measured, log, run.temperature, [&](auto minus_log) __attribute__((always_inline)) {
+            for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
+                sum.add_product(c, term(c), minus_log(tile.score(c), term(c)));
+                if (run.own_terms) sum_of_terms.add(c, term(c));
+            }
+        });
         store_doubles(from_terms, to_doubles(sum.total()));
         if (run.own_terms) spread = to_doubles(sum_of_terms.total());
     }
@@ -265,20 +253,22 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
                 return run.terms ? gradient(e, term(c)) : gradient(e);
             };
             if (run.classes <= fastsoftmax::few_classes) {
-                const Positions<T> at_target(gradient.at_target), at_max(gradient.at_max);
+                const Positions<T> at_target(targets.index), at_max(measured.argmax);
                 for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
                     const Pack<T> general = select(at_target.at(c), gradient.target_value, value(c));
-                    tile.write(c, select(at_max.at(c), gradient.max_value, general));
+                    tile.write(c, select(at_max.at(c) & gradient.max_apart, gradient.max_value, general));
                 }
             } else {
                 for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, value(c));
-                tile.put(gradient.at_target, gradient.target_value);
-                tile.put(gradient.at_max, gradient.max_value);
+                tile.put(targets.index, gradient.target_value);
+                std::int64_t at_max[lanes];
+                for (int i = 0; i < lanes; ++i) at_max[i] = lane(gradient.max_apart, i) ? measured.argmax[i] : -1;
+                tile.put(at_max, gradient.max_value);
             }
         });
         if (targets.any_ignored)
             for (int i = 0; i < count; ++i)
-                for (std::ptrdiff_t c = 0; targets.ignored[i] && c < run.classes; ++c) tile.x[c * lanes + i] = 0;
+                for (std::ptrdiff_t c = 0; targets.ignored(i) && c < run.classes; ++c) tile.x[c * lanes + i] = 0;
     }
 }
 
@@ -303,9 +293,7 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
     } else if constexpr (op == fastsoftmax::log_softmax) {
         write_tile_log_softmax(run, tile, measured);
     } else if constexpr (op == fastsoftmax::logsumexp) {
-        double values[Pack<T>::lanes];
-        store_doubles(values, log_sum_exp(measured));
-        for (int i = 0; i < count; ++i) run.value[first + i] = values[i];
+        store_doubles<T>(run.value + first, log_sum_exp(measured), count);
     } else if constexpr (loss) {
         write_tile_losses<op, T, keep>(run, tile, first, count, measured, targets, scores);
     } else {

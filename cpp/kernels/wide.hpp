@@ -41,8 +41,9 @@ FASTSOFTMAX_INLINE Two<V> operator+(Two<V> a, Two<V> b) {
 
 FASTSOFTMAX_INLINE Double2 operator-(Double2 a, Double2 b) { return a + -b; }
 
-FASTSOFTMAX_ONCE Double2 operator*(Double2 a, Double2 b) {
-    const Pack<double> product = a.high * b.high;
+template <class V>
+FASTSOFTMAX_INLINE Two<V> operator*(Two<V> a, Two<V> b) {
+    const V product = a.high * b.high;
     return fast_two_sum(product, fma(a.high, b.high, -product) + (a.high * b.low + a.low * b.high));
 }
 
@@ -112,13 +113,17 @@ FASTSOFTMAX_INLINE Two<Pack<float>> in_two(DoublePair a) {
 }
 FASTSOFTMAX_INLINE Double2 in_two(Double2 a) { return a; }
 
-// a + b as two parts of T, however far apart they are.
-FASTSOFTMAX_INLINE Two<Pack<float>> sum_in_two(DoublePair a, DoublePair b) {
-    const Two<DoublePair> sum = two_sum(a, b);
-    const Pack<float> high = to_float(sum.high);
-    return {high, to_float((sum.high - to_double(high)) + sum.low)};
+// a * b as two parts of T.
+FASTSOFTMAX_INLINE Two<Pack<float>> product_in_two(DoublePair a, DoublePair b) { return in_two(a * b); }
+FASTSOFTMAX_INLINE Double2 product_in_two(Pack<double> a, Pack<double> b) { return {a * b, fma(a, b, -(a * b))}; }
+
+// a * b, and 0 where a is, whatever b.
+FASTSOFTMAX_INLINE Pack<double> product_or_zero(Pack<double> a, Pack<double> b) {
+    return select(equal(a, broadcast(0.0)), broadcast(0.0), a * b);
 }
-FASTSOFTMAX_INLINE Double2 sum_in_two(Double2 a, Double2 b) { return a + b; }
+FASTSOFTMAX_INLINE DoublePair product_or_zero(DoublePair a, DoublePair b) {
+    return {product_or_zero(a.low, b.low), product_or_zero(a.high, b.high)};
+}
 
 template <class T>
 FASTSOFTMAX_INLINE Doubles<T> doubles(double value) {
@@ -151,6 +156,15 @@ FASTSOFTMAX_INLINE void store_doubles(double* to, DoublePair a) {
     store_pack(to + Pack<double>::lanes, a.high);
 }
 FASTSOFTMAX_INLINE void store_doubles(double* to, Pack<double> a) { store_pack(to, a); }
+
+// The first `count` lanes.
+template <class T>
+FASTSOFTMAX_INLINE void store_doubles(double* to, Doubles<T> a, std::ptrdiff_t count) {
+    if (count == Pack<T>::lanes) return store_doubles(to, a);
+    double values[Pack<T>::lanes];
+    store_doubles(values, a);
+    for (std::ptrdiff_t i = 0; i < count; ++i) to[i] = values[i];
+}
 
 FASTSOFTMAX_INLINE double lane(const DoublePair& a, int i) {
     constexpr int half = Pack<double>::lanes;
