@@ -21,8 +21,18 @@ class OrderedSum {
     void add(const double* values, std::ptrdiff_t count) {
         std::ptrdiff_t i = 0;
         for (; i < count && (position_ + i) % 8 != 0; ++i) add_to((position_ + i) % 8, values[i]);
+        // Eight at a time, the sums in registers.
+        Pair high[4], low[4];
+        __builtin_memcpy(high, high_, sizeof high);
+        __builtin_memcpy(low, low_, sizeof low);
         for (; i + 8 <= count; i += 8)
-            for (int k = 0; k < 8; ++k) add_to(k, values[i + k]);
+            for (int k = 0; k < 4; ++k) {
+                Pair x;
+                __builtin_memcpy(&x, values + i + 2 * k, sizeof x);
+                add_to(high[k], low[k], x);
+            }
+        __builtin_memcpy(high_, high, sizeof high);
+        __builtin_memcpy(low_, low, sizeof low);
         for (; i < count; ++i) add_to((position_ + i) % 8, values[i]);
         position_ += count;
     }
@@ -41,13 +51,18 @@ class OrderedSum {
     }
 
   private:
+    typedef double Pair __attribute__((vector_size(16)));
+
     double high_[8] = {}, low_[8] = {};
     std::ptrdiff_t position_ = 0;
 
-    void add_to(std::ptrdiff_t k, double x) {
-        const double sum = high_[k] + x, back = sum - high_[k];
-        low_[k] += (high_[k] - (sum - back)) + (x - back);
-        high_[k] = sum;
+    void add_to(std::ptrdiff_t k, double x) { add_to(high_[k], low_[k], x); }
+
+    template <class V>
+    static void add_to(V& high, V& low, V x) {
+        const V sum = high + x, back = sum - high;
+        low += (high - (sum - back)) + (x - back);
+        high = sum;
     }
 };
 
