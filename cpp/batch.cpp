@@ -82,8 +82,18 @@ bool Batch::rows_in_place() const {
     return true;
 }
 
+// Of few classes, gradients in float alone take rows: one behind the other.
+bool Batch::takes_rows() const {
+    if (!rows_in_place()) return false;
+    if (classes_ > few_classes) return true;
+    bool dense = has_dy() && in_float_ && temperature_ == 1 && slices_.batch.count > 0;
+    for (const Role r : {scores, second, output})
+        dense = dense && slices_.batch.last().strides[r] == classes_ * width();
+    return dense;
+}
+
 void Batch::choose_loop(bool in_order, bool whole_rows) {
-    if (classes_ > few_classes && rows_in_place()) {
+    if (takes_rows()) {
         loop_ = Loop::rows;
         in_blocks_ = classes_ > block_classes && !whole_rows;
         at_once_ = in_blocks_ ? 1 : std::numeric_limits<std::ptrdiff_t>::max();
@@ -190,6 +200,7 @@ void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double
         if (has_dy()) gather(second, offsets, length, scratch + operand_size());
         if (loop_ == Loop::tiles) {
             run.scores_ahead = ahead(scores, offsets, length);
+            if (has_dy()) run.dy_ahead = ahead(second, offsets, length);
             run.results_ahead = has_output() ? ahead(output, offsets, 0) : run.scores_ahead;
         }
         (loop_ == Loop::tiles ? k.tiles : k.rows)[operation_](run);

@@ -86,6 +86,10 @@ struct Exponential {
     FASTSOFTMAX_INLINE Exponential(const Exponential& all, int i)
         : rounder(spread(all.rounder, i)), lowest(spread(all.lowest, i)) {}
 
+    // Of a lane each.
+    FASTSOFTMAX_INLINE Exponential(const Exponential& all, Pack<Integer<T>> lanes)
+        : rounder(permuted(all.rounder, lanes)), lowest(permuted(all.lowest, lanes)) {}
+
     // Error, once rounded: 1.06 * 2^-24, at 0x1.14d248p+5; without FMA 1.09 * 2^-24, at 0x1.b49b86p+1, and below 2^-120
     // up to 2^-149 more. Double: 1.15 * 2^-53, of a million at random and those where the reduction changes. Every
     // float is swept in tests/test_exp_log.py. Before it is rounded: 0.06 * 2^-24, double 0.15 * 2^-53.

@@ -65,7 +65,7 @@ struct Run {
     Strided x;    // scores; of the gradients of the transforms: y or logp
     Strided dy;   // gradients of the transforms
     Strided out;  // none for logsumexp and the loss
-    Ahead scores_ahead, results_ahead;
+    Ahead scores_ahead, dy_ahead, results_ahead;
 
     double* value = nullptr;  // logsumexp, or the loss before any reduction
     // Cross-entropy: loss = chosen * -log p[target] + sum over classes of terms * -log p; its gradient times `scale`.

@@ -207,6 +207,13 @@ struct GradientEnds {
     }
 };
 
+// No log-probability is above 0; what is passed as one may be, and must not leave the exponent's range.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> bounded_log_probability(Pack<T> x) {
+    constexpr T highest = 40;
+    return min(broadcast(highest), x);
+}
+
 // The vector-Jacobian products of the transforms, from the sum over the slice: y (dy - sum) / temperature with y =
 // softmax(x), (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Where float is computed, in double,
 // rounded once.
@@ -233,10 +240,8 @@ struct TransformGradient {
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
         if constexpr (op == fastsoftmax::log_softmax_grad) {
-            // No log-probability is above 0; what is passed as one may be, and must not leave the exponent's range.
-            constexpr T highest = 40;
             const Exponential<T> exp(broadcast(T(0)));
-            x = exp(-max(broadcast(-highest), -x)).rounded();
+            x = exp(bounded_log_probability(x)).rounded();
         }
         const Doubles<T> a = to_doubles(x), b = to_doubles(dy);
         Doubles<T> value;
@@ -247,5 +252,87 @@ struct TransformGradient {
         return narrow(inverse == 1 ? value : value * doubles<T>(inverse));
     }
 };
+
+// A sum in two floats, to 2^-46, the first of them near `part` of it. That stays finite; an infinite sum is so in the
+// second.
+FASTSOFTMAX_INLINE Two<Pack<float>> finite_in_two(DoublePair sum, double part) {
+    const DoublePair largest = doubles<float>(0x1.fffffep127);
+    const Pack<float> high = to_float(max(-largest, min(largest, sum * doubles<float>(part))));
+    return {high, to_float(sum - to_double(high))};
+}
+
+// The same in float, at temperature 1.
+template <Operation op>
+struct PlainTransformGradient;
+
+// 4 y (dy / 4 - sum / 4): where dy - sum overflows, the result, of a probability y, need not. Error: 2 ULP of
+// |y| (|dy| + |sum|), where the result's digits are nearly 2: up to 1 of the difference, to which the low part has
+// added no more than half of that, and the rounding.
+template <>
+struct PlainTransformGradient<fastsoftmax::softmax_grad> {
+    Two<Pack<float>> quarter;
+
+    FASTSOFTMAX_INLINE explicit PlainTransformGradient(DoublePair sum)
+        : quarter(finite_in_two(sum * doubles<float>(0.25), 1)) {}
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, int i)
+        : quarter{spread(all.quarter.high, i), spread(all.quarter.low, i)} {}
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, Pack<std::int32_t> slices)
+        : quarter{permuted(all.quarter.high, slices), permuted(all.quarter.low, slices)} {}
+
+    // Each argument is used once: compilers load what is used twice from memory twice.
+    FASTSOFTMAX_INLINE Pack<float> operator()(Pack<float> y, Pack<float> dy) const {
+        const Pack<float> difference = multiply_add(dy, broadcast(0.25f), -quarter.low) - quarter.high;
+        return y * broadcast(4.0f) * difference;
+    }
+};
+
+// dy - exp(logp) sum. Error: 1.56 ULP of |dy| + exp(logp) |sum|: 1.06 of the exponential, where the result's digits are
+// nearly 2 and dy is little, and the rounding; adding the low part to dy loses less than the exponential does of as
+// much.
+template <>
+struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
+    Exponential<float> exp;  // times a power of two
+    Two<Pack<float>> minus;  // the sum, over the same
+
+    FASTSOFTMAX_INLINE explicit PlainTransformGradient(DoublePair sum) : PlainTransformGradient(sum, reference(sum)) {}
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, int i)
+        : exp(all.exp, i), minus{spread(all.minus.high, i), spread(all.minus.low, i)} {}
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, Pack<std::int32_t> slices)
+        : exp(all.exp, slices), minus{permuted(all.minus.high, slices), permuted(all.minus.low, slices)} {}
+
+    FASTSOFTMAX_INLINE Pack<float> operator()(Pack<float> logp, Pack<float> dy) const {
+        const Pack<float> e = exp(bounded_log_probability(logp)).rounded();
+        return fma(e, minus.high, fma(e, minus.low, dy));
+    }
+
+  private:
+    static constexpr double bias = ExpConstants<float>::exponent_bias;
+
+    // Exponentials that vanish are to be those whose product with the sum would: 2^26 over the sum is their power of
+    // two, if not above 2^64, so that they do not overflow.
+    FASTSOFTMAX_INLINE static DoublePair reference(DoublePair sum) {
+        const DoublePair exponent = {exponent_of(sum.low), exponent_of(sum.high)};
+        return doubles<float>(bias - 26) - max(doubles<float>(-149), min(doubles<float>(bias - 26), exponent));
+    }
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(DoublePair total, DoublePair reference) : exp(to_float(reference)) {
+        const DoublePair power = reference - doubles<float>(bias);
+        // Of one sign, so that dy with the low part overflows only where the result does.
+        const DoublePair scale = {power_of_two(power.low), power_of_two(power.high)};
+        minus = finite_in_two(-total * scale * doubles<float>(1 / ExpConstants<float>::factor), 1 - 0x1p-23);
+    }
+};
+
+// Calls body(gradient) with the one of these that is needed.
+template <Operation op, class T, class Body>
+FASTSOFTMAX_INLINE void with_transform_gradient(const Measured<T>& m, double temperature, Body body) {
+    if constexpr (sizeof(T) == 4)
+        if (temperature == 1) return body(PlainTransformGradient<op>(m.sum));
+    body(TransformGradient<op, T>(m, temperature));
+}
 
 }  // namespace

@@ -177,21 +177,34 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
 template <Operation op, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
-    double high[lanes] = {}, low[lanes] = {};
+    Wide<T> sums[lanes] = {};
     for (int r = 0; r < rows.count; ++r) {
-        Accumulator<T> sum;
-        for_packs(rows.dy(r), begin, end, T(0), [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
+        const T *x = rows.x(r), *dy = rows.dy(r), *out = rows.out(r);
+        const T *next_x = rows.x(r + rows.count), *next_dy = rows.dy(r + rows.count);
+        MemorySums<T> sum;
+        std::ptrdiff_t i = begin;
+        for (; i + lanes <= end; i += lanes) {
+            // Where the results go, which are written next; and, in the pass that leaves time for it, the next rows.
+            __builtin_prefetch(out + i, 1);
+            if constexpr (op == fastsoftmax::softmax_grad) {
+                __builtin_prefetch(next_x + i);
+                __builtin_prefetch(next_dy + i);
+            }
             if constexpr (op == fastsoftmax::softmax_grad)
-                sum.add_product(load_in(rows.x(r), i, end), dy);
+                sum.add_product(x + i, dy + i);
             else
-                sum.add(dy);
-        });
-        const Two<double> total = sum.total();
-        high[r] = total.high;
-        low[r] = total.low;
+                sum.add(dy + i);
+        }
+        if (i < end) {
+            if constexpr (op == fastsoftmax::softmax_grad)
+                sum.add_product(x + i, dy + i, end - i);
+            else
+                sum.add(dy + i, end - i);
+        }
+        sums[r] = sum.total();
     }
     Measured<T> measured = {};
-    measured.sum = load_wide<T>(high, low);
+    measured.sum = folded(sums);
     return measured;
 }
 
@@ -266,13 +279,20 @@ FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& 
 template <Operation op, class T>
 FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin,
                                                std::ptrdiff_t end) {
-    const TransformGradient<op, T> all(m, rows.run.temperature);
-    for (int r = 0; r < rows.count; ++r) {
-        const TransformGradient<op, T> gradient(all, r);
-        transform(rows.dy(r), rows.out(r), begin, end,
-                  [&](Pack<T> dy, std::ptrdiff_t i)
-                      __attribute__((always_inline)) { return gradient(load_in(rows.x(r), i, end), dy); });
-    }
+    with_transform_gradient<op>(m, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
+        for (int r = 0; r < rows.count; ++r) {
+            const decltype(all) gradient(all, r);
+            const T *x = rows.x(r), *next_x = rows.x(r + rows.count), *next_dy = rows.dy(r + rows.count);
+            transform(rows.dy(r), rows.out(r), begin, end,
+                      [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
+                          if constexpr (op == fastsoftmax::log_softmax_grad) {
+                              __builtin_prefetch(next_x + i);
+                              __builtin_prefetch(next_dy + i);
+                          }
+                          return gradient(load_in(x, i, end), dy);
+                      });
+        }
+    });
 }
 
 // The terms of row i: each its own, or one row for all; null: none.
@@ -405,13 +425,54 @@ void compute_rows(const Rows<T>& rows) {
     write<op, keep>(rows, measured, targets, scores, 0, run.classes, T(1));
 }
 
+// Gradients of the transforms in float, rows of few classes one behind the other, at temperature 1. Each row is so many
+// spans of 16 bytes for its sum; for the results, packs hold the numbers of several.
+template <Operation op, int spans = 1>
+FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
+    if constexpr (4 * spans < fastsoftmax::few_classes)
+        if (run.classes > 4 * spans) return dense_gradients<op, spans + 1>(run);
+    using Position = Pack<std::int32_t>;
+    constexpr int lanes = Pack<float>::lanes;
+    const std::ptrdiff_t classes = run.classes, last = classes - 4 * (spans - 1);
+    // position / classes as position * reciprocal / 2^16: exact below 2^10.
+    const Position reciprocal = broadcast(static_cast<std::int32_t>(0x10000 / classes + 1));
+    for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
+        const std::ptrdiff_t left = run.slices - first;
+        const Rows<float> rows = {run, first, static_cast<int>(left < lanes ? left : lanes)};
+        const float *x = rows.x(0), *dy = rows.dy(0);
+        Pack<double> sums[lanes];
+        for (int r = 0; r < lanes; ++r) {
+            DoubleSums sum;
+            if (r < rows.count) {
+                if constexpr (op == fastsoftmax::softmax_grad)
+                    sum.add_row_product<spans>(x + r * classes, dy + r * classes, last);
+                else
+                    sum.add_row<spans>(dy + r * classes, last);
+            }
+            const DoublePair total = sum.total();
+            sums[r] = spans > 2 ? total.low + total.high : total.low;
+        }
+        const PlainTransformGradient<op> all(DoublePair{fold_sums(sums), fold_sums(sums + lanes / 2)});
+        Position position = iota<std::int32_t>();
+        const std::ptrdiff_t count = rows.count * classes;
+        transform(dy, rows.out(0), 0, count, [&](Pack<float> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+            const PlainTransformGradient<op> gradient(all, shift_right(position * reciprocal, 16));
+            position = position + broadcast<std::int32_t>(lanes);
+            return gradient(load_in(x, i, count), v);
+        });
+    }
+}
+
 template <Operation op>
 constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
 
 template <Operation op, class T>
 void rows(const Run& run) {
-    // Together they stay in the first-level cache.
-    constexpr std::ptrdiff_t bytes_together = 16384;
+    // Together, and where there are three arrays with what is fetched for the next, they stay in the first-level cache.
+    constexpr bool gradients = op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad;
+    constexpr std::ptrdiff_t bytes_together = gradients ? 8192 : 16384;
+    if constexpr (gradients && sizeof(T) == 4)
+        if (run.classes <= fastsoftmax::few_classes) return dense_gradients<op>(run);
     const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;
     for (std::ptrdiff_t first = 0; first < run.slices; first += together) {

@@ -28,10 +28,30 @@ FASTSOFTMAX_ONCE Two<double> folded(Double2 partial) {
     return parts[0];
 }
 
+// Those of as many slices as a pack has lanes.
+FASTSOFTMAX_ONCE DoublePair folded(const DoublePair (&partial)[Pack<float>::lanes]) {
+    constexpr int lanes = Pack<float>::lanes;
+    Pack<double> sums[lanes];
+    for (int i = 0; i < lanes; ++i) sums[i] = partial[i].low + partial[i].high;
+    return {fold_sums(sums), fold_sums(sums + lanes / 2)};
+}
+
+FASTSOFTMAX_ONCE Double2 folded(const Double2 (&partial)[Pack<double>::lanes]) {
+    constexpr int lanes = Pack<double>::lanes;
+    double high[lanes], low[lanes];
+    for (int i = 0; i < lanes; ++i) {
+        const Two<double> sum = folded(partial[i]);
+        high[i] = sum.high;
+        low[i] = sum.low;
+    }
+    return {load_pack<double>(high), load_pack<double>(low)};
+}
+
 // Terms of running sums of any numbers. Exact to 2^-50 (double 2^-100) of the sum of their magnitudes.
-FASTSOFTMAX_INLINE void add_to(DoublePair& sum, Pack<float> x) { sum = sum + to_double(x); }
-FASTSOFTMAX_INLINE void add_product_to(DoublePair& sum, Pack<float> x, Pack<float> y) {
-    sum = sum + to_double(x) * to_double(y);
+FASTSOFTMAX_INLINE void add_to(DoublePair& sum, DoublePair x) { sum = sum + x; }
+FASTSOFTMAX_INLINE void add_product_to(DoublePair& sum, DoublePair x, DoublePair y) {
+    // The product is exact.
+    sum = {multiply_add(x.low, y.low, sum.low), multiply_add(x.high, y.high, sum.high)};
 }
 FASTSOFTMAX_INLINE void add_to(Double2& sum, Pack<double> x) {
     const Double2 next = two_sum(sum.high, x);
@@ -43,13 +63,32 @@ FASTSOFTMAX_INLINE void add_product_to(Double2& sum, Pack<double> x, Pack<double
     sum.low = sum.low + fma(x, y, -product);
 }
 
+// The same of packs in memory.
+class Double2Sums {
+  public:
+    FASTSOFTMAX_INLINE void add(const double* x) { add_to(sum_, load_pack<double>(x)); }
+    FASTSOFTMAX_INLINE void add_product(const double* x, const double* y) {
+        add_product_to(sum_, load_pack<double>(x), load_pack<double>(y));
+    }
+    FASTSOFTMAX_INLINE void add(const double* x, std::ptrdiff_t count) { add_to(sum_, load_first(x, count, 0.0)); }
+    FASTSOFTMAX_INLINE void add_product(const double* x, const double* y, std::ptrdiff_t count) {
+        add_product_to(sum_, load_first(x, count, 0.0), load_first(y, count, 0.0));
+    }
+    FASTSOFTMAX_INLINE Double2 total() const { return sum_; }
+
+  private:
+    Double2 sum_ = widen(broadcast(0.0));
+};
+template <class T>
+using MemorySums = std::conditional_t<sizeof(T) == 4, DoubleSums, Double2Sums>;
+
 // The same in rows, class c in lane c mod 16 (double: c mod 8).
 template <class T>
 struct Accumulator {
     Wide<T> sum = widen(broadcast(T(0)));
 
-    FASTSOFTMAX_INLINE void add(Pack<T> x) { add_to(sum, x); }
-    FASTSOFTMAX_INLINE void add_product(Pack<T> x, Pack<T> y) { add_product_to(sum, x, y); }
+    FASTSOFTMAX_INLINE void add(Pack<T> x) { add_to(sum, to_doubles(x)); }
+    FASTSOFTMAX_INLINE void add_product(Pack<T> x, Pack<T> y) { add_product_to(sum, to_doubles(x), to_doubles(y)); }
     FASTSOFTMAX_INLINE Two<double> total() const { return folded(sum); }
 };
 
@@ -149,6 +188,13 @@ FASTSOFTMAX_INLINE Pack<double> power_of_two(Pack<double> k) {
     const Pack<double> rounder = broadcast(ExpConstants<double>::rounder);
     const Pack<double> field = k + (rounder + broadcast(1023.0));
     return bit_cast<double>(shift_left(bit_cast<std::int64_t>(field), 52));
+}
+
+// floor(log2|a|) of normal numbers, -1023 of 0, 1024 of what is not finite.
+FASTSOFTMAX_INLINE Pack<double> exponent_of(Pack<double> a) {
+    using Bits = Pack<std::int64_t>;
+    const Bits field = shift_right(bit_cast<std::int64_t>(a), 52) & broadcast<std::int64_t>(0x7ff);
+    return bit_cast<double>(field | bit_cast<std::int64_t>(broadcast(0x1p52))) - broadcast(0x1p52 + 1023);
 }
 
 FASTSOFTMAX_INLINE void set(double (&parts)[2], Double2 value) {

@@ -26,13 +26,16 @@ template <class T>
 struct Tile {
     T* x;
     const T* dy;
-    fastsoftmax::Ahead scores_ahead, results_ahead;
+    fastsoftmax::Ahead scores_ahead, dy_ahead, results_ahead;
 
     // Neighbouring slices of one class are followed, far away, by those of the next: no prefetcher of the machine's
     // sees that after these the same class of other slices will be wanted.
     FASTSOFTMAX_INLINE void fetch(std::ptrdiff_t c) const {
         __builtin_prefetch(scores_ahead.data + c * scores_ahead.class_stride);
         __builtin_prefetch(results_ahead.data + c * results_ahead.class_stride, 1);
+    }
+    FASTSOFTMAX_INLINE void fetch_gradient(std::ptrdiff_t c) const {
+        __builtin_prefetch(dy_ahead.data + c * dy_ahead.class_stride);
     }
 
     FASTSOFTMAX_INLINE Pack<T> score(std::ptrdiff_t c) const { return load_pack<T>(x + c * Pack<T>::lanes); }
@@ -93,9 +96,9 @@ class TileSum {
     FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : count_(partial_sums<T>(classes)) {
         for (int i = 0; i < count_; ++i) partial_[i] = widen(broadcast(T(0)));
     }
-    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<T> x) { add_to(partial_[c & (count_ - 1)], x); }
+    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<T> x) { add_to(partial_[c & (count_ - 1)], to_doubles(x)); }
     FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<T> x, Pack<T> y) {
-        add_product_to(partial_[c & (count_ - 1)], x, y);
+        add_product_to(partial_[c & (count_ - 1)], to_doubles(x), to_doubles(y));
     }
     FASTSOFTMAX_INLINE Wide<T> total() { return folded(partial_, count_); }
 
@@ -185,16 +188,26 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
 template <Operation op, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
                                                    std::ptrdiff_t end) {
-    TileSum<T> sum(run.classes);
-    for (std::ptrdiff_t c = begin; c < end; ++c) {
-        tile.fetch(c);
-        if constexpr (op == fastsoftmax::softmax_grad)
-            sum.add_product(c - begin, tile.score(c), tile.gradient(c));
-        else
-            sum.add(c - begin, tile.gradient(c));
+    // Of float, few classes may be rows, too.
+    int sums = partial_sums<T>(run.classes);
+    if constexpr (sizeof(T) == 4)
+        while (sums < run.classes && sums < Pack<T>::lanes) sums *= 2;
+    Wide<T> partial[Pack<T>::lanes];
+    for (int k = 0; k < sums; ++k) {
+        MemorySums<T> sum;
+        for (std::ptrdiff_t c = begin + k; c < end; c += sums) {
+            tile.fetch(c);
+            tile.fetch_gradient(c);
+            const std::ptrdiff_t i = c * Pack<T>::lanes;
+            if constexpr (op == fastsoftmax::softmax_grad)
+                sum.add_product(tile.x + i, tile.dy + i);
+            else
+                sum.add(tile.dy + i);
+        }
+        partial[k] = sum.total();
     }
     Measured<T> measured = {};
-    measured.sum = sum.total();
+    measured.sum = folded(partial, sums);
     return measured;
 }
 
@@ -297,8 +310,9 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
     } else if constexpr (loss) {
         write_tile_losses<op, T, keep>(run, tile, first, count, measured, targets, scores);
     } else {
-        const TransformGradient<op, T> gradient(measured, run.temperature);
-        for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.gradient(c)));
+        with_transform_gradient<op>(measured, run.temperature, [&](auto gradient) __attribute__((always_inline)) {
+            for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.gradient(c)));
+        });
     }
 }
 
@@ -314,7 +328,7 @@ void tiles(const Run& run) {
         };
         const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset,
                               reinterpret_cast<const T*>(run.dy.data) + offset, of_tile(run.scores_ahead),
-                              of_tile(run.results_ahead)};
+                              of_tile(run.dy_ahead), of_tile(run.results_ahead)};
         const int count = static_cast<int>(left < lanes ? left : lanes);
         if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
             compute_tile<op, T, may_keep>(run, tile, first, count);

@@ -63,6 +63,9 @@ FASTSOFTMAX_LANEWISE(*)
 FASTSOFTMAX_LANEWISE(/)
 #undef FASTSOFTMAX_LANEWISE
 
+FASTSOFTMAX_INLINE DoublePair max(DoublePair a, DoublePair b) { return {max(a.low, b.low), max(a.high, b.high)}; }
+FASTSOFTMAX_INLINE DoublePair min(DoublePair a, DoublePair b) { return {min(a.low, b.low), min(a.high, b.high)}; }
+
 FASTSOFTMAX_INLINE DoublePair fma(DoublePair a, DoublePair b, DoublePair c) {
     return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)};
 }
