@@ -150,8 +150,7 @@ class LossGradient {
         const Pack<T> e = target_exponentials;
         target_value = fma(e, factor.high, -at_target.high) + multiply_add(e, factor.low, -at_target.low);
         // total p - largest = (total - largest) - total (1 - p)
-        max_value = fma(-m.rest.high, factor.high, left.high) +
-                    (left.low - multiply_add(m.rest.high, factor.low, m.rest.low * factor.high));
+        max_value = left.high - (probability_(m.rest.high) + (m.rest.low * factor.high - left.low));
         any_wide_ = lane_bits(wide_) != 0;
         if (any_wide_) {
             const GradientEnds<T> ends = wide_ends(m, unscaled_, e, total_, target_weights, max_weights, scale_);
