@@ -111,21 +111,25 @@ def split(name: str, value: mp.mpf, bits: int, parts: int) -> None:
 
 
 def powers(name: str, first: str, bits: int) -> None:
-    """first * 2^(i/8) for i = 0..7, rounded: what is beyond the leading 1, less i in its three highest bits."""
+    """first * 2^(i/8) for i = 0..7, rounded: what is beyond the leading 1, less i in its three highest bits, and what it
+    lacks relative to itself."""
     exact = [mp.mpf(float.fromhex(first)) * mp.mpf(2) ** (mp.mpf(i) / 8) for i in range(8)]
     kept = [rounded(v, bits) for v in exact]
     errors = [k / v - 1 for k, v in zip(kept, exact, strict=True)]
     apart = (max(errors) - min(errors)) * mp.mpf(2) ** bits
     print(f"{name}: their errors are {float(apart):.3f} * 2^-{bits} apart, of")
     print(f"    {hex_float(rounded(exact[0] * (1 + (max(errors) + min(errors)) / 2), 53))}")
-    for i, k in enumerate(kept):
-        print(f"    {int((k - 1) * 2 ** (bits - 1)) - (i << (bits - 4)):#x},  // {i}")
+    for i, (k, v) in enumerate(zip(kept, exact, strict=True)):
+        lacks = hex_float(rounded(v / k - 1, bits))
+        print(f"    {int((k - 1) * 2 ** (bits - 1)) - (i << (bits - 4)):#x},  // {i}, lacks {lacks}")
 
 
 if __name__ == "__main__":
     exp_polynomial(2, 24, "exp, float", parts=8)
     exp_polynomial(5, 53, "exp, double", parts=8)
     exp_polynomial(9, 53, "exp, double, powers whole")
+    powers("plain powers in floats", "0x1p+0", 24)
+    powers("plain powers in doubles", "0x1p+0", 53)
     # Of all floats, and of 4e8 doubles at random, in [1, 2^(1/8)) those whose products are rounded the most alike.
     powers("powers in floats", "0x1.16747cp+0", 24)
     powers("powers in doubles", "0x1.113cc3434ccc5p+0", 53)

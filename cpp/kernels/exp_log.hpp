@@ -28,6 +28,17 @@ struct ExpConstants<float> {
     static constexpr double factor = 0x1.16747bf7c5b82p+0;
     // 2^(i/8), as mantissa bits less i in the three highest.
     static constexpr std::int32_t powers[] = {0xb3a3e, 0x7d424, 0x59202, 0x48e45, 0x4e5be, 0x6b7da, 0xa26de, 0xf5829};
+    // The same without the factor, and what each lacks of itself: where there is no ratio.
+    static constexpr std::int32_t plain_powers[] = {0,        -0x46a3e, -0x7c810, -0xa0129,
+                                                    -0xafb0d, -0xa98d6, -0x8bb03, -0x53f39};
+    static constexpr float plain_lacks[] = {0,
+                                            -0x1.9c0c22p-27f,
+                                            0x1.125002p-25f,
+                                            -0x1.0a3550p-25f,
+                                            0x1.26055cp-26f,
+                                            0x1.67a1cap-28f,
+                                            -0x1.f9c304p-27f,
+                                            -0x1.a5217cp-28f};
 };
 
 // The same; error of the polynomial 2^-58.3, of the powers 0.049 * 2^-53.
@@ -45,6 +56,22 @@ struct ExpConstants<double> {
     static constexpr double factor = 0x1.113cc3434ccc5p+0;
     static constexpr std::int64_t powers[] = {0x113cc3434ccc5, 0x9f7aaaa8698a, 0x4ef90fbd7368, 0x25852840dbd8,
                                               0x26a7d2b92fdd,  0x563bd37a3ff4, 0xb8753e365324, 0x151e98b4df1d7};
+    static constexpr std::int64_t plain_powers[] = {0,
+                                                    -0x8d47c382ae85,
+                                                    -0xf901f5ce48eb,
+                                                    -0x140252ac9d5d9,
+                                                    -0x15f619980c433,
+                                                    -0x1531abdd55f25,
+                                                    -0x1176066a52c53,
+                                                    -0xa7e723045b79};
+    static constexpr double plain_lacks[] = {0,
+                                             -0x1.01b15eaa59348p-55,
+                                             0x1.34d754db0abb6p-55,
+                                             0x1.690cebb7aafb0p-56,
+                                             -0x1.3b3efbf5e2228p-54,
+                                             0x1.db72fc1f0eab4p-55,
+                                             0x1.c1a7792cb3387p-55,
+                                             0x1.4a385a63d07a7p-56};
 };
 
 template <class T, int packs, int n>
@@ -64,10 +91,10 @@ struct Growth {
     FASTSOFTMAX_INLINE Pack<T, packs> lost() const { return multiply_add(power, growth, power - rounded()); }
 };
 
-// factor * exp(x) * 2^(exponent_bias - reference), reference an integer, per lane. Below 2^-126 (float; double
-// 2^-1022), which is 2^-190 (2^-1222) of the largest, no digit is right but the error is smaller than that; of -inf it
-// is 0. NaN stays NaN; x may not be +inf.
-template <class T>
+// factor * exp(x) * 2^(exponent_bias - reference), reference an integer, per lane; if `plain`, without the factor.
+// Below 2^-126 (float; double 2^-1022), which is 2^-190 (2^-1222) of the largest, no digit is right but the error is
+// smaller than that; of -inf it is 0. NaN stays NaN; x may not be +inf.
+template <class T, bool plain = false>
 struct Exponential {
     using C = ExpConstants<T>;
     static constexpr int parts = 8;
@@ -117,8 +144,10 @@ struct Exponential {
         const Pack<T, packs> r = correct(multiply_add(n, broadcast<T, packs>(-step_low), first));
         const auto field = bit_cast<Integer<T>>(shifted);
         // The three last bits of n come to stand in the mantissa, which the table allows for.
-        const auto power = positive(look_up(C::powers, field) + shift_left(field, C::mantissa_bits - 3));
-        return {bit_cast<T>(power), multiply_add(r * r, polynomial(r, C::q), r)};
+        const auto entry = look_up<Integer<T>>(plain ? C::plain_powers : C::powers, field);
+        const auto power = positive(entry + shift_left(field, C::mantissa_bits - 3));
+        const Pack<T, packs> grown = plain ? r + look_up<T>(C::plain_lacks, field) : r;
+        return {bit_cast<T>(power), multiply_add(r * r, polynomial(r, C::q), grown)};
     }
 };
 

@@ -188,49 +188,40 @@ FASTSOFTMAX_INLINE Pack<I, packs> positive(Pack<I, packs> a) {
     return a;
 }
 
-template <class I>
-FASTSOFTMAX_INLINE auto look_up_each(const I (&table)[8], typename Pack<I>::Register index) {
-    I found[register_bytes / sizeof(I)];
-    for (std::size_t k = 0; k < register_bytes / sizeof(I); ++k) found[k] = table[index[k] & 7];
-    return *reinterpret_cast<const typename RegisterOf<I>::memory*>(found);
-}
-
 // table[i mod 8] for the integer i of each lane.
-template <int packs>
-FASTSOFTMAX_INLINE Pack<std::int32_t, packs> look_up(const std::int32_t (&table)[8], Pack<std::int32_t, packs> index) {
-    for (auto& r : index.r) {
+template <class T, int packs>
+FASTSOFTMAX_INLINE Pack<T, packs> look_up(const T (&table)[8], Pack<Integer<T>, packs> index) {
+    using Register = typename Pack<T>::Register;
+    Pack<T, packs> found;
+    for (int i = 0; i < found.registers; ++i) {
+        const auto at = index.r[i];
 #if defined(__AVX512F__)
-        const __m512i all = _mm512_broadcast_i32x8(_mm256_loadu_si256((const __m256i*)table));
-        r = (Pack<std::int32_t>::Register)_mm512_permutexvar_epi32((__m512i)r, all);
+        if constexpr (sizeof(T) == 4) {
+            const __m512i all = _mm512_broadcast_i32x8(_mm256_loadu_si256((const __m256i*)table));
+            found.r[i] = (Register)_mm512_permutexvar_epi32((__m512i)at, all);
+        } else {
+            found.r[i] = (Register)_mm512_permutexvar_epi64((__m512i)at, _mm512_loadu_si512(table));
+        }
 #elif defined(__AVX2__)
-        const __m256i all = _mm256_loadu_si256((const __m256i*)table);
-        r = (Pack<std::int32_t>::Register)_mm256_permutevar8x32_epi32(all, (__m256i)r);
+        const __m256i first = _mm256_loadu_si256((const __m256i*)table);
+        if constexpr (sizeof(T) == 4) {
+            found.r[i] = (Register)_mm256_permutevar8x32_epi32(first, (__m256i)at);
+        } else {
+            // Halves of four, each found as two neighbouring halves of an entry.
+            const __m256i second = _mm256_loadu_si256((const __m256i*)table + 1);
+            const __m256i doubled = _mm256_slli_epi32(_mm256_shuffle_epi32((__m256i)at, 0xa0), 1);
+            const __m256i entry = _mm256_or_si256(doubled, _mm256_set1_epi64x(std::int64_t{1} << 32));
+            const __m256d upper = (__m256d)_mm256_slli_epi64((__m256i)at, 61);
+            found.r[i] = (Register)_mm256_blendv_pd((__m256d)_mm256_permutevar8x32_epi32(first, entry),
+                                                    (__m256d)_mm256_permutevar8x32_epi32(second, entry), upper);
+        }
 #else
-        r = look_up_each(table, r);
+        T values[register_bytes / sizeof(T)];
+        for (std::size_t k = 0; k < register_bytes / sizeof(T); ++k) values[k] = table[at[k] & 7];
+        found.r[i] = (Register) * reinterpret_cast<const typename RegisterOf<T>::memory*>(values);
 #endif
     }
-    return index;
-}
-
-template <int packs>
-FASTSOFTMAX_INLINE Pack<std::int64_t, packs> look_up(const std::int64_t (&table)[8], Pack<std::int64_t, packs> index) {
-    for (auto& r : index.r) {
-#if defined(__AVX512F__)
-        r = (Pack<std::int64_t>::Register)_mm512_permutexvar_epi64((__m512i)r, _mm512_loadu_si512(table));
-#elif defined(__AVX2__)
-        // Halves of four, each found as two neighbouring halves of an entry.
-        const __m256i low = _mm256_loadu_si256((const __m256i*)table),
-                      high = _mm256_loadu_si256((const __m256i*)table + 1);
-        const __m256i doubled = _mm256_slli_epi32(_mm256_shuffle_epi32((__m256i)r, 0xa0), 1);
-        const __m256i entry = _mm256_or_si256(doubled, _mm256_set1_epi64x(std::int64_t{1} << 32));
-        const __m256d upper = (__m256d)_mm256_slli_epi64((__m256i)r, 61);
-        r = (Pack<std::int64_t>::Register)_mm256_blendv_pd((__m256d)_mm256_permutevar8x32_epi32(low, entry),
-                                                           (__m256d)_mm256_permutevar8x32_epi32(high, entry), upper);
-#else
-        r = look_up_each(table, r);
-#endif
-    }
-    return index;
+    return found;
 }
 
 // 0, 1, 2, ...

@@ -224,7 +224,7 @@ struct TransformGradient {
 
     FASTSOFTMAX_INLINE TransformGradient(const Measured<T>& m, double temperature) : inverse(1 / temperature) {
         constexpr double unscale =
-            op == fastsoftmax::softmax_grad ? 1 : 1 / ((sizeof(T) == 4 ? 0x1p64 : 0x1p200) * ExpConstants<T>::factor);
+            op == fastsoftmax::softmax_grad ? 1 : 1 / (sizeof(T) == 4 ? 0x1p64 : 0x1p200);  // 2^-exponent_bias
         const Doubles<T> factor = doubles<T>(unscale);
         if constexpr (sizeof(T) == 4) {
             high = m.sum * factor;
@@ -240,7 +240,7 @@ struct TransformGradient {
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
         if constexpr (op == fastsoftmax::log_softmax_grad) {
-            const Exponential<T> exp(broadcast(T(0)));
+            const Exponential<T, true> exp(broadcast(T(0)));
             x = exp(bounded_log_probability(x)).rounded();
         }
         const Doubles<T> a = to_doubles(x), b = to_doubles(dy);
@@ -293,8 +293,8 @@ struct PlainTransformGradient<fastsoftmax::softmax_grad> {
 // much.
 template <>
 struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
-    Exponential<float> exp;  // times a power of two
-    Two<Pack<float>> minus;  // the sum, over the same
+    Exponential<float, true> exp;  // times a power of two
+    Two<Pack<float>> minus;        // the sum, over the same
 
     FASTSOFTMAX_INLINE explicit PlainTransformGradient(DoublePair sum) : PlainTransformGradient(sum, reference(sum)) {}
 
@@ -323,7 +323,7 @@ struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
         const DoublePair power = reference - doubles<float>(bias);
         // Of one sign, so that dy with the low part overflows only where the result does.
         const DoublePair scale = {power_of_two(power.low), power_of_two(power.high)};
-        minus = finite_in_two(-total * scale * doubles<float>(1 / ExpConstants<float>::factor), 1 - 0x1p-23);
+        minus = finite_in_two(-total * scale, 1 - 0x1p-23);
     }
 };
 
