@@ -19,6 +19,8 @@ constexpr std::ptrdiff_t elements_per_thread = 16384;
 constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
 // There they may take this much (half of the smallest second-level cache in use): shorter lines cost more.
 constexpr std::ptrdiff_t strided_bytes_at_once = 262144;
+// Of a gathered slice in blocks, exponentials are kept up to so many classes: beyond, they would leave the caches.
+constexpr std::ptrdiff_t most_kept = 262144;
 
 std::ptrdiff_t bytes_of(ElementType type) {
     constexpr std::ptrdiff_t bytes[element_types] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
@@ -125,7 +127,8 @@ void Batch::choose_loop(bool in_order, bool whole_rows) {
         const std::ptrdiff_t most = (neighbours ? strided_bytes_at_once : bytes_at_once) / arrays;
         at_once_ = unit_ * std::clamp<std::ptrdiff_t>(most / (slice_bytes * unit_), 1, tiles_at_once);
     } else {
-        at_once_ = std::clamp<std::ptrdiff_t>(bytes_at_once / slice_bytes, 1, lanes());
+        const std::ptrdiff_t arrays = has_dy() ? 2 : 1;
+        at_once_ = std::clamp<std::ptrdiff_t>(bytes_at_once / (arrays * slice_bytes), 1, lanes());
     }
 }
 
@@ -148,8 +151,20 @@ std::ptrdiff_t Batch::operand_size() const {
 std::ptrdiff_t Batch::arrays_size() const { return loop_ == Loop::rows ? 0 : (has_dy() ? 2 : 1) * operand_size(); }
 
 std::ptrdiff_t Batch::scratch_size() const {
+    return arrays_size() + statistics_size() + (keeps_exponentials() ? (classes_ * width() + 63) / 64 * 8 : 0);
+}
+
+// Of each slice of a unit: of the whole, then of each block.
+std::ptrdiff_t Batch::statistics_size() const {
     constexpr std::ptrdiff_t doubles = sizeof(Statistics) / sizeof(double);
-    return arrays_size() + (in_blocks_ ? unit_ * (blocks_of_slice() + 1) * doubles : 0);
+    return in_blocks_ ? unit_ * (blocks_of_slice() + 1) * doubles : 0;
+}
+
+// Whether a gathered slice has a row for its results, where kernels may keep exponentials between measuring and
+// writing.
+bool Batch::keeps_exponentials() const {
+    const bool exponentials = operation_ == softmax || operation_ == cross_entropy_grad;
+    return exponentials && in_blocks_ && loop_ == Loop::gathered_rows && unit_ == 1 && classes_ <= most_kept;
 }
 
 Strided Batch::strided(Role role, const Offsets& offsets) const {
@@ -207,9 +222,21 @@ void Batch::apply(Run run, const Offsets& offsets, std::ptrdiff_t length, double
         if (!has_output()) return;
         T* results = reinterpret_cast<T*>(scratch);
         if (loop_ == Loop::tiles) return scatter_tiles(offsets, length, results);
+        if (one_after_another(output)) {
+            const Array& array = slices_.arrays[output];
+            return k.scatter_row[array.type](results, length * classes_, array.data + offsets[output],
+                                             bytes_of(array.type));
+        }
         for (std::ptrdiff_t i = 0; i < length; ++i)
             scatter_row(slices_.batch.moved(offsets, i), 0, classes_, results + i * classes_);
     });
+}
+
+// Whether rows of the array in `role` make up one long row, all of it present.
+bool Batch::one_after_another(Role role) const {
+    const std::ptrdiff_t bytes = bytes_of(slices_.arrays[role].type);
+    return !slices_.has(mask) && slices_.classes.count <= 1 && slices_.classes.last().strides[role] == bytes &&
+           slices_.batch.last().strides[role] == classes_ * bytes;
 }
 
 // The score of slice i's target, 0 without one.
@@ -222,8 +249,8 @@ double Batch::target_score(const Run& run, const Offsets& offsets, std::ptrdiff_
 
 void Batch::apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length, int threads, double* scratch) const {
     const std::ptrdiff_t blocks = blocks_of_slice();
-    // Of each slice: of the whole, then of each block.
     auto* measured = reinterpret_cast<Statistics*>(scratch + arrays_size());
+    auto* results = reinterpret_cast<std::byte*>(scratch + arrays_size() + statistics_size());
     const std::ptrdiff_t stride = blocks + 1;
     set_arrays(run, offsets, scratch);
     run.slices = 1;
@@ -245,7 +272,8 @@ void Batch::apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length,
                             // Class `begin` is the first in scratch.
                             T* x = reinterpret_cast<T*>(own);
                             T* dy = reinterpret_cast<T*>(own + operand_size());
-                            one.x.data = one.out.data = reinterpret_cast<std::byte*>(x - begin);
+                            one.x.data = reinterpret_cast<std::byte*>(x - begin);
+                            one.out.data = keeps_exponentials() ? results : one.x.data;
                             one.dy.data = reinterpret_cast<std::byte*>(dy - begin);
                             gather_row(scores, at, begin, end, x);
                             if (has_dy()) gather_row(second, at, begin, end, dy);
@@ -279,6 +307,11 @@ void Batch::gather(Role role, const Offsets& offsets, std::ptrdiff_t length, dou
         using T = std::remove_pointer_t<decltype(type)>;
         T* gathered = reinterpret_cast<T*>(to);
         if (loop_ == Loop::tiles) return gather_tiles(role, offsets, length, gathered);
+        if (one_after_another(role)) {
+            const Array& array = slices_.arrays[role];
+            return kernels_in<T>().gather_row[array.type](array.data + offsets[role], bytes_of(array.type),
+                                                          array.swapped, length * classes_, gathered);
+        }
         for (std::ptrdiff_t i = 0; i < length; ++i)
             gather_row(role, slices_.batch.moved(offsets, i), 0, classes_, gathered + i * classes_);
     });

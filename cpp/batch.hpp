@@ -136,6 +136,9 @@ class Batch {
     void choose_loop(bool in_order, bool whole_rows);
     bool rows_in_place() const;
     bool takes_rows() const;
+    bool one_after_another(Role role) const;
+    bool keeps_exponentials() const;
+    std::ptrdiff_t statistics_size() const;
     void sort_batch();
     Strided strided(Role role, const Offsets& offsets) const;
     Ahead ahead(Role role, const Offsets& offsets, std::ptrdiff_t slices) const;
