@@ -18,13 +18,6 @@ struct Rows {
     FASTSOFTMAX_INLINE const T* dy(int i) const { return at(run.dy, i); }
     FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
 
-    // What will be wanted soon after the scores of row i: those of the rows that come after these, and the output's
-    // rows there or, unless it is written along with them, here.
-    FASTSOFTMAX_INLINE const T* x_ahead(int i) const { return x(i + count); }
-    FASTSOFTMAX_INLINE const T* out_ahead(int i, bool written) const {
-        return !run.out.data ? x_ahead(i) : written ? out(i + count) : out(i);
-    }
-
   private:
     FASTSOFTMAX_INLINE T* at(const Strided& array, int i) const {
         return reinterpret_cast<T*>(array.data + (first + i) * array.slice_stride);
@@ -90,12 +83,13 @@ FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff
     return select(equal(iota<I>(), broadcast(static_cast<I>(index - i))), broadcast(T(0)), value);
 }
 
-// The sum of the exponentials of [begin, end), all of them kept at `kept` if asked; without that of class `apart`
-// unless it is to be the `whole` sum. What lies ahead is fetched: a row is too short for the machine to see it coming.
+// The sum of the exponentials of [begin, end), all of them kept in `out` if asked; without that of class `apart` unless
+// it is to be the `whole` sum. Meanwhile the row `next` is fetched, since rows are too short for the machine to see one
+// coming, and the row of the output, null if there is none, unless it is written now.
 template <bool whole, bool keep, class T, class Exp>
 FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end,
-                                                std::ptrdiff_t apart, T* kept, const T* x_ahead, const T* out_ahead,
-                                                Exp exp) {
+                                                std::ptrdiff_t apart, T* out, const T* next, Exp exp) {
+    const T* written = out ? out : next;
     using Sum = ExponentialSum<T, whole>;
     constexpr int lanes = Pack<T>::lanes;
     constexpr std::ptrdiff_t group = Sum::terms * lanes;
@@ -106,13 +100,13 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
         for (int k = 0; k < packs; ++k) {
             const std::ptrdiff_t at = i + k * lanes;
             set_part(scores, k, load(x + at));
-            __builtin_prefetch(x_ahead + at);
-            __builtin_prefetch(out_ahead + at, 1);
+            __builtin_prefetch(next + at);
+            if constexpr (!keep) __builtin_prefetch(written + at, 1);
         }
         const Growth<T, packs> e = exp(scores);
         const Pack<T, packs> rounded = e.rounded();
         for (int k = 0; k < packs; ++k) {
-            if constexpr (keep) store(kept + i + k * lanes, part(rounded, k));
+            if constexpr (keep) store(out + i + k * lanes, part(rounded, k));
             sum.add(part(e.power, k), part(e.growth, k));
         }
     };
@@ -124,7 +118,7 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
         } else {
             for (std::ptrdiff_t k = i; k < i + group && k < end; k += lanes) {
                 const Growth<T, 1> e = exp(load_in(x, k, end, T(-infinity)));
-                if constexpr (keep) store_in(kept, k, end, e.rounded());
+                if constexpr (keep) store_in(out, k, end, e.rounded());
                 sum.add(whole ? e.power : without(e.power, k, apart), e.growth);
             }
         }
@@ -152,10 +146,9 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
             // Where nothing is finite, nothing is largest.
             if (!whole && maxima[i] - maxima[i] == 0)
                 m.argmax[i] = apart = first_equal(rows.x(i), begin, end, maxima[i]);
-            T* kept = nullptr;
-            if constexpr (keep) kept = rows.out(i);
-            const Two<double> sum = sum_exponentials<whole, keep>(rows.x(i), begin, end, apart, kept, rows.x_ahead(i),
-                                                                  rows.out_ahead(i, keep), exp.of_lane(i));
+            const Two<double> sum =
+                sum_exponentials<whole, keep>(rows.x(i), begin, end, apart, rows.run.out.data ? rows.out(i) : nullptr,
+                                              rows.x(i + rows.count), exp.of_lane(i));
             high[i] = sum.high;
             low[i] = sum.low;
         }
@@ -468,9 +461,9 @@ constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross
 
 template <Operation op, class T>
 void rows(const Run& run) {
-    // Together, and where there are three arrays with what is fetched for the next, they stay in the first-level cache.
     constexpr bool gradients = op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad;
-    constexpr std::ptrdiff_t bytes_together = gradients ? 8192 : 16384;
+    // Together, with the results if those are written later, they stay in the first-level cache.
+    constexpr std::ptrdiff_t bytes_together = gradients || op == fastsoftmax::log_softmax ? 8192 : 16384;
     if constexpr (gradients && sizeof(T) == 4)
         if (run.classes <= fastsoftmax::few_classes) return dense_gradients<op>(run);
     const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
