@@ -111,8 +111,10 @@ def split(name: str, value: mp.mpf, bits: int, parts: int) -> None:
 
 
 def powers(name: str, first: str, bits: int) -> None:
-    """first * 2^(i/8) for i = 0..7, rounded: what is beyond the leading 1, less i in its three highest bits, and what it
-    lacks relative to itself."""
+    """first * 2^(i/8) for i = 0..7, rounded: what is beyond the leading 1, less i in its three highest bits.
+
+    And what each lacks relative to itself.
+    """
     exact = [mp.mpf(float.fromhex(first)) * mp.mpf(2) ** (mp.mpf(i) / 8) for i in range(8)]
     kept = [rounded(v, bits) for v in exact]
     errors = [k / v - 1 for k, v in zip(kept, exact, strict=True)]
