@@ -142,16 +142,16 @@ bool Batch::shares_slices(int threads) const {
     return threads > 1 && in_blocks_ && units_ < 4 * static_cast<std::ptrdiff_t>(threads);
 }
 
-// Doubles for one array's rows, block or tiles, in whole cache lines.
-std::ptrdiff_t Batch::operand_size() const {
-    const std::ptrdiff_t elements = in_blocks_ ? block_classes : classes_ * at_once_;
-    return (elements * width() + 63) / 64 * 8;
-}
+// Doubles for so many elements, in whole cache lines.
+std::ptrdiff_t Batch::in_doubles(std::ptrdiff_t elements) const { return (elements * width() + 63) / 64 * 8; }
+
+// Doubles for one array's rows, block or tiles.
+std::ptrdiff_t Batch::operand_size() const { return in_doubles(in_blocks_ ? block_classes : classes_ * at_once_); }
 
 std::ptrdiff_t Batch::arrays_size() const { return loop_ == Loop::rows ? 0 : (has_dy() ? 2 : 1) * operand_size(); }
 
 std::ptrdiff_t Batch::scratch_size() const {
-    return arrays_size() + statistics_size() + (keeps_exponentials() ? (classes_ * width() + 63) / 64 * 8 : 0);
+    return arrays_size() + statistics_size() + (keeps_exponentials() ? in_doubles(classes_) : 0);
 }
 
 // Of each slice of a unit: of the whole, then of each block.

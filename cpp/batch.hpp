@@ -131,6 +131,7 @@ class Batch {
     static Run advanced(Run run, std::ptrdiff_t i);
     int lanes() const { return in_float_ ? 16 : 8; }
     std::ptrdiff_t width() const { return in_float_ ? 4 : 8; }
+    std::ptrdiff_t in_doubles(std::ptrdiff_t elements) const;
     std::ptrdiff_t operand_size() const;
 
     void choose_loop(bool in_order, bool whole_rows);

@@ -1,6 +1,6 @@
 // The passes over slices whose classes are contiguous. Rows are measured (the maximum, then the sum of the
-// exponentials), then written; the exponentials of all but long ones wait in the row of the output. Short rows go
-// together, up to as many as a pack has lanes, so that what happens once a slice happens for all of them at once.
+// exponentials), then written; meanwhile exponentials wait in the row of the output. Short rows go together, up to as
+// many as a pack has lanes, so that what happens once a slice happens for all of them at once.
 #pragma once
 
 #include "losses.hpp"
@@ -203,7 +203,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff
 
 template <Operation op, bool keep, class T>
 FASTSOFTMAX_INLINE Measured<T> measure(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
+    if constexpr (is_gradient<op>)
         return measure_gradients<op>(rows, begin, end);
     else
         return measure_exponentials<sums_as<op>, keep>(rows, begin, end);
@@ -217,7 +217,7 @@ FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t begin, std:
 }
 
 // Calls body(i, from, exp) for each row: where the scores, or the exponentials kept in the output, are read and what
-// makes exponentials of them. The kept ones are `scale` times too small.
+// makes exponentials of them. The kept ones are still to be multiplied by `scale`.
 template <bool kept, class T, class Body>
 FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Measured<T>& m, T scale, Body body) {
     if constexpr (kept) {
@@ -385,7 +385,7 @@ FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measure
                                  Pack<T> scores) {
     if constexpr (op == fastsoftmax::logsumexp) {
         store_doubles<T>(rows.run.value + rows.first, log_sum_exp(measured), rows.count);
-    } else if constexpr (op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad) {
+    } else if constexpr (is_loss<op>) {
         write_losses(rows, measured, targets, scores);
     }
 }
@@ -397,14 +397,11 @@ FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured, 
         write_softmax<kept>(rows, measured, begin, end, scale);
     else if constexpr (op == fastsoftmax::log_softmax)
         write_log_softmax(rows, measured, begin, end);
-    else if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
+    else if constexpr (is_gradient<op>)
         write_transform_gradient<op>(rows, measured, begin, end);
     else if constexpr (op == fastsoftmax::cross_entropy_grad)
         write_loss_gradients<kept>(rows, measured, targets, scores, begin, end, scale);
 }
-
-template <Operation op>
-constexpr bool is_loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
 
 template <Operation op, bool keep, class T>
 void compute_rows(const Rows<T>& rows) {
@@ -456,15 +453,11 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
     }
 }
 
-template <Operation op>
-constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
-
 template <Operation op, class T>
 void rows(const Run& run) {
-    constexpr bool gradients = op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad;
     // Together, with the results if those are written later, they stay in the first-level cache.
-    constexpr std::ptrdiff_t bytes_together = gradients || op == fastsoftmax::log_softmax ? 8192 : 16384;
-    if constexpr (gradients && sizeof(T) == 4)
+    constexpr std::ptrdiff_t bytes_together = is_gradient<op> || op == fastsoftmax::log_softmax ? 8192 : 16384;
+    if constexpr (is_gradient<op> && sizeof(T) == 4)
         if (run.classes <= fastsoftmax::few_classes) return dense_gradients<op>(run);
     const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;

@@ -96,8 +96,8 @@ struct Accumulator {
 // and the errors of their additions on the other. After `terms` of a lane the latter is carried over, one group late,
 // so that the next group need not wait for it. With `whole` the sum begins at a number that no exponential exceeds:
 // then the larger of two terms is known (Dekker). Without, it is right relative to its own size, however small (Knuth).
-// Error: 0.09 * 2^-24 (double 2^-53) of the sum, from adding four
-// growths of 0.044 before they are carried, and with `whole` 2^-45 (2^-103) of the largest exponential.
+// Error: 0.09 * 2^-24 (double 2^-53) of the sum, from adding four growths of 0.044 before they are carried, and with
+// `whole` 2^-45 (2^-103) of the largest exponential.
 template <class T, bool whole>
 struct ExponentialSum {
     static constexpr std::ptrdiff_t terms = 4;
@@ -334,8 +334,16 @@ FASTSOFTMAX_INLINE Wide<T> load_wide(const double* high, const double* low) {
         return {load_doubles<T>(high), load_doubles<T>(low)};
 }
 
+// The gradients of the transforms, which sum no exponentials.
 template <Operation op>
 constexpr bool is_gradient = op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad;
+
+template <Operation op>
+constexpr bool is_loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
+
+// Whose results are made of exponentials, which may wait where the results will stand.
+template <Operation op>
+constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
 
 template <Operation op, class T>
 inline Statistics statistics_of(const Measured<T>& m, int i) {

@@ -130,7 +130,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
     Two<Pack<T>> only;
     Wide<T> partial[Pack<T>::lanes];
     with_exponential(m, run.temperature, [&](auto exp) __attribute__((always_inline)) {
-        // Every class `step` of a pack's partial sum, from c on.
+        // Classes c, c + sums, ... of one partial sum.
         const auto add_classes = [&](Sum& sum, auto count, std::ptrdiff_t c) __attribute__((always_inline)) {
             constexpr int packs = decltype(count)::value;
             Pack<T, packs> scores;
@@ -213,7 +213,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>
 
 template <Operation op, class T, bool keep>
 inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    if constexpr (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
+    if constexpr (is_gradient<op>)
         return measure_tile_gradient<op>(run, tile, begin, end);
     else
         return measure_tile_exponentials<sums_as<op>, keep>(run, tile, begin, end);
@@ -287,7 +287,7 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
 
 template <Operation op, class T, bool keep>
 FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count) {
-    constexpr bool loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
+    constexpr bool loss = is_loss<op>;
     const Targets<T> targets(run, first, loss ? count : 0);
     const Pack<T> scores = loss && run.target ? tile.pick(targets.index, run.classes) : broadcast(T(0));
     const Measured<T> measured = measure_blocks<op, T>(run, count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
@@ -319,7 +319,6 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
 template <Operation op, class T>
 void tiles(const Run& run) {
     constexpr int lanes = Pack<T>::lanes;
-    constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const std::ptrdiff_t offset = first * run.classes, left = run.slices - first;
         const auto of_tile = [&](fastsoftmax::Ahead ahead) {
@@ -330,8 +329,8 @@ void tiles(const Run& run) {
                               reinterpret_cast<const T*>(run.dy.data) + offset, of_tile(run.scores_ahead),
                               of_tile(run.dy_ahead), of_tile(run.results_ahead)};
         const int count = static_cast<int>(left < lanes ? left : lanes);
-        if (may_keep && run.classes <= fastsoftmax::block_classes && !run.terms)
-            compute_tile<op, T, may_keep>(run, tile, first, count);
+        if (may_keep<op> && run.classes <= fastsoftmax::block_classes && !run.terms)
+            compute_tile<op, T, may_keep<op>>(run, tile, first, count);
         else
             compute_tile<op, T, false>(run, tile, first, count);
     }
