@@ -23,7 +23,8 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. What OpenMP allows the calling thread (``OMP_NUM_THREADS``, threadpoolctl) is a limit all the same.
+        At least 1. What OpenMP allows the calling thread (``OMP_NUM_THREADS``, threadpoolctl) is a limit all the same;
+        in a build without OpenMP that is the number of processors.
 
     Raises
     ------
@@ -58,7 +59,7 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        At least 1; exactly 1 in a forked child and in a build without OpenMP.
+        At least 1; exactly 1 in a forked child.
 
     Examples
     --------
