@@ -58,13 +58,15 @@ FASTSOFTMAX_INLINE T row_max(const T* x, std::ptrdiff_t begin, std::ptrdiff_t en
     return fold_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
+// `begin` where there is none: another thread has changed it since it was found to be the largest.
 template <class T>
 FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, T value) {
     const auto wanted = broadcast(value);
     std::ptrdiff_t i = begin;
     for (; i + Pack<T>::lanes <= end; i += Pack<T>::lanes)
         if (const std::uint32_t bits = equal_bits(load(x + i), wanted)) return i + __builtin_ctz(bits);
-    return i + __builtin_ctz(equal_bits(load_first(x + i, end - i, T(__builtin_nan(""))), wanted));
+    const std::uint32_t bits = equal_bits(load_first(x + i, end - i, T(__builtin_nan(""))), wanted);
+    return bits ? i + __builtin_ctz(bits) : begin;
 }
 
 template <class T>
