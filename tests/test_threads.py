@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -217,6 +218,19 @@ def test_another_openmp_user_in_the_process_is_no_trouble(large, threads):
 
 
 # The GIL
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has its GIL")
+def test_the_gil_stays_off(environment):
+    """Python turns it on, with a warning, for a module that does not say that it needs none."""
+    code = (
+        "import sys, numpy as np, fastsoftmax as fs\n"
+        "fs.softmax(np.ones((200, 100))), fs.reference.softmax([1.0])\n"
+        "print(sys._is_gil_enabled())"
+    )
+    unforced = {k: v for k, v in environment.items() if k != "PYTHON_GIL"}
+    got = subprocess.run([sys.executable, "-W", "error", "-c", code], env=unforced, capture_output=True, text=True)
+    assert got.stdout.split() == ["False"], got.stderr
 
 
 @pytest.mark.parametrize("name", ["softmax", "logsumexp", "softmax_grad", "indices"])
