@@ -103,6 +103,8 @@ def test_what_few_calls_need_is_imported_when_asked_for(environment):
 
 # dtypes and kinds of array
 
+Impostor = type("bfloat16", (np.void,), {})
+
 UNSUPPORTED = {
     "complex64": np.ones((3, 4), np.complex64),
     "complex128": np.ones((3, 4), complex),
@@ -115,6 +117,8 @@ UNSUPPORTED = {
     "void": np.zeros((3, 4), "V4"),
     "record": np.zeros((3, 4), [("a", float)]),
     "float8_e4m3fn": np.ones((3, 4), ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.ones((3, 4), ml_dtypes.float8_e5m2),  # whose kind is that of NumPy's floats
+    "void named bfloat16": np.zeros((3, 4), np.dtype((Impostor, [("a", np.uint16)]))),
     "int4": np.ones((3, 4), ml_dtypes.int4),
 }
 

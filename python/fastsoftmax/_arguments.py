@@ -26,6 +26,7 @@ Axis = int | tuple[int, ...] | None
 FLOAT32: DType = np.dtype(np.float32)
 FLOAT64: DType = np.dtype(np.float64)
 _BOOL: DType = np.dtype(np.bool)
+_FLOATS = (np.float16, np.float32, np.float64)
 _PYTHON_NUMBERS = (bool, int, float)
 
 # An exact answer can take exponential time: past this effort, "perhaps" counts as an overlap, which costs a copy only.
@@ -41,8 +42,13 @@ _ALL_AXES = tuple(tuple(range(ndim)) for ndim in range(65))  # NumPy's arrays ha
 
 
 def _is_bfloat16(dtype: DType) -> bool:
-    """Told by its name, so that ml_dtypes is never imported."""
-    return dtype.kind == "V" and dtype.itemsize == 2 and dtype.type.__name__ == "bfloat16"
+    """Told by its name, so that ml_dtypes is never imported; a void of that name is something else."""
+    return (
+        dtype.kind == "V"
+        and dtype.itemsize == 2
+        and dtype.type.__name__ == "bfloat16"
+        and not issubclass(dtype.type, np.void)
+    )
 
 
 def result_dtype(dtype: DType, name: str) -> DType:
@@ -52,7 +58,7 @@ def result_dtype(dtype: DType, name: str) -> DType:
         return known
     if dtype.kind in "iub":
         result = FLOAT64
-    elif (dtype.kind == "f" and dtype.itemsize <= 8) or _is_bfloat16(dtype):
+    elif dtype.type in _FLOATS or _is_bfloat16(dtype):  # by type: a float8 is of kind f, too
         result = np.dtype(dtype.type)  # in native byte order, and the one object that NumPy itself uses for it
     else:
         raise TypeError(
