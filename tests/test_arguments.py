@@ -315,6 +315,22 @@ def test_out_is_an_array(name, out):
     refuses(name, TypeError, "out", out=out)
 
 
+class Liar(np.ndarray):
+    """Says that it is what is expected."""
+
+    shape = property(lambda self: X.shape)
+    dtype = property(lambda self: X.dtype)
+    flags = property(lambda self: X.flags)
+
+
+@pytest.mark.parametrize("name", [n for n in WITH_OUT if n != "logsumexp"])
+def test_out_is_judged_by_its_memory(name):
+    with pytest.raises(ValueError, match="shape"):
+        FUNCTIONS[name](out=np.full((2, 3), SENTINEL).view(Liar))
+    with pytest.raises(TypeError, match="dtype"):
+        FUNCTIONS[name](out=np.ones((3, 4), np.int8).view(Liar))
+
+
 @pytest.mark.parametrize("name", WITH_OUT)
 def test_out_that_is_read_only_is_refused_untouched(name):
     out = np.full(3 if name == "logsumexp" else (3, 4), SENTINEL)

@@ -232,8 +232,9 @@ def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: DType) -> None:
     """Refuse an `out` that cannot take the result."""
-    if not isinstance(out, ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not issubclass(type(out), ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out is a {type(out).__name__}; expected a numpy.ndarray")
+    out = np.asarray(out)  # the attributes of a subclass may be others than those of its memory
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; expected {shape}")
     if out.dtype != dtype:
@@ -243,7 +244,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: DType) -> None:
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only; expected a writeable array")
-    if _overlaps_itself(np.asarray(out)):
+    if _overlaps_itself(out):
         raise ValueError(
             f"out has elements that overlap each other (shape {out.shape}, strides {out.strides}); "
             "expected each element to have its own memory"
