@@ -169,16 +169,24 @@ def test_ragged_lists_are_refused(name):
         refuses(name, ValueError, **{argument: [[1.0, 2.0], [3.0]]})
 
 
+@each_function
+def test_lists_nested_deeper_than_arrays_have_axes_are_refused(name):
+    cyclic = []
+    cyclic.append(cyclic)
+    for argument in INPUTS[name]:
+        refuses(name, ValueError, **{argument: cyclic})
+
+
 # axis
 
 
-@pytest.mark.parametrize("axis", [2, -3, 100])
+@pytest.mark.parametrize("axis", [2, -3, 100, 2**31, -(2**63), 2**64])
 @each_function
 def test_an_axis_out_of_range_is_an_axis_error(name, axis):
     refuses(name, AxisError, str(axis), axis=axis)
 
 
-@pytest.mark.parametrize("axis", [(0, 2), (-3,), (0, 1, 5)])
+@pytest.mark.parametrize("axis", [(0, 2), (-3,), (0, 1, 5), (2**64,)])
 @each_transform
 def test_a_tuple_with_an_axis_out_of_range_is_an_axis_error(name, axis):
     refuses(name, AxisError, axis=axis)
@@ -372,6 +380,11 @@ def test_b_that_does_not_broadcast_is_a_value_error():
         refuses("logsumexp", ValueError, b=np.ones(shape))
 
 
+def test_b_broadcasts_along_as_many_axes_as_arrays_have():
+    x, b = np.arange(3.0).reshape(3, *[1] * 63), np.ones((1,) * 63 + (2,))
+    np.testing.assert_allclose(fs.logsumexp(x, b=b), fs.logsumexp(x) + np.log(2))
+
+
 # y, dy
 
 
@@ -494,7 +507,14 @@ def test_label_smoothing_is_a_number(name, value):
     refuses(name, TypeError, "label_smoothing", label_smoothing=value)
 
 
-@pytest.mark.parametrize("reduction", ["", "Mean", "average", "batchmean"])
+class Everything:
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("reduction", ["", "Mean", "average", "batchmean", None, 1, np.array("mean"), Everything()])
 @each_loss
 def test_reduction_is_one_of_three(name, reduction):
     refuses(name, ValueError, "reduction", reduction=reduction)

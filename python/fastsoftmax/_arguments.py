@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy import ndarray
-from numpy.exceptions import DTypePromotionError
-from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+from numpy.exceptions import AxisError, DTypePromotionError
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core
@@ -119,12 +119,13 @@ def _from_other(value: ArrayLike, name: str) -> Array:
     return np.asarray(value)
 
 
-def _check_elements(values: Sequence[Any], name: str) -> None:
-    for kind in set(map(type, values)):
+def _check_elements(values: Sequence[Any], name: str, depth: int = 64) -> None:
+    """Of elements nested deeper than NumPy's arrays have axes it is NumPy that complains."""
+    for kind in set(map(type, values)) if depth else ():
         if issubclass(kind, (list, tuple)):
             for value in values:
                 if type(value) is kind:
-                    _check_elements(value, name)
+                    _check_elements(value, name, depth - 1)
         else:
             _check_type(kind, name)
 
@@ -206,7 +207,7 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return _ALL_AXES[ndim]
     if isinstance(axis, tuple):
-        return tuple(sorted(normalize_axis_tuple(tuple(to_integer(a, "axis") for a in axis), ndim)))
+        return tuple(sorted(normalize_axis_tuple(tuple(to_axis(a, ndim) for a in axis), ndim)))
     if ndim == 0 and to_integer(axis, "axis") in (-1, 0):
         return ()
     return (to_axis(axis, ndim),)
@@ -214,7 +215,10 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 def to_axis(axis: int, ndim: int) -> int:
     """One axis, not negative."""
-    return normalize_axis_index(to_integer(axis, "axis"), ndim)
+    number = to_integer(axis, "axis")
+    if not -ndim <= number < ndim:
+        raise AxisError(number, ndim)  # NumPy's own check takes no integer beyond 32 bits
+    return number % ndim
 
 
 def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
@@ -360,7 +364,8 @@ def logsumexp_arguments(
         weights = to_array(b, "b")
         own = joint_dtype(array, x, weights, b)
         try:
-            shape = np.broadcast_shapes(array.shape, weights.shape)
+            # Not broadcast_shapes, which takes 32 axes at most.
+            shape = np.nditer((array, weights), ["multi_index", "zerosize_ok"]).shape
         except ValueError:
             raise ValueError(f"b has shape {weights.shape}, which does not broadcast with x's, {array.shape}") from None
         array, weights = np.broadcast_to(array, shape), np.broadcast_to(weights, shape)
@@ -378,7 +383,7 @@ def loss_arguments(
     ignore_index: int | None,
     label_smoothing: Any,
     temperature: Any,
-    reduction: str,
+    reduction: Any,
 ) -> tuple[Array, Array, int, Array | None, int | None, float, float, str, DType]:
     """Those that the three losses share, and the gradient's dtype, in the order in which the core takes them."""
     logits = logits if type(logits) is ndarray else to_array(logits, "logits")
@@ -404,7 +409,7 @@ def loss_arguments(
         label_smoothing = to_label_smoothing(label_smoothing)
     if type(temperature) is not float or not 0.0 < temperature < inf:
         temperature = to_temperature(temperature)
-    if reduction not in ("none", "mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'none', 'mean' or 'sum'")
     return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, dtype
 
