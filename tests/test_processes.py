@@ -159,9 +159,8 @@ INTERRUPTED = """
     x = np.random.default_rng(0).normal(size=(2000, 1000)).astype(np.float32)
     complete = fs.softmax(x)
     out = x.copy()
-    start = time.perf_counter()
-    fs.softmax(out, out=out)
-    duration = time.perf_counter() - start
+    ends = [(fs.softmax(out, out=out), time.perf_counter())[1] for _ in range(10)]
+    duration = min(np.diff(ends))
     stop = threading.Event()
     different = []
 
@@ -184,7 +183,8 @@ INTERRUPTED = """
             timer.start()
             fs.softmax(out if in_place else x, out=out)
             returned = True
-            time.sleep(60)
+            for _ in range(1000):  # a signal right before a sleep does not end it
+                time.sleep(0.01)
             raise SystemExit("never interrupted")
         except KeyboardInterrupt:
             done = np.array_equal(out, complete)
