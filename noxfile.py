@@ -9,7 +9,11 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
 
-CPP = [*sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")), "bench/limits.c"]
+CPP = [
+    *sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")),
+    "bench/limits.c",
+    *sorted(map(str, Path("tests").glob("*.c"))),
+]
 
 THREADED_TESTS = ["tests/test_threads.py"]
 

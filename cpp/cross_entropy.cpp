@@ -236,11 +236,12 @@ class CrossEntropy {
         const std::ptrdiff_t rows = batch_.loop() == Loop::rows ? 1 : most;
         const std::ptrdiff_t terms = loss_.probabilities ? rows * batch_.classes() : 0;
         const std::ptrdiff_t extra = batch_.in_float() ? (terms + 1) / 2 : terms;  // in doubles
+        Scratch memory = batch_.memory_for_runs(threads, extra);
         Scratch held(reduced() ? std::min(batch_.count(), losses_held) : 0);
         const std::ptrdiff_t step = reduced() ? losses_held / batch_.unit_slices() : batch_.units();
         for (std::ptrdiff_t begin = 0; begin < batch_.units(); begin += step) {
             const std::ptrdiff_t end = std::min(begin + step, batch_.units()), origin = batch_.slice_of(begin);
-            batch_.for_runs(begin, end, threads, loss_.probabilities ? rows : most, extra,
+            batch_.for_runs(begin, end, threads, loss_.probabilities ? rows : most, memory,
                             [&](const Offsets& at, std::ptrdiff_t first, std::ptrdiff_t length, double* scratch) {
                                 compute_run(at, length, scratch, reduced() ? held.get() + (first - origin) : nullptr);
                             });
