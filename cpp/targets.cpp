@@ -4,6 +4,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#ifdef FASTSOFTMAX_X86_TARGETS
+#include <cpuid.h>
+#endif
+
 namespace fastsoftmax {
 
 Kernels baseline_kernels();
@@ -27,19 +31,26 @@ const Kernels& table() {
     return kernels;
 }
 
+#ifdef FASTSOFTMAX_X86_TARGETS
+// Not by __builtin_cpu_supports, to which Clang 16 and older know no "f16c".
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 const Target targets[] = {
     {"baseline", [] { return true; }, table<baseline_kernels>},
 #ifdef FASTSOFTMAX_X86_TARGETS
-    {"avx2",
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
-     table<avx2_kernels>},
-    {"avx512",
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     },
-     table<avx512_kernels>},
+    {"avx2", has_avx2, table<avx2_kernels>},
+    {"avx512", has_avx512, table<avx512_kernels>},
 #endif
 };
 
