@@ -6,7 +6,11 @@
 
 namespace fastsoftmax {
 
+#ifdef FASTSOFTMAX_ARM_TARGETS
+Kernels neon_kernels();
+#else
 Kernels baseline_kernels();
+#endif
 #ifdef FASTSOFTMAX_X86_TARGETS
 Kernels avx2_kernels();
 Kernels avx512_kernels();
@@ -28,7 +32,11 @@ const Kernels& table() {
 }
 
 const Target targets[] = {
+#ifdef FASTSOFTMAX_ARM_TARGETS
+    {"neon", [] { return true; }, table<neon_kernels>},
+#else
     {"baseline", [] { return true; }, table<baseline_kernels>},
+#endif
 #ifdef FASTSOFTMAX_X86_TARGETS
     {"avx2",
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
