@@ -9,7 +9,13 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
 
-CPP = [*sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")), "bench/limits.c"]
+CPP = [
+    *sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")),
+    "bench/limits.c",
+    *sorted(map(str, Path("tests").glob("*.c"))),
+]
+
+THREADED_TESTS = ["tests/test_threads.py"]
 
 SCHEMAS = [
     *(("github-workflows", str(path)) for path in Path(".github/workflows").iterdir()),
@@ -63,16 +69,18 @@ def bench(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("preset", ["asan", "tsan"])
 def sanitize(session: nox.Session, preset: str) -> None:
-    """The tests under a sanitizer, whose runtime has to be loaded before Python."""
-    session.install(".[test]", "--config-settings=cmake.args=--preset=" + preset)
+    """All tests under AddressSanitizer and UndefinedBehaviorSanitizer, those of threads under ThreadSanitizer."""
+    session.install(".[test]", f"--config-settings=cmake.args=--preset={preset}")
+    # The runtime has to be there before the interpreter, which is built without.
     name = f"lib{preset}.so"
     runtime = subprocess.check_output([os.environ.get("CXX", "c++"), f"-print-file-name={name}"], text=True).strip()
     env = {
         "LD_PRELOAD": runtime,
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter itself keeps memory until it ends
-        "TSAN_OPTIONS": "report_bugs=1 halt_on_error=1",
+        "TSAN_OPTIONS": "halt_on_error=1",
     }
-    session.run("python", "-m", "pytest", *session.posargs, env=env)
+    tests = {"asan": ["tests"], "tsan": THREADED_TESTS}[preset]
+    session.run("python", "-m", "pytest", *(session.posargs or tests), env=env)
 
 
 @nox.session

@@ -18,7 +18,7 @@ SDIST = (
     r"bench/\w+\.(c|py|md|svg)",
     r"cpp/([\w/]+)\.(cpp|hpp|py)",
     r"python/fastsoftmax/(\w+\.pyi?|py\.typed)",
-    r"tests/[\w/]+\.py",
+    r"tests/[\w/]+\.(c|json|py)",
 )
 WHEEL = (
     r"fastsoftmax/\w+\.py",

@@ -62,10 +62,11 @@ void Batch::sort_batch() {
     const auto distance = [](const Axis& axis) {
         return std::abs(axis.strides[scores]) + std::abs(axis.strides[output]);
     };
-    if (slices_.batch.count < 2) return;  // a stable_sort of one would allocate
-    const auto begin = slices_.batch.axis.begin();
-    std::stable_sort(begin, begin + slices_.batch.count,
-                     [&](const Axis& a, const Axis& b) { return distance(a) > distance(b); });
+    const auto further = [&](const Axis& a, const Axis& b) { return distance(a) > distance(b); };
+    const auto begin = slices_.batch.axis.begin(), end = begin + slices_.batch.count;
+    // std::stable_sort would allocate.
+    for (auto axis = begin; axis != end; ++axis)
+        std::rotate(std::upper_bound(begin, axis, *axis, further), axis, axis + 1);
 }
 
 bool Batch::rows_in_place() const {

@@ -16,16 +16,19 @@ enum class Loop {
     tiles,          // through tiles of the thread's own: few classes, or neighbouring slices contiguous
 };
 
-// Memory of one call: on the stack where it is little, because to allocate takes longer than the work on a few numbers.
+// Memory of one call, so much for each part of its work: on the stack where it is little, because to allocate takes
+// longer than the work on a few numbers. It is taken before anything is written.
 class Scratch {
   public:
-    explicit Scratch(std::ptrdiff_t doubles) : large_(doubles > few ? new double[doubles] : nullptr) {}
+    explicit Scratch(std::ptrdiff_t doubles, int parts = 1)
+        : doubles_(doubles), large_(parts * doubles > few ? new double[parts * doubles] : nullptr) {}
 
-    double* get() { return large_ ? large_.get() : small_; }
+    double* get(int part = 0) { return (large_ ? large_.get() : small_) + part * doubles_; }
 
   private:
     static constexpr std::ptrdiff_t few = 1024;  // 8 KiB
 
+    const std::ptrdiff_t doubles_;
     const std::unique_ptr<double[]> large_;
     alignas(64) double small_[few];
 };
@@ -69,14 +72,18 @@ class Batch {
     // Doubles of memory that each thread needs.
     std::ptrdiff_t scratch_size() const;
 
+    // Memory for `for_runs` on so many threads. `extra`: doubles that the body needs behind what `apply` does.
+    Scratch memory_for_runs(int threads, std::ptrdiff_t extra = 0) const {
+        return Scratch(scratch_size() + extra, at_most_a_thread_each(threads, units_));
+    }
+
     // Calls body(offsets, first, length, scratch) for runs of neighbouring slices that make up the units [begin, end),
-    // on so many threads. `extra`: doubles that the body needs behind what `apply` does.
+    // on so many threads; each has a part of the memory.
     template <class Body>
-    void for_runs(std::ptrdiff_t begin, std::ptrdiff_t end, int threads, std::ptrdiff_t most, std::ptrdiff_t extra,
+    void for_runs(std::ptrdiff_t begin, std::ptrdiff_t end, int threads, std::ptrdiff_t most, Scratch& memory,
                   Body body) const {
-        const std::ptrdiff_t size = scratch_size() + extra, work = end - begin;
-        threads = static_cast<int>(std::min<std::ptrdiff_t>(threads, std::max<std::ptrdiff_t>(work, 1)));
-        Scratch scratch(threads * size);
+        const std::ptrdiff_t work = end - begin;
+        threads = at_most_a_thread_each(threads, work);
         parallel_for(threads, [&](int part) {
             std::ptrdiff_t unit = begin + work * part / threads;
             const std::ptrdiff_t stop = begin + work * (part + 1) / threads;
@@ -87,7 +94,7 @@ class Batch {
                 const std::ptrdiff_t first = slice_of(unit);
                 const std::ptrdiff_t last =
                     taken == in_line ? (unit / units_along_ + 1) * along_ : slice_of(unit + taken);
-                body(slices_.batch.at(first), first, last - first, scratch.get() + part * size);
+                body(slices_.batch.at(first), first, last - first, memory.get(part));
                 unit += taken;
             }
         });
@@ -102,7 +109,7 @@ class Batch {
     // Calls body(offsets, length, scratch) for each unit in turn: for `apply_blocks`.
     template <class Body>
     void for_units(int threads, Body body) const {
-        Scratch scratch(threads * scratch_size());
+        Scratch scratch(scratch_size(), threads);
         for (std::ptrdiff_t unit = 0; unit < units_; ++unit) {
             const std::ptrdiff_t first = slice_of(unit), rest = along_ - first % along_;
             body(slices_.batch.at(first), std::min(unit_, rest), scratch.get());
@@ -125,6 +132,9 @@ class Batch {
     bool in_blocks_ = false;  // slices too long to be measured, or gathered, whole
     std::ptrdiff_t unit_ = 1, along_ = 1, units_along_ = 1, units_ = 0, at_once_ = 1;
 
+    static int at_most_a_thread_each(int threads, std::ptrdiff_t units) {
+        return static_cast<int>(std::clamp<std::ptrdiff_t>(units, 1, threads));
+    }
     bool has_dy() const { return operation_ == softmax_grad || operation_ == log_softmax_grad; }
     std::ptrdiff_t arrays_size() const;
     std::ptrdiff_t blocks_of_slice() const { return (classes_ + block_classes - 1) / block_classes; }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bitset>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <new>
@@ -12,6 +13,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <type_traits>
 #include <utility>
 
@@ -198,12 +200,32 @@ py::object finished(const py::array& result, bool is_new) {
     return result;
 }
 
+// Without the GIL for its lifetime. Before Python 3.14, a thread that asks for it back while the interpreter ends is
+// made to exit, by an unwinding that would drop references without the GIL and terminate the process where a function
+// is noexcept. It waits here instead, as from 3.14 on, until the process ends.
+class WithoutGil {
+  public:
+    WithoutGil() : thread_(PyEval_SaveThread()) {}
+    WithoutGil(const WithoutGil&) = delete;
+
+    ~WithoutGil() {
+        try {
+            PyEval_RestoreThread(thread_);
+        } catch (...) {
+            for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+        }
+    }
+
+  private:
+    PyThreadState* const thread_;
+};
+
 // Runs the body on the slices, without the GIL where there is enough work: to give it up costs as much as some hundred
 // elements, and to get it back can take as long as another thread keeps it, 5 ms.
 template <class Body>
 void compute(Slices& slices, Body body) {
     constexpr std::ptrdiff_t enough = 4096;  // elements, in the order of 10 us
-    std::optional<py::gil_scoped_release> released;
+    std::optional<WithoutGil> released;
     if (slices.batch.size() * slices.classes.size() >= enough) released.emplace();
     body(slices);
 }

@@ -15,6 +15,12 @@ namespace {
 // Losses to be reduced are held for so many slices at a time.
 constexpr std::ptrdiff_t losses_held = 65536;
 
+// Its top bit tells whether there is such a class: the sign of index - classes, where index has none.
+std::uint64_t class_bit(std::int64_t index, std::ptrdiff_t classes) {
+    const auto i = static_cast<std::uint64_t>(index);
+    return ~i & (i - static_cast<std::uint64_t>(classes));
+}
+
 // A sum in order of position alone: eight partial sums of two doubles each, so that it is right to the last digit.
 class OrderedSum {
   public:
@@ -176,12 +182,15 @@ class CrossEntropy {
         divisor_ = weights.total() == 0 ? std::numeric_limits<double>::quiet_NaN() : weights.total();
     }
 
-    // The targets of neighbouring slices; -1: ignored.
+    // The targets of neighbouring slices; -1: ignored. So is one that another thread has put out of range since they
+    // were checked: the result is anything, but nothing outside an array is touched.
     void read_targets(const Offsets& first, std::ptrdiff_t length, std::int64_t* targets) const {
         read_indices(slices_.arrays[target], first[target], slices_.batch.last().strides[target], length, targets);
-        if (!loss_.ignore_index) return;
+        if (loss_.ignore_index)
+            for (std::ptrdiff_t i = 0; i < length; ++i)
+                if (targets[i] == *loss_.ignore_index) targets[i] = -1;
         for (std::ptrdiff_t i = 0; i < length; ++i)
-            if (targets[i] == *loss_.ignore_index) targets[i] = -1;
+            targets[i] |= static_cast<std::int64_t>((class_bit(targets[i], batch_.classes()) >> 63) - 1);
     }
 
     // What kernels need of neighbouring slices.
@@ -227,11 +236,12 @@ class CrossEntropy {
         const std::ptrdiff_t rows = batch_.loop() == Loop::rows ? 1 : most;
         const std::ptrdiff_t terms = loss_.probabilities ? rows * batch_.classes() : 0;
         const std::ptrdiff_t extra = batch_.in_float() ? (terms + 1) / 2 : terms;  // in doubles
+        Scratch memory = batch_.memory_for_runs(threads, extra);
         Scratch held(reduced() ? std::min(batch_.count(), losses_held) : 0);
         const std::ptrdiff_t step = reduced() ? losses_held / batch_.unit_slices() : batch_.units();
         for (std::ptrdiff_t begin = 0; begin < batch_.units(); begin += step) {
             const std::ptrdiff_t end = std::min(begin + step, batch_.units()), origin = batch_.slice_of(begin);
-            batch_.for_runs(begin, end, threads, loss_.probabilities ? rows : most, extra,
+            batch_.for_runs(begin, end, threads, loss_.probabilities ? rows : most, memory,
                             [&](const Offsets& at, std::ptrdiff_t first, std::ptrdiff_t length, double* scratch) {
                                 compute_run(at, length, scratch, reduced() ? held.get() + (first - origin) : nullptr);
                             });
@@ -308,16 +318,13 @@ std::ptrdiff_t find_invalid_target(Slices& slices, std::ptrdiff_t classes, std::
         for (std::ptrdiff_t from = 0; from < length && found < 0; from += slices_per_call) {
             const std::ptrdiff_t some = std::min(length - from, slices_per_call);
             read_indices(slices.arrays[target], at[target] + from * stride, stride, some, targets);
-            // The sign of t - classes, where t has none: of all targets at once, since few calls find one amiss.
+            // Of all targets at once, since few calls find one amiss.
             std::uint64_t within = ~std::uint64_t{0};
-            for (std::ptrdiff_t i = 0; i < some; ++i) {
-                const auto t = static_cast<std::uint64_t>(targets[i]);
-                within &= ~t & (t - static_cast<std::uint64_t>(classes));
-            }
+            for (std::ptrdiff_t i = 0; i < some; ++i) within &= class_bit(targets[i], classes);
             if (within >> 63) continue;
             for (std::ptrdiff_t i = 0; i < some && found < 0; ++i) {
                 const bool valid =
-                    (targets[i] >= 0 && targets[i] < classes) || (ignore_index && targets[i] == *ignore_index);
+                    class_bit(targets[i], classes) >> 63 || (ignore_index && targets[i] == *ignore_index);
                 if (!valid) found = position + from + i;
             }
         }

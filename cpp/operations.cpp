@@ -32,7 +32,8 @@ void reduce_weighed(Slices& slices) {
     const Batch batch(logsumexp, slices, 1, false);
     const std::ptrdiff_t classes = batch.classes(), block = std::min(classes, block_classes);
     const int threads = batch.threads_for(batch.count());
-    batch.for_runs(0, batch.units(), threads, batch.count(), 2 * block,
+    Scratch memory = batch.memory_for_runs(threads, 2 * block);
+    batch.for_runs(0, batch.units(), threads, batch.count(), memory,
                    [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* scratch) {
                        double* x = scratch + batch.scratch_size();
                        double* weights = x + block;
@@ -66,7 +67,8 @@ void transform(Operation operation, Slices& slices, double temperature) {
         });
         return;
     }
-    batch.for_runs(0, batch.units(), threads, batch.slices_at_once(), 0,
+    Scratch memory = batch.memory_for_runs(threads);
+    batch.for_runs(0, batch.units(), threads, batch.slices_at_once(), memory,
                    [&](const Offsets& at, std::ptrdiff_t, std::ptrdiff_t length, double* scratch) {
                        batch.apply(Run{}, at, length, scratch);
                    });
@@ -91,7 +93,8 @@ void reduce(Slices& slices) {
         return;
     }
     const std::ptrdiff_t most = std::min(batch.slices_at_once(), slices_per_call);
-    batch.for_runs(0, batch.units(), threads, most, 0,
+    Scratch memory = batch.memory_for_runs(threads);
+    batch.for_runs(0, batch.units(), threads, most, memory,
                    [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* scratch) {
                        reduce_run(first, length, [&](const Run& run) { batch.apply(run, first, length, scratch); });
                    });

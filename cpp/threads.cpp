@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <climits>
+#include <exception>
+#include <thread>
 
 #ifdef _OPENMP
 #include <omp.h>
-#else
-#include <thread>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -49,10 +49,36 @@ int get_num_threads() {
 
 const char* openmp_version() { return FASTSOFTMAX_VALUE(_OPENMP); }
 
+namespace {
+
+// So many threads at once, each started by the one before.
+bool can_start(int threads) {
+    if (threads == 0) return true;
+    bool others = false;
+    try {
+        std::thread([&] { others = can_start(threads - 1); }).join();
+    } catch (const std::exception&) {
+    }
+    return others;
+}
+
+// OpenMP ends the process where it cannot start a thread, for want of memory or by a limit of the system. It keeps
+// threads for each thread that calls: as many as were started once are taken for granted.
+bool may_run(int parts) {
+    static thread_local int granted = 1;
+    if (parts > granted && can_start(parts - 1)) granted = parts;
+    return parts <= granted;
+}
+
+}  // namespace
+
 void run_parts(int parts, void (*call)(const void* body, int part), const void* body) {
-    if (parts == 1) return call(body, 0);
+    if (parts > 1 && may_run(parts)) {
 #pragma omp parallel for num_threads(parts) schedule(static, 1)
-    for (int part = 0; part < parts; ++part) call(body, part);
+        for (int part = 0; part < parts; ++part) call(body, part);
+    } else {
+        for (int part = 0; part < parts; ++part) call(body, part);
+    }
 }
 
 #else

@@ -319,6 +319,11 @@ def results(result: Any) -> tuple[NDArray, ...]:
     return tuple(np.asarray(r) for r in (result if isinstance(result, tuple) else (result,)))
 
 
+def every_result(fs: ModuleType, a: Inputs, axis: int = -1) -> tuple[NDArray, ...]:
+    """The results of every call, one after another."""
+    return tuple(r for call in CALLS.values() for r in results(call(fs, a, axis)))
+
+
 def assert_same_bits(got: NDArray, wanted: NDArray) -> None:
     """Equal to the last bit and in the sign of zeros; a NaN is a NaN."""
     assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)

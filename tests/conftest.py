@@ -1,6 +1,9 @@
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import fastsoftmax as fs
 import hypothesis
@@ -46,3 +49,21 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 def environment() -> dict[str, str]:
     """That of this process, for a subprocess that must import the same package."""
     return {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+
+
+@pytest.fixture(scope="session")
+def shared_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles a C file of the tests, with the compiler's options, into a library that can be loaded."""
+
+    def compiled(name: str, *options: str) -> Path:
+        compiler = shutil.which(os.environ.get("CC", "cc"))
+        if compiler is None:
+            pytest.skip("needs a C compiler")
+        source, library = Path(__file__).parent / name, tmp_path_factory.mktemp("library") / f"{Path(name).stem}.so"
+        command = [compiler, "-O1", "-fPIC", "-shared", *options, source, "-o", library]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{compiler} {' '.join(options)} does not compile {name}: {done.stderr.splitlines()[:1]}")
+        return library
+
+    return compiled

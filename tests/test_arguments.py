@@ -103,6 +103,8 @@ def test_what_few_calls_need_is_imported_when_asked_for(environment):
 
 # dtypes and kinds of array
 
+Impostor = type("bfloat16", (np.void,), {})
+
 UNSUPPORTED = {
     "complex64": np.ones((3, 4), np.complex64),
     "complex128": np.ones((3, 4), complex),
@@ -115,6 +117,8 @@ UNSUPPORTED = {
     "void": np.zeros((3, 4), "V4"),
     "record": np.zeros((3, 4), [("a", float)]),
     "float8_e4m3fn": np.ones((3, 4), ml_dtypes.float8_e4m3fn),
+    "float8_e5m2": np.ones((3, 4), ml_dtypes.float8_e5m2),  # whose kind is that of NumPy's floats
+    "void named bfloat16": np.zeros((3, 4), np.dtype((Impostor, [("a", np.uint16)]))),
     "int4": np.ones((3, 4), ml_dtypes.int4),
 }
 
@@ -165,16 +169,24 @@ def test_ragged_lists_are_refused(name):
         refuses(name, ValueError, **{argument: [[1.0, 2.0], [3.0]]})
 
 
+@each_function
+def test_lists_nested_deeper_than_arrays_have_axes_are_refused(name):
+    cyclic = []
+    cyclic.append(cyclic)
+    for argument in INPUTS[name]:
+        refuses(name, ValueError, **{argument: cyclic})
+
+
 # axis
 
 
-@pytest.mark.parametrize("axis", [2, -3, 100])
+@pytest.mark.parametrize("axis", [2, -3, 100, 2**31, -(2**63), 2**64])
 @each_function
 def test_an_axis_out_of_range_is_an_axis_error(name, axis):
     refuses(name, AxisError, str(axis), axis=axis)
 
 
-@pytest.mark.parametrize("axis", [(0, 2), (-3,), (0, 1, 5)])
+@pytest.mark.parametrize("axis", [(0, 2), (-3,), (0, 1, 5), (2**64,)])
 @each_transform
 def test_a_tuple_with_an_axis_out_of_range_is_an_axis_error(name, axis):
     refuses(name, AxisError, axis=axis)
@@ -311,6 +323,22 @@ def test_out_is_an_array(name, out):
     refuses(name, TypeError, "out", out=out)
 
 
+class Liar(np.ndarray):
+    """Says that it is what is expected."""
+
+    shape = property(lambda self: X.shape)
+    dtype = property(lambda self: X.dtype)
+    flags = property(lambda self: X.flags)
+
+
+@pytest.mark.parametrize("name", [n for n in WITH_OUT if n != "logsumexp"])
+def test_out_is_judged_by_its_memory(name):
+    with pytest.raises(ValueError, match="shape"):
+        FUNCTIONS[name](out=np.full((2, 3), SENTINEL).view(Liar))
+    with pytest.raises(TypeError, match="dtype"):
+        FUNCTIONS[name](out=np.ones((3, 4), np.int8).view(Liar))
+
+
 @pytest.mark.parametrize("name", WITH_OUT)
 def test_out_that_is_read_only_is_refused_untouched(name):
     out = np.full(3 if name == "logsumexp" else (3, 4), SENTINEL)
@@ -359,6 +387,11 @@ def test_out_whose_strides_are_a_riddle_is_refused_instead_of_solving_it():
 def test_b_that_does_not_broadcast_is_a_value_error():
     for shape in [(3,), (2, 4), (4, 3)]:
         refuses("logsumexp", ValueError, b=np.ones(shape))
+
+
+def test_b_broadcasts_along_as_many_axes_as_arrays_have():
+    x, b = np.arange(3.0).reshape(3, *[1] * 63), np.ones((1,) * 63 + (2,))
+    np.testing.assert_allclose(fs.logsumexp(x, b=b), fs.logsumexp(x) + np.log(2))
 
 
 # y, dy
@@ -483,7 +516,14 @@ def test_label_smoothing_is_a_number(name, value):
     refuses(name, TypeError, "label_smoothing", label_smoothing=value)
 
 
-@pytest.mark.parametrize("reduction", ["", "Mean", "average", "batchmean"])
+class Everything:
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("reduction", ["", "Mean", "average", "batchmean", None, 1, np.array("mean"), Everything()])
 @each_loss
 def test_reduction_is_one_of_three(name, reduction):
     refuses(name, ValueError, "reduction", reduction=reduction)

@@ -1,10 +1,8 @@
-"""Threads: their number, fork, callers in parallel, and the GIL."""
+"""Threads: their number, callers in parallel, and the GIL."""
 
-import multiprocessing
-import os
-import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +11,10 @@ from pathlib import Path
 import fastsoftmax as fs
 import numpy as np
 import pytest
-from arrays import CALLS, Inputs, assert_all_same_bits, results
+from arrays import CALLS, Inputs, assert_all_same_bits, every_result
 from fastsoftmax import _core
 
 TIME_LIMIT = 30
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 needs_openmp = pytest.mark.skipif(_core.describe()["openmp"] is None, reason="built without OpenMP: one thread")
 
 
@@ -95,99 +92,23 @@ def test_small_work_wakes_no_thread(environment):
     assert got.stdout.split() == [b"0", b"2"]
 
 
-# Fork
-
-
-def compute(inputs):
-    return [results(call(fs, inputs, -1)) for call in CALLS.values()]
-
-
-def assert_same(got, wanted):
-    for g, w in zip(got, wanted, strict=True):
-        assert_all_same_bits(g, w)
-
-
-@needs_fork
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_computes_on_one_thread_and_ends(large, threads):
-    with threads(2):
-        wanted = compute(large)
-        child = os.fork()
-        if child == 0:
-            try:
-                assert fs.get_num_threads() == 1
-                assert_same(compute(large), wanted)
-                fs.set_num_threads(2)
-                assert_same(compute(large), wanted)
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        assert wait(child) == 0
-        assert_same(compute(large), wanted)
-
-
-def wait(child):
-    """The exit code of `child`, or None if it had to be killed at the time limit."""
-    for _ in range(TIME_LIMIT * 20):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_multiprocessing_gives_the_same_bits(method, large, threads):
-    with threads(2):
-        wanted = fs.softmax(large.x)
-        with multiprocessing.get_context(method).Pool(2) as pool:
-            for got in pool.map_async(fs.softmax, [large.x] * 3).get(TIME_LIMIT):
-                assert_all_same_bits(got, wanted)
-
-
-@needs_fork
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_while_another_thread_computes_gives_a_working_child(large, threads):
-    with threads(2):
-        wanted = fs.softmax(large.x)
-        stop = threading.Event()
-
-        def keep_computing():
-            while not stop.is_set():
-                fs.softmax(large.x)
-
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(keep_computing)
-            try:
-                for _ in range(10):
-                    child = os.fork()
-                    if child == 0:
-                        os._exit(0 if np.array_equal(fs.softmax(large.x), wanted) else 1)
-                    assert wait(child) == 0
-            finally:
-                stop.set()
-            running.result()
-
-
 # Callers in parallel
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_sixteen_python_threads_at_once_get_the_same_bits(large, n, threads):
+def test_sixty_four_python_threads_at_once_get_the_same_bits(n, threads):
+    a = Inputs.normal((500, 200), np.float32)
     with threads(n):
-        wanted = compute(large)
-        start = threading.Barrier(16)
+        wanted = every_result(fs, a)
+        start = threading.Barrier(64)
 
         def after_all_are_ready(_):
             start.wait(TIME_LIMIT)
-            return compute(large)
+            return every_result(fs, a)
 
-        with ThreadPoolExecutor(16) as pool:
-            for got in pool.map(after_all_are_ready, range(16)):
-                assert_same(got, wanted)
+        with ThreadPoolExecutor(64) as pool:
+            for got in pool.map(after_all_are_ready, range(64)):
+                assert_all_same_bits(got, wanted)
 
 
 def test_the_limit_may_change_while_others_compute(large):
@@ -217,6 +138,19 @@ def test_another_openmp_user_in_the_process_is_no_trouble(large, threads):
 
 
 # The GIL
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has its GIL")
+def test_the_gil_stays_off(environment):
+    """Python turns it on, with a warning, for a module that does not say that it needs none."""
+    code = (
+        "import sys, numpy as np, fastsoftmax as fs\n"
+        "fs.softmax(np.ones((200, 100))), fs.reference.softmax([1.0])\n"
+        "print(sys._is_gil_enabled())"
+    )
+    unforced = {k: v for k, v in environment.items() if k != "PYTHON_GIL"}
+    got = subprocess.run([sys.executable, "-W", "error", "-c", code], env=unforced, capture_output=True, text=True)
+    assert got.stdout.split() == ["False"], got.stderr
 
 
 @pytest.mark.parametrize("name", ["softmax", "logsumexp", "softmax_grad", "indices"])

@@ -41,9 +41,9 @@ struct Targets {
     bool any_ignored;
     Doubles<T> chosen;
 
-    // Of no slices (no loss is wanted) it holds nothing.
-    FASTSOFTMAX_INLINE Targets(const Run& run, std::ptrdiff_t first, int count) {
-        if (count > 0) read(run, first, count);
+    // It holds nothing unless a loss is wanted.
+    FASTSOFTMAX_INLINE Targets(bool wanted, const Run& run, std::ptrdiff_t first, int count) {
+        if (wanted) read(run, first, count);
     }
 
     FASTSOFTMAX_INLINE bool ignored(int i) const { return given && index[i] < 0; }

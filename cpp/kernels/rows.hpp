@@ -58,13 +58,15 @@ FASTSOFTMAX_INLINE T row_max(const T* x, std::ptrdiff_t begin, std::ptrdiff_t en
     return fold_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
+// `begin` where there is none: another thread has changed it since it was found to be the largest.
 template <class T>
 FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, T value) {
     const auto wanted = broadcast(value);
     std::ptrdiff_t i = begin;
     for (; i + Pack<T>::lanes <= end; i += Pack<T>::lanes)
         if (const std::uint32_t bits = equal_bits(load(x + i), wanted)) return i + __builtin_ctz(bits);
-    return i + __builtin_ctz(equal_bits(load_first(x + i, end - i, T(__builtin_nan(""))), wanted));
+    const std::uint32_t bits = equal_bits(load_first(x + i, end - i, T(__builtin_nan(""))), wanted);
+    return bits ? i + __builtin_ctz(bits) : begin;
 }
 
 template <class T>
@@ -406,7 +408,7 @@ FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured, 
 template <Operation op, bool keep, class T>
 void compute_rows(const Rows<T>& rows) {
     const Run& run = rows.run;
-    const Targets<T> targets(run, rows.first, is_loss<op> ? rows.count : 0);
+    const Targets<T> targets(is_loss<op>, run, rows.first, rows.count);
     // Before exponentials take the place of scores.
     const Pack<T> scores = is_loss<op> ? target_scores(rows, targets) : broadcast(T(0));
     const Measured<T> measured = measure_blocks<op, T>(
@@ -504,7 +506,7 @@ void merge_row(const Run& run, Statistics& left, const Statistics& right) {
 template <Operation op, class T>
 void conclude_row(const Run& run, const Statistics& s) {
     const Rows<T> rows = {run, 0, 1};
-    const Targets<T> targets(run, 0, is_loss<op>);
+    const Targets<T> targets(is_loss<op>, run, 0, 1);
     conclude<op>(rows, measured_of<op, T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)));
 }
 
@@ -513,7 +515,7 @@ void write_row(const Run& run, const Statistics& all, const Statistics& of_block
                std::ptrdiff_t end) {
     const Rows<T> row = {run, 0, 1};
     const Measured<T> measured = measured_of<op, T>(&all, 1);
-    const Targets<T> targets(run, 0, is_loss<op>);
+    const Targets<T> targets(is_loss<op>, run, 0, 1);
     const Pack<T> scores = broadcast(static_cast<T>(all.target_score));
     if (kept_serve<op, T>(run, all, of_block)) {
         const T scale = static_cast<T>(__builtin_ldexp(1, static_cast<int>(of_block.reference - all.reference)));

@@ -288,7 +288,7 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
 template <Operation op, class T, bool keep>
 FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count) {
     constexpr bool loss = is_loss<op>;
-    const Targets<T> targets(run, first, loss ? count : 0);
+    const Targets<T> targets(loss, run, first, count);
     const Pack<T> scores = loss && run.target ? tile.pick(targets.index, run.classes) : broadcast(T(0));
     const Measured<T> measured = measure_blocks<op, T>(run, count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
         return measure_tile_block<op, T, keep>(run, tile, begin, end);

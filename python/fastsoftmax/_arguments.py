@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy import ndarray
-from numpy.exceptions import DTypePromotionError, TooHardError
-from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
+from numpy.exceptions import AxisError, DTypePromotionError, TooHardError
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core
@@ -26,6 +26,7 @@ Axis = int | tuple[int, ...] | None
 FLOAT32: DType = np.dtype(np.float32)
 FLOAT64: DType = np.dtype(np.float64)
 _BOOL: DType = np.dtype(np.bool)
+_FLOATS = (np.float16, np.float32, np.float64)
 _PYTHON_NUMBERS = (bool, int, float)
 
 # An exact answer can take exponential time: past this effort, "perhaps" counts as an overlap, which costs a copy only.
@@ -41,8 +42,13 @@ _ALL_AXES = tuple(tuple(range(ndim)) for ndim in range(65))  # NumPy's arrays ha
 
 
 def _is_bfloat16(dtype: DType) -> bool:
-    """Told by its name, so that ml_dtypes is never imported."""
-    return dtype.kind == "V" and dtype.itemsize == 2 and dtype.type.__name__ == "bfloat16"
+    """Told by its name, so that ml_dtypes is never imported; a void of that name is something else."""
+    return (
+        dtype.kind == "V"
+        and dtype.itemsize == 2
+        and dtype.type.__name__ == "bfloat16"
+        and not issubclass(dtype.type, np.void)
+    )
 
 
 def result_dtype(dtype: DType, name: str) -> DType:
@@ -52,7 +58,7 @@ def result_dtype(dtype: DType, name: str) -> DType:
         return known
     if dtype.kind in "iub":
         result = FLOAT64
-    elif (dtype.kind == "f" and dtype.itemsize <= 8) or _is_bfloat16(dtype):
+    elif dtype.type in _FLOATS or _is_bfloat16(dtype):  # by type: a float8 is of kind f, too
         result = np.dtype(dtype.type)  # in native byte order, and the one object that NumPy itself uses for it
     else:
         raise TypeError(
@@ -113,12 +119,13 @@ def _from_other(value: ArrayLike, name: str) -> Array:
     return np.asarray(value)
 
 
-def _check_elements(values: Sequence[Any], name: str) -> None:
-    for kind in set(map(type, values)):
+def _check_elements(values: Sequence[Any], name: str, depth: int = 64) -> None:
+    """Of elements nested deeper than NumPy's arrays have axes it is NumPy that complains."""
+    for kind in set(map(type, values)) if depth else ():
         if issubclass(kind, (list, tuple)):
             for value in values:
                 if type(value) is kind:
-                    _check_elements(value, name)
+                    _check_elements(value, name, depth - 1)
         else:
             _check_type(kind, name)
 
@@ -200,7 +207,7 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return _ALL_AXES[ndim]
     if isinstance(axis, tuple):
-        return tuple(sorted(normalize_axis_tuple(tuple(to_integer(a, "axis") for a in axis), ndim)))
+        return tuple(sorted(normalize_axis_tuple(tuple(to_axis(a, ndim) for a in axis), ndim)))
     if ndim == 0 and to_integer(axis, "axis") in (-1, 0):
         return ()
     return (to_axis(axis, ndim),)
@@ -208,7 +215,10 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 def to_axis(axis: int, ndim: int) -> int:
     """One axis, not negative."""
-    return normalize_axis_index(to_integer(axis, "axis"), ndim)
+    number = to_integer(axis, "axis")
+    if not -ndim <= number < ndim:
+        raise AxisError(number, ndim)  # NumPy's own check takes no integer beyond 32 bits
+    return number % ndim
 
 
 def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
@@ -226,8 +236,9 @@ def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: DType) -> None:
     """Refuse an `out` that cannot take the result."""
-    if not isinstance(out, ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not issubclass(type(out), ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out is a {type(out).__name__}; expected a numpy.ndarray")
+    out = np.asarray(out)  # the attributes of a subclass may be others than those of its memory
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; expected {shape}")
     if out.dtype != dtype:
@@ -237,7 +248,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: DType) -> None:
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only; expected a writeable array")
-    if _overlaps_itself(np.asarray(out)):
+    if _overlaps_itself(out):
         raise ValueError(
             f"out has elements that overlap each other, or too many ways in which they could (shape {out.shape}, "
             f"strides {out.strides}); expected each element to have its own memory"
@@ -356,7 +367,8 @@ def logsumexp_arguments(
         weights = to_array(b, "b")
         own = joint_dtype(array, x, weights, b)
         try:
-            shape = np.broadcast_shapes(array.shape, weights.shape)
+            # Not broadcast_shapes, which takes 32 axes at most.
+            shape = np.nditer((array, weights), ["multi_index", "zerosize_ok"]).shape
         except ValueError:
             raise ValueError(f"b has shape {weights.shape}, which does not broadcast with x's, {array.shape}") from None
         array, weights = np.broadcast_to(array, shape), np.broadcast_to(weights, shape)
@@ -374,7 +386,7 @@ def loss_arguments(
     ignore_index: int | None,
     label_smoothing: Any,
     temperature: Any,
-    reduction: str,
+    reduction: Any,
 ) -> tuple[Array, Array, int, Array | None, int | None, float, float, str, DType]:
     """Those that the three losses share, and the gradient's dtype, in the order in which the core takes them."""
     logits = logits if type(logits) is ndarray else to_array(logits, "logits")
@@ -400,7 +412,7 @@ def loss_arguments(
         label_smoothing = to_label_smoothing(label_smoothing)
     if type(temperature) is not float or not 0.0 < temperature < inf:
         temperature = to_temperature(temperature)
-    if reduction not in ("none", "mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}; expected 'none', 'mean' or 'sum'")
     return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, dtype
 

@@ -1,0 +1,213 @@
+"""Calls that get no memory raise MemoryError, and their inputs and `out` hold what they held.
+
+A program of its own, because its memory runs out: `python failing_memory.py KIND THREADS`. Of the kind `blocks`, each
+allocation of at least 512 bytes fails in turn, for results and for kernels; of the kind `objects`, each whatever. Both
+want `failing_malloc.c` preloaded. The kind `exhausted` takes all memory there is under a limit of the address space.
+"""
+
+import ctypes
+import mmap
+import resource
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+
+import fastsoftmax as fs
+import numpy as np
+from arrays import CALLS, FLOATING, LAYOUTS, TRANSFORMS, Inputs, assert_all_same_bits, bfloat16, every_result
+from guard_pages import INTO
+from numpy.typing import DTypeLike, NDArray
+
+INTO = {
+    **INTO,
+    "softmax, in place": lambda a, axis, out: fs.softmax(a.x, axis, out=a.x),
+    "softmax_grad, in place": lambda a, axis, out: fs.softmax_grad(a.probabilities, a.dy, axis, out=a.dy),
+    "cross_entropy_grad, in place": lambda a, axis, out: fs.cross_entropy_grad(a.x, a.indices, axis, out=a.x),
+    "cross_entropy_grad, probabilities": lambda a, axis, out: fs.cross_entropy_grad(
+        a.x, a.probabilities, axis, weight=a.weight, out=out
+    ),
+}
+REDUCED_INTO = {
+    "logsumexp": lambda a, axis, out: fs.logsumexp(a.x, axis, out=out),
+    "logsumexp, all": lambda a, axis, out: fs.logsumexp(a.x, axis, b=a.b, where=a.where, return_sign=True, out=out),
+}
+
+Call = Callable[[Inputs, NDArray], Any]
+
+
+def calls(shape: tuple[int, ...], axis: int) -> Iterator[tuple[str, Call, tuple[int, ...]]]:
+    """Names, calls, and the shape of the `out` that each takes."""
+    for name, call in CALLS.items():
+        yield name, lambda a, out, call=call: call(fs, a, axis), (1,)  # not taken
+    for name, into in INTO.items():
+        yield f"{name}, out", lambda a, out, into=into: into(a, axis, out), shape
+    for name, into in REDUCED_INTO.items():
+        yield f"{name}, out", lambda a, out, into=into: into(a, axis, out), shape[:axis] + shape[axis + 1 :]
+
+
+def content(a: Inputs, out: NDArray) -> list[bytes]:
+    return [getattr(a, f.name).tobytes() for f in fields(a)] + [out.tobytes()]
+
+
+# Allocations that fail in turn
+
+
+class Malloc:
+    """The preloaded library."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None)
+        self.least, self.spared, self.failures = (
+            ctypes.c_long.in_dll(library, name) for name in ("least", "spared", "failures")
+        )
+
+    def call(self, call: Call, a: Inputs, out: NDArray, spared: int, failures: int) -> tuple[Any, int]:
+        """What the call gives, None if it raises MemoryError; and how many allocations failed."""
+        result = None
+        self.spared.value = spared
+        try:
+            self.failures.value = failures
+            result = call(a, out)
+        except MemoryError:
+            pass
+        except SystemError as error:  # of NumPy's, where it does not say what is wrong
+            if "numpy" not in str(error) + traceback.extract_tb(error.__traceback__)[-1].filename:
+                raise
+        finally:
+            left, self.failures.value = self.failures.value, 0
+        return result, failures - left
+
+
+def fail_each(malloc: Malloc, call: Call, inputs: Callable[[], tuple[Inputs, NDArray]], failures: int) -> int:
+    """Fail each allocation of a call in turn, and so many in all; the number of allocations that failed at first."""
+    a, out = inputs()
+    before = content(a, out)
+    wanted = call(a, out)
+    after = content(a, out)
+    for spared in count():
+        a, out = inputs()
+        result, failed = malloc.call(call, a, out, spared, failures)
+        if failed == 0:
+            return spared
+        if result is not None:
+            assert_all_same_bits(result, wanted)
+            assert content(a, out) == after
+        elif malloc.least.value:
+            assert content(a, out) == before
+        else:  # all is computed, and an object of Python's is missing
+            assert content(a, out) in (before, after)
+    raise AssertionError
+
+
+# Few classes, packs, gathered rows, long slices in blocks, and more slices than losses are held for at a time.
+CASES = [
+    ((200, 20), np.float16, "c"),
+    ((40, 300), bfloat16, "strided"),
+    ((40, 300), np.float32, "swapped"),
+    ((2, 40_000), np.float32, "c"),
+    ((2, 40_000), np.float64, "field"),
+    ((66_000, 20), np.float32, "strided"),
+]
+# Dense and native: to hash another dtype, and to tell what overlaps, fail in NumPy without a MemoryError.
+SMALL_CASES = [((3, 5), dtype, "c") for dtype in FLOATING] + [((40, 300), np.float32, "c")]
+REDUCED_IN_STEPS = ("cross_entropy_with_grad, out", "cross_entropy_grad, probabilities, out")
+
+
+def fail_allocations(least: int, cases: list[tuple[tuple[int, int], DTypeLike, str]]) -> None:
+    """Of at least so many bytes, of every call."""
+    malloc = Malloc()
+    malloc.least.value = least
+    # Python itself aborts if it gets no object at all: only results and kernels are left without any.
+    in_a_row = (1, 1000) if least else (1,)
+    failed = 0
+    for ((rows, classes), dtype, layout), axis in product(cases, (0, 1)):
+        moved = Inputs.normal((rows, classes), dtype).move(axis)
+        for name, call, shape in calls(moved.x.shape, axis):
+            if "in place" in name and layout == "swapped":
+                continue  # a result is in native byte order
+            if rows > 1000 and (axis == 0 or name not in REDUCED_IN_STEPS):
+                continue
+            print(f"{name}, {dtype} {moved.x.shape}, axis {axis}, {layout}", flush=True)
+
+            def inputs(moved=moved, layout=layout, shape=shape):
+                out = np.full(shape, 7, moved.dy.dtype)
+                return moved.map(LAYOUTS[layout]), out if layout == "swapped" else LAYOUTS[layout](out)
+
+            failed += sum(fail_each(malloc, call, inputs, failures) for failures in in_a_row)
+    print(failed)
+
+
+# No address space left
+
+
+class Exhausted:
+    """A context without memory: neither the system gives any, nor are there free blocks of some size."""
+
+    def __enter__(self) -> None:
+        self.libc = ctypes.CDLL(None)
+        self.libc.malloc.restype, self.libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        self.libc.free.argtypes = [ctypes.c_void_p]
+        self.taken: list[int] = []
+        self.limits = resource.getrlimit(resource.RLIMIT_AS)
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+        resource.setrlimit(resource.RLIMIT_AS, (in_use, self.limits[1]))
+        size = 2**24
+        while size >= 8192:
+            block = self.libc.malloc(size)
+            if block:
+                self.taken.append(block)
+            else:
+                size //= 2
+
+    def __exit__(self, *exception: object) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, self.limits)
+        for block in self.taken:
+            self.libc.free(block)
+
+
+def exhaust() -> None:
+    """Every call without memory; the next smaller one works all the same, and then the same again."""
+    few = Inputs.normal((3, 5), np.float32)
+    of_few = every_result(fs, few)
+    dense = Inputs.normal((300, 1000), np.float32)
+    raised = set()
+    for layout in ("c", "strided"):
+        a = dense.map(LAYOUTS[layout])
+        for name, call, shape in calls(a.x.shape, 1):
+            print(f"{name}, {layout}", flush=True)
+            out = LAYOUTS[layout](np.full(shape, 7, np.float32))
+            call(a.map(LAYOUTS[layout]), LAYOUTS[layout](out))  # what is imported and kept at the first call
+            before = content(a, out)
+            with Exhausted():
+                try:
+                    call(a, out)
+                except MemoryError:
+                    raised.add((name, layout))
+                got = every_result(fs, few)
+            assert_all_same_bits(got, of_few)
+            if (name, layout) in raised:
+                assert content(a, out) == before
+                call(a, out)
+    names = [name for name, _, _ in calls(dense.x.shape, 1)]
+    # A result of full size; rows that are gathered.
+    assert raised >= {(name, "c") for name in TRANSFORMS} | {(name, "strided") for name in names}
+    print(len(raised))
+
+
+def main(kind: str, threads: int) -> None:
+    fs.softmax(np.ones((1000, 1000)))  # libgomp ends the process if it cannot have its threads
+    fs.set_num_threads(threads)
+    if kind == "blocks":
+        fail_allocations(512, CASES)
+    elif kind == "objects":
+        fail_allocations(0, SMALL_CASES)
+    else:
+        exhaust()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,222 @@
+"""Many calls of every public function, of many shapes and dtypes and such that raise: do they leave memory as it was?
+
+`python soak.py --calls 1000000` says for each function how long so many calls took, what the resident memory and the
+number of Python's memory blocks were before and after, and fails if they grew.
+"""
+
+import argparse
+import gc
+import mmap
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import fastsoftmax as fs
+import numpy as np
+from arrays import FLOATING, LAYOUTS, Inputs
+from fastsoftmax import _core
+
+Calls = list[Callable[[], Any]]
+
+# Python's own caches of small objects fill and empty by some blocks, however many calls there are. What one of the some
+# hundred kinds of calls loses is 100 blocks in 10,000 calls.
+FEW_BLOCKS = 50
+
+# Resident memory may grow by so much, in bytes, since what the allocator has free is never scattered quite the same.
+# Of a million calls, an array of a few numbers that one kind of them loses is as much.
+SLACK = 2**20
+
+HUGE = np.broadcast_to(np.float32(1), (2**50, 4))  # no memory for a result
+LARGE = Inputs.normal((200, 200), np.float32)  # wakes threads
+
+
+def some_inputs() -> list[Inputs]:
+    plain = [Inputs.normal(shape, np.float32) for shape in [(10,), (2, 3, 4), (0, 3)]]
+    plain += [Inputs.normal((3, 5), dtype) for dtype in FLOATING]
+    return plain + [Inputs.normal((20, 40), np.float32).map(LAYOUTS[name]) for name in ("strided", "swapped", "field")]
+
+
+def transforms(f: Any) -> Calls:
+    calls: Calls = []
+    for a in some_inputs():
+        out = np.empty(a.x.shape, a.dy.dtype.newbyteorder("="))
+        calls += [
+            lambda x=a.x: f(x),
+            lambda x=a.x: f(x, None, temperature=2),
+            lambda a=a: f(a.x, 0, where=a.where),
+            lambda x=a.x, out=out: f(x, out=out),
+            lambda out=out: f(out, out=out),
+            lambda out=out: f(out, out=out[..., ::-1]),
+            lambda x=a.x: f(x, x.ndim),
+            lambda a=a: f(a.x, where=a.x),
+            lambda x=a.x: f(x, temperature=-1),
+            lambda x=a.x: f(x, out=x[..., :1]),
+        ]
+    x = np.ones(3)
+    calls += [lambda: f([1.0, 2.0]), lambda: f(x + 0j), lambda: f(x, dtype=np.float32)]
+    return [*calls, lambda: f(LARGE.x), lambda: f(HUGE)]
+
+
+def gradients(f: Any) -> Calls:
+    calls: Calls = []
+    for a in some_inputs():
+        out = np.empty(a.x.shape, a.dy.dtype.newbyteorder("="))
+        calls += [
+            lambda a=a: f(a.probabilities, a.dy),
+            lambda a=a: f(a.probabilities, a.dy, 0, temperature=2, where=a.where),
+            lambda a=a, out=out: f(a.probabilities, a.dy, out=out),
+            lambda a=a: f(a.probabilities, a.dy[..., :1]),
+            lambda a=a: f(a.probabilities, a.dy, a.x.ndim),
+            lambda a=a: f(a.probabilities, a.dy, out=a.where),
+        ]
+    return [*calls, lambda: f(LARGE.probabilities, LARGE.dy), lambda: f(HUGE, HUGE)]
+
+
+def reductions() -> Calls:
+    f = fs.logsumexp
+    calls: Calls = []
+    for a in some_inputs():
+        out = np.empty(a.x.shape[:-1], a.dy.dtype.newbyteorder("="))
+        calls += [
+            lambda x=a.x: f(x),
+            lambda x=a.x: f(x, 0, keepdims=True),
+            lambda a=a: f(a.x, -1, b=a.b, return_sign=True),
+            lambda a=a: f(a.x, -1, where=a.where, return_sign=True),
+            lambda x=a.x, out=out: f(x, -1, out=out),
+            lambda x=a.x: f(x, x.ndim),
+            lambda x=a.x: f(x, b=np.ones(17)),
+            lambda x=a.x: f(x, -1, out=x),
+        ]
+    return [*calls, lambda: f(LARGE.x), lambda: f(HUGE, -1)]
+
+
+def losses(f: Any, into: bool = False) -> Calls:
+    calls: Calls = []
+    for a in some_inputs():
+        upstream = {"upstream": a.upstream} if into else {}
+        calls += [
+            lambda a=a: f(a.x, a.indices),
+            lambda a=a: f(a.x, a.indices, weight=a.weight, ignore_index=0, label_smoothing=0.1),
+            lambda a=a, u=upstream: f(a.x, a.indices, reduction="none", temperature=2, **u),
+            lambda a=a: f(a.x, a.probabilities, weight=a.weight),
+            lambda a=a: f(a.x, a.indices + 1000),
+            lambda a=a: f(a.x, a.indices, weight=-a.weight),
+            lambda a=a: f(a.x, a.where),
+            lambda a=a: f(a.x, a.indices, reduction="all"),
+            lambda a=a: f(a.x, a.indices, a.x.ndim),
+            lambda a=a: f(a.x, a.probabilities, ignore_index=0),
+        ]
+        if into:
+            out = np.empty(a.x.shape, a.dy.dtype.newbyteorder("="))
+            calls += [
+                lambda a=a, out=out: f(a.x, a.indices, out=out),
+                lambda a=a, out=out: f(out, a.indices, out=out),
+                lambda a=a, out=out: f(a.x, a.indices, out=out[:0]),
+            ]
+    return [*calls, lambda: f(LARGE.x, LARGE.indices), lambda: f(HUGE, HUGE, reduction="none")]
+
+
+def core() -> Calls:
+    """What the core refuses by itself: in a call of the package every argument is right."""
+    x = np.ones(3)
+    given = (x, None, x.dtype, (0,), 1.0, None)
+    wrong = [(), (None, *given[1:]), (*given[:2], "f4", *given[3:]), (*given[:3], [0], *given[4:])]
+    wrong += [(*given[:3], (0.5,), *given[4:]), (*given[:4], "hot", None), (*given[:5], "all")]
+    return [
+        lambda: _core.softmax(*given),
+        *(lambda arguments=arguments: _core.softmax(*arguments) for arguments in wrong),
+    ]
+
+
+def runtime() -> Calls:
+    return [
+        fs.get_num_threads,
+        lambda: fs.show_config(mode="dicts"),
+        lambda: fs.show_config(mode="html"),
+        lambda: fs.set_num_threads(2),
+        lambda: fs.set_num_threads(0),
+        lambda: fs.set_num_threads("many"),
+        lambda: fs.num_threads(1).__enter__(),
+    ]
+
+
+FUNCTIONS: dict[str, Callable[[], Calls]] = {
+    "softmax": lambda: transforms(fs.softmax),
+    "log_softmax": lambda: transforms(fs.log_softmax),
+    "logsumexp": reductions,
+    "softmax_grad": lambda: gradients(fs.softmax_grad),
+    "log_softmax_grad": lambda: gradients(fs.log_softmax_grad),
+    "cross_entropy": lambda: losses(fs.cross_entropy),
+    "cross_entropy_grad": lambda: losses(fs.cross_entropy_grad, into=True),
+    "cross_entropy_with_grad": lambda: losses(fs.cross_entropy_with_grad, into=True),
+    "the core's own refusals": core,
+    "threads and show_config": runtime,
+}
+
+
+def resident() -> int:
+    """Of this process, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@dataclass
+class Growth:
+    calls: int
+    raised: int
+    seconds: float
+    resident: tuple[int, int]
+    blocks: tuple[int, int]
+
+    @property
+    def is_flat(self) -> bool:
+        return np.diff(self.resident)[0] <= SLACK and np.diff(self.blocks)[0] <= FEW_BLOCKS
+
+
+def repeat(calls: Calls, count: int) -> int:
+    """Make so many calls, each in its turn; how many of them raised."""
+    raised = 0
+    for call in islice(cycle(calls), count):
+        try:
+            call()
+        except (TypeError, ValueError, MemoryError):  # an AxisError is both a ValueError and an IndexError
+            raised += 1
+    return raised
+
+
+def growth(calls: Calls, count: int) -> Growth:
+    """What `count` calls leave behind, after as many as fill every cache."""
+    repeat(calls, max(count // 10, 2 * len(calls)))
+    gc.collect()
+    before = resident(), sys.getallocatedblocks()
+    start = time.perf_counter()
+    raised = repeat(calls, count)
+    seconds = time.perf_counter() - start
+    gc.collect()
+    after = resident(), sys.getallocatedblocks()
+    return Growth(count, raised, seconds, *zip(before, after, strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calls", type=int, default=1_000_000, help="of each function (default: %(default)s)")
+    count = parser.parse_args().calls
+    failed = []
+    for name, calls in FUNCTIONS.items():
+        g = growth(calls(), count)
+        kib = [n / 1024 for n in g.resident]
+        print(
+            f"{name:<24}{g.calls:>9,} calls, {g.raised:,} raised, {g.seconds:.1f} s, "
+            f"resident {kib[0]:,.0f} to {kib[1]:,.0f} KiB, blocks {g.blocks[0]:,} to {g.blocks[1]:,}",
+            flush=True,
+        )
+        if not g.is_flat:
+            failed.append(name)
+    sys.exit(f"memory grew: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

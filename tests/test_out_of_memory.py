@@ -1,0 +1,42 @@
+"""Without memory a call raises MemoryError, and its inputs and `out` are as they were."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+
+PROGRAM = Path(__file__).parent / "failing_memory.py"
+
+
+def run(kind, threads, environment):
+    """How many allocations, or calls, failed."""
+    command = [sys.executable, PROGRAM, kind, str(threads)]
+    variables = environment | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"in {done.stdout.splitlines()[-1:]}: {done.stderr[-3000:]}"
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def failing_malloc(shared_library, environment):
+    if "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+        pytest.skip("needs glibc")
+    return environment | {"LD_PRELOAD": str(shared_library("failing_malloc.c"))}
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_each_block_of_memory_may_be_refused(n, failing_malloc):
+    assert run("blocks", n, failing_malloc) > 300
+
+
+def test_each_object_may_be_refused(failing_malloc):
+    assert run("objects", 1, failing_malloc | {"PYTHONMALLOC": "malloc"}) > 1000
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_no_memory_may_be_left(n, environment):
+    assert run("exhausted", n, environment) > 50
