@@ -18,6 +18,12 @@ CPP = [
 
 THREADED_TESTS = ["tests/test_threads.py"]
 
+SCHEMAS = [
+    *(("github-workflows", str(path)) for path in Path(".github/workflows").iterdir()),
+    ("dependabot", ".github/dependabot.yml"),
+    ("citation-file-format", "CITATION.cff"),
+]
+
 
 def install_groups(session: nox.Session, *names: str) -> None:
     session.install("--upgrade", "pip>=25.1")  # the first that knows dependency groups
@@ -33,12 +39,16 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting and lint of Python and C++; with `-- fix`, put right what can be."""
+    """Formatting and lint of Python, C++ and what other tools read; with `-- fix`, put right what can be."""
     install_groups(session, "lint")
     fix = "fix" in session.posargs
     session.run("ruff", "check", *(["--fix"] if fix else []))
     session.run("ruff", "format", *([] if fix else ["--check"]))
     session.run("clang-format", *(["-i"] if fix else ["--dry-run", "-Werror"]), *CPP)
+    session.run("validate-pyproject", "pyproject.toml")
+    for schema, file in SCHEMAS:
+        session.run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", file)
+    session.run("zizmor", "--offline", "--quiet", ".github")
 
 
 @nox.session
@@ -85,11 +95,15 @@ def tidy(session: nox.Session) -> None:
 
 @nox.session
 def dist(session: nox.Session) -> None:
-    """An sdist, the wheel that it builds, and what is in them."""
+    """What a release holds, by default in a temporary folder; and that the tree gives the same wheel, bit for bit."""
     install_groups(session, "dist")
-    target = session.create_tmp()
-    session.run("python", "-m", "build", "--outdir", target)
-    session.run("python", ".ci/check_dist.py", target)
+    folder = session.posargs[0] if session.posargs else session.create_tmp()
+    session.run("python", "-m", "build", "--outdir", folder)
+    session.run("python", ".ci/check_dist.py", folder)
+    session.run("twine", "check", "--strict", f"{folder}/*")
+    session.run("check-wheel-contents", folder)
+    session.install(".")
+    session.run("python", ".ci/check_reproducible.py", folder)
 
 
 @nox.session

@@ -1,4 +1,5 @@
-"""Check an sdist and a wheel: what must be in them is, nothing else is, and the wheel is small.
+"""Check an sdist and a wheel: what must be in them is, nothing else is, the wheel is small, and
+the changelog knows the version.
 
 python .ci/check_dist.py FOLDER
 """
@@ -42,7 +43,12 @@ def main(folder: Path) -> None:
     (wheel,) = folder.glob("*.whl")
     with tarfile.open(sdist) as archive:
         members = [member.name.split("/", 1)[1] for member in archive.getmembers() if member.isfile()]
+        root = sdist.name.removesuffix(".tar.gz")
+        changelog = archive.extractfile(f"{root}/CHANGELOG.md").read().decode()
     check(sdist.name, members, SDIST)
+    version = root.removeprefix("fastsoftmax-")
+    if f"\n## [{version}]" not in changelog:
+        sys.exit(f"CHANGELOG.md has nothing of {version}, the version in pyproject.toml")
     with zipfile.ZipFile(wheel) as packed:
         check(wheel.name, (name for name in packed.namelist() if not name.endswith("/")), WHEEL)
     size = wheel.stat().st_size
