@@ -17,6 +17,7 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: runs once more for every SIMD target, from test_targets.py")
+    config.addinivalue_line("markers", "huge: takes minutes and 10 GB of memory; runs only with -m huge")
 
 
 def pytest_report_header() -> str:
