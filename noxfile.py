@@ -10,6 +10,9 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
 
+# As the classifiers say; those that a machine lacks are skipped.
+PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
+
 C = ["bench/limits.c", *sorted(str(path) for path in Path("tests").glob("*.c"))]
 CPP = [*sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")), *C]
 
@@ -27,9 +30,9 @@ def install_groups(session: nox.Session, *names: str) -> None:
     session.install(*(word for name in names for word in ("--group", name)))
 
 
-@nox.session
+@nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The test suite, on every target that the machine has."""
+    """The test suite, on every Python and target that the machine has."""
     session.install(".[test]")
     session.run("python", "-m", "pytest", *session.posargs)
 
@@ -147,3 +150,16 @@ def debian(session: nox.Session, architecture: str) -> Path:
         for package in (root / "var/cache/apt/archives").glob("*.deb"):
             session.run("dpkg-deb", "--extract", str(package), str(root), silent=True, external=True)
     return root
+
+
+@nox.session(python=["3.13t", "3.14t", "3.15t"])
+def free_threading(session: nox.Session) -> None:
+    """Each test of what the functions give in four threads at once, on a Python without the GIL."""
+    session.install(".[test]", "pytest-run-parallel>=0.10")
+    functions = ("arguments", "end_to_end", "losses", "properties", "races", "same_bits", "transforms", "values")
+    session.run(
+        *("python", "-W", "error", "-m", "pytest", "--parallel-threads=4", "--iterations=2"),
+        *("--skip-thread-unsafe=True", "-o", "thread_unsafe_fixtures=threads"),
+        *(f"tests/test_{name}.py" for name in functions),
+        *session.posargs,
+    )

@@ -242,7 +242,7 @@ bool Batch::one_after_another(Role role) const {
 double Batch::target_score(const Run& run, const Offsets& offsets, std::ptrdiff_t i) const {
     double score = 0;
     const std::int64_t target = run.target ? run.target[i] : -1;
-    if (target >= 0) gather_doubles(scores, slices_.batch.moved(offsets, i), target, target + 1, &score);
+    if (is_class(target, classes_)) gather_doubles(scores, slices_.batch.moved(offsets, i), target, target + 1, &score);
     return score;
 }
 

@@ -15,12 +15,6 @@ namespace {
 // Losses to be reduced are held for so many slices at a time.
 constexpr std::ptrdiff_t losses_held = 65536;
 
-// Its top bit tells whether there is such a class: the sign of index - classes, where index has none.
-std::uint64_t class_bit(std::int64_t index, std::ptrdiff_t classes) {
-    const auto i = static_cast<std::uint64_t>(index);
-    return ~i & (i - static_cast<std::uint64_t>(classes));
-}
-
 // A sum in order of position alone: eight partial sums of two doubles each, so that it is right to the last digit.
 class OrderedSum {
   public:
@@ -172,7 +166,7 @@ class CrossEntropy {
                 const std::ptrdiff_t some = std::min(length - from, slices_per_call);
                 read_targets(slices_.batch.moved(at, from), some, targets);
                 for (std::ptrdiff_t i = 0; i < some; ++i) {
-                    if (targets[i] < 0) continue;
+                    if (!is_class(targets[i], batch_.classes())) continue;
                     none_counts_ = false;
                     weights.add(weight_ ? weight_[targets[i]] : 1);
                 }
@@ -182,15 +176,13 @@ class CrossEntropy {
         divisor_ = weights.total() == 0 ? std::numeric_limits<double>::quiet_NaN() : weights.total();
     }
 
-    // The targets of neighbouring slices; -1: ignored. So is one that another thread has put out of range since they
-    // were checked: the result is anything, but nothing outside an array is touched.
+    // The targets of neighbouring slices; what is no class, as -1: ignored. Another thread may have put anything there
+    // since they were checked.
     void read_targets(const Offsets& first, std::ptrdiff_t length, std::int64_t* targets) const {
         read_indices(slices_.arrays[target], first[target], slices_.batch.last().strides[target], length, targets);
-        if (loss_.ignore_index)
-            for (std::ptrdiff_t i = 0; i < length; ++i)
-                if (targets[i] == *loss_.ignore_index) targets[i] = -1;
+        if (!loss_.ignore_index) return;
         for (std::ptrdiff_t i = 0; i < length; ++i)
-            targets[i] |= static_cast<std::int64_t>((class_bit(targets[i], batch_.classes()) >> 63) - 1);
+            if (targets[i] == *loss_.ignore_index) targets[i] = -1;
     }
 
     // What kernels need of neighbouring slices.
@@ -217,7 +209,7 @@ class CrossEntropy {
             return;
         }
         for (std::ptrdiff_t i = 0; i < length; ++i) {
-            const bool counts = s.targets[i] >= 0;
+            const bool counts = is_class(s.targets[i], batch_.classes());
             s.chosen[i] = counts ? (1 - loss_.label_smoothing) * (weight_ ? weight_[s.targets[i]] : 1) : 0;
             if (!counts) s.scale[i] = 0;  // whatever comes from above
         }
@@ -318,13 +310,15 @@ std::ptrdiff_t find_invalid_target(Slices& slices, std::ptrdiff_t classes, std::
         for (std::ptrdiff_t from = 0; from < length && found < 0; from += slices_per_call) {
             const std::ptrdiff_t some = std::min(length - from, slices_per_call);
             read_indices(slices.arrays[target], at[target] + from * stride, stride, some, targets);
-            // Of all targets at once, since few calls find one amiss.
+            // The sign of t - classes, where t has none: of all targets at once, since few calls find one amiss.
             std::uint64_t within = ~std::uint64_t{0};
-            for (std::ptrdiff_t i = 0; i < some; ++i) within &= class_bit(targets[i], classes);
+            for (std::ptrdiff_t i = 0; i < some; ++i) {
+                const auto t = static_cast<std::uint64_t>(targets[i]);
+                within &= ~t & (t - static_cast<std::uint64_t>(classes));
+            }
             if (within >> 63) continue;
             for (std::ptrdiff_t i = 0; i < some && found < 0; ++i) {
-                const bool valid =
-                    class_bit(targets[i], classes) >> 63 || (ignore_index && targets[i] == *ignore_index);
+                const bool valid = is_class(targets[i], classes) || targets[i] == ignore_index;
                 if (!valid) found = position + from + i;
             }
         }

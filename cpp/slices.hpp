@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels/kernels.hpp"
 
@@ -28,6 +29,8 @@ struct Array {
     ElementType type = float32;
     bool swapped = false;  // in the other byte order
 };
+
+constexpr bool is_class(std::int64_t index, std::ptrdiff_t classes) { return 0 <= index && index < classes; }
 
 using Offsets = std::array<std::ptrdiff_t, roles>;  // in bytes
 

@@ -69,7 +69,7 @@ struct Run {
 
     double* value = nullptr;  // logsumexp, or the loss before any reduction
     // Cross-entropy: loss = chosen * -log p[target] + sum over classes of terms * -log p; its gradient times `scale`.
-    const std::int64_t* target = nullptr;  // null: `terms` alone; an entry of -1: an ignored slice
+    const std::int64_t* target = nullptr;  // null: `terms` alone; an entry that is no class: an ignored slice
     const double* chosen = nullptr;
     const double* scale = nullptr;  // gradient alone
     const void* terms = nullptr;    // of the type computed in, one a class for all slices; null: none

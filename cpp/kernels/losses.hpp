@@ -36,7 +36,7 @@ class Classes {
 template <class T>
 struct Targets {
     static constexpr int lanes = Pack<T>::lanes;
-    std::int64_t index[lanes];  // -1: none
+    std::int64_t index[lanes];  // negative: none
     bool given;                 // otherwise none is an ignored slice
     bool any_ignored;
     Doubles<T> chosen;
@@ -62,9 +62,17 @@ struct Targets {
             for (int i = 0; i < count; ++i) index[i] = run.target[first + i];
             chosen = load_doubles<T>(run.chosen + first, count);
         }
-        std::int64_t signs = 0;
-        for (int i = 0; i < count; ++i) signs |= index[i];
-        any_ignored = signs < 0;
+        // The sign of an index, or of what the last class has over it.
+        std::uint64_t signs = 0;
+        const auto last = static_cast<std::uint64_t>(run.classes - 1);
+        for (int i = 0; i < count; ++i) {
+            const auto c = static_cast<std::uint64_t>(index[i]);
+            signs |= c | (last - c);
+        }
+        any_ignored = signs >> 63;
+        if (!any_ignored) return;
+        for (auto& c : index)
+            if (c >= run.classes) c = -1;
     }
 };
 
