@@ -9,7 +9,10 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
 
-CPP = [*sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")), "bench/limits.c"]
+CPP = [
+    *sorted(str(path) for folder in ("cpp", "tests") for path in Path(folder).rglob("*.[ch]pp")),
+    "bench/limits.c",
+]
 
 
 def install_groups(session: nox.Session, *names: str) -> None:
@@ -81,3 +84,21 @@ def dist(session: nox.Session) -> None:
     target = session.create_tmp()
     session.run("python", "-m", "build", "--outdir", target)
     session.run("python", ".ci/check_dist.py", target)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """libFuzzer over the core, by Clang; arguments after `--` are its own, for example `-- -runs=10000000`."""
+    session.install("cmake", "ninja", "pybind11")
+    cmakedir = session.run("python", "-m", "pybind11", "--cmakedir", silent=True)
+    clang = os.environ.get("CXX", "clang++")
+    build = Path("build/fuzz")
+    options = [f"-DCMAKE_CXX_COMPILER={clang}", f"-Dpybind11_DIR={str(cmakedir).strip()}"]
+    session.run("cmake", "-S", "tests/fuzz", "-B", str(build), "-G", "Ninja", *options)
+    session.run("cmake", "--build", str(build))
+    (build / "corpus").mkdir(exist_ok=True)
+    limits = ["-max_len=256", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
+    runs = session.posargs or ["-runs=1000000"]
+    session.run(
+        str(build / "fuzz_core"), *limits, f"-artifact_prefix={build}/", *runs, str(build / "corpus"), external=True
+    )
