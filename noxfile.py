@@ -13,8 +13,10 @@ nox.options.default_venv_backend = "venv"
 # As the classifiers say; those that a machine lacks are skipped.
 PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 
-C = ["bench/limits.c", *sorted(str(path) for path in Path("tests").glob("*.c"))]
-CPP = [*sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")), *C]
+FOLDERS = ("bench", "cpp", "tests")
+CPP = sorted(
+    str(path) for folder in FOLDERS for path in Path(folder).rglob("*") if path.suffix in (".c", ".cpp", ".hpp")
+)
 
 THREADED_TESTS = ["tests/test_threads.py"]
 
@@ -162,4 +164,22 @@ def free_threading(session: nox.Session) -> None:
         *("--skip-thread-unsafe=True", "-o", "thread_unsafe_fixtures=threads"),
         *(f"tests/test_{name}.py" for name in functions),
         *session.posargs,
+    )
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """libFuzzer over the core, by Clang; arguments after `--` are its own, for example `-- -runs=10000000`."""
+    session.install("cmake", "ninja", "pybind11")
+    cmakedir = session.run("python", "-m", "pybind11", "--cmakedir", silent=True)
+    clang = os.environ.get("CXX", "clang++")
+    build = Path("build/fuzz")
+    options = [f"-DCMAKE_CXX_COMPILER={clang}", f"-Dpybind11_DIR={str(cmakedir).strip()}"]
+    session.run("cmake", "-S", "tests/fuzz", "-B", str(build), "-G", "Ninja", *options)
+    session.run("cmake", "--build", str(build))
+    (build / "corpus").mkdir(exist_ok=True)
+    limits = ["-max_len=256", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
+    runs = session.posargs or ["-runs=1000000"]
+    session.run(
+        str(build / "fuzz_core"), *limits, f"-artifact_prefix={build}/", *runs, str(build / "corpus"), external=True
     )

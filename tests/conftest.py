@@ -12,6 +12,7 @@ import pytest
 from fastsoftmax import _core
 
 hypothesis.settings.register_profile("suite", deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("fuzz", hypothesis.settings.get_profile("suite"), max_examples=12_500)
 hypothesis.settings.load_profile("suite")
 
 

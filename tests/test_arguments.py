@@ -565,6 +565,7 @@ def test_the_number_of_threads_is_an_integer(n):
         pass
 
 
-def test_show_config_has_two_modes():
+@pytest.mark.parametrize("mode", ["json", None, Everything()])
+def test_show_config_has_two_modes(mode):
     with pytest.raises(ValueError, match="mode"):
-        fs.show_config(mode="json")
+        fs.show_config(mode=mode)

@@ -125,7 +125,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     >>> sorted(fs.show_config(mode="dicts"))
     ['compiler', 'fastsoftmax', 'numpy', 'openmp', 'python', 'targets', 'threads']
     """
-    if mode not in ("stdout", "dicts"):
+    if not isinstance(mode, str) or mode not in ("stdout", "dicts"):
         raise ValueError(f"mode is {mode!r}; expected 'stdout' or 'dicts'")
     from . import __version__
 

@@ -1,0 +1,1051 @@
+// A libFuzzer target over the core: from the input's bytes an operation and its arrays, of any shape, strides, dtype,
+// byte order and values; the result of every element against a plain definition in long double, within the bounds that
+// the README lists, and every other byte as it was. Each array lies in memory of exactly its own size, so that
+// AddressSanitizer sees one byte too far. See CONTRIBUTING.md for how to run it.
+#include <fuzzer/FuzzedDataProvider.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "operations.hpp"
+#include "targets.hpp"
+#include "threads.hpp"
+
+// Threads one after another and the last one first: which is first must not matter, and runs can be repeated.
+namespace fastsoftmax {
+
+static int threads_now = 1;
+
+int get_num_threads() { return threads_now; }
+
+void run_parts(int parts, void (*call)(const void* body, int part), const void* body) {
+    for (int part = parts - 1; part >= 0; --part) call(body, part);
+}
+
+}  // namespace fastsoftmax
+
+namespace {
+
+using namespace fastsoftmax;
+using Real = long double;
+
+constexpr Real infinity = std::numeric_limits<Real>::infinity();
+const Real nan_value = std::numeric_limits<Real>::quiet_NaN();
+
+// --- elements
+
+constexpr int bytes_of[element_types] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
+constexpr const char* name_of[element_types] = {"float16", "bfloat16", "float32", "float64", "bool",   "int8",  "int16",
+                                                "int32",   "int64",    "uint8",   "uint16",  "uint32", "uint64"};
+
+// Of an element: sizes that the compiler knows.
+void copy_element(void* to, const void* from, ElementType type) {
+    switch (bytes_of[type]) {
+        case 1:
+            std::memcpy(to, from, 1);
+            break;
+        case 2:
+            std::memcpy(to, from, 2);
+            break;
+        case 4:
+            std::memcpy(to, from, 4);
+            break;
+        default:
+            std::memcpy(to, from, 8);
+    }
+}
+
+bool is_floating(ElementType type) { return type < floating_types; }
+
+// float16, bfloat16, float32, float64.
+struct Format {
+    int mantissa, least_exponent;
+    Real largest;
+
+    Real smallest_normal() const { return std::ldexp(Real(1), least_exponent); }
+    // Exponentials are computed 2^64 times as large, and none that is subnormal then.
+    Real vanishing() const { return smallest_normal() * 0x1p-60L; }
+    Real smallest_subnormal() const { return std::ldexp(Real(1), least_exponent - mantissa); }
+};
+const Format formats[floating_types] = {
+    {10, -14, 65504}, {7, -126, 0x1.fep127L}, {23, -126, 0x1.fffffep127L}, {52, -1022, 0x1.fffffffffffffp1023L}};
+
+template <class E>
+Real as(std::uint64_t bits) {
+    E element;
+    std::memcpy(&element, &bits, sizeof element);
+    return static_cast<Real>(element);
+}
+
+// As the core promises to see it: an integer as a float64.
+Real value_of(ElementType type, std::uint64_t bits) {
+    switch (type) {
+        case float16:
+            return as<_Float16>(bits);
+        case bfloat16:
+            return as<float>(bits << 16);
+        case float32:
+            return as<float>(bits);
+        case float64:
+            return as<double>(bits);
+        case boolean:
+            return (bits & 0xff) != 0;
+        case int8:
+            return as<std::int8_t>(bits);
+        case int16:
+            return as<std::int16_t>(bits);
+        case int32:
+            return as<std::int32_t>(bits);
+        case int64:
+            return static_cast<double>(static_cast<std::int64_t>(bits));
+        case uint8:
+            return as<std::uint8_t>(bits);
+        case uint16:
+            return as<std::uint16_t>(bits);
+        case uint32:
+            return as<std::uint32_t>(bits);
+        default:
+            return static_cast<double>(bits);
+    }
+}
+
+std::uint64_t bits_of(ElementType type, double value) {
+    std::uint64_t bits = 0;
+    if (type == float16) {
+        const auto element = static_cast<_Float16>(value);
+        std::memcpy(&bits, &element, sizeof element);
+    } else if (type == bfloat16 || type == float32) {
+        const auto element = static_cast<float>(value);
+        std::memcpy(&bits, &element, sizeof element);
+        if (type == bfloat16) bits >>= 16;
+    } else if (type == float64) {
+        std::memcpy(&bits, &value, sizeof value);
+    } else if (std::fabs(value) < 0x1p62) {
+        bits = static_cast<std::uint64_t>(static_cast<std::int64_t>(value));
+    }
+    return bits;
+}
+
+// --- arrays
+
+struct Shape {
+    std::vector<std::ptrdiff_t> sizes;
+    std::vector<bool> is_class;
+
+    // The product of the batch axes or of the class axes.
+    std::ptrdiff_t count(bool classes) const {
+        std::ptrdiff_t product = 1;
+        for (std::size_t d = 0; d < sizes.size(); ++d)
+            if (is_class[d] == classes) product *= sizes[d];
+        return product;
+    }
+};
+
+// An array in memory that ends with its last byte.
+struct Memory {
+    ElementType type = float32;
+    bool swapped = false;
+    std::vector<std::ptrdiff_t> strides;  // one an axis of the shape; 0 for class axes of what is one element a slice
+    std::ptrdiff_t first = 0, size = 0;
+    std::unique_ptr<std::byte[]> bytes, before;
+    std::vector<std::ptrdiff_t> of_batch, of_class;  // offsets in C order
+
+    std::byte* data() const { return bytes.get() + first; }
+    std::byte* at(std::ptrdiff_t slice, std::ptrdiff_t c = 0) const { return data() + of_batch[slice] + of_class[c]; }
+
+    std::uint64_t bits(std::ptrdiff_t slice, std::ptrdiff_t c = 0) const {
+        std::uint64_t found = 0;
+        load(&found, at(slice, c));
+        return found;
+    }
+    Real value(std::ptrdiff_t slice, std::ptrdiff_t c = 0) const { return value_of(type, bits(slice, c)); }
+
+    void set_bits(std::byte* place, std::uint64_t bits) const {
+        auto* from = reinterpret_cast<std::byte*>(&bits);
+        if (swapped) std::reverse(from, from + bytes_of[type]);
+        copy_element(place, from, type);
+    }
+
+  private:
+    void load(std::uint64_t* bits, const std::byte* place) const {
+        auto* to = reinterpret_cast<std::byte*>(bits);
+        copy_element(to, place, type);
+        if (swapped) std::reverse(to, to + bytes_of[type]);
+    }
+};
+
+// Offsets of all elements of the batch axes, or of the class axes, in C order.
+std::vector<std::ptrdiff_t> offsets(const Shape& shape, const std::vector<std::ptrdiff_t>& strides, bool classes) {
+    std::vector<std::ptrdiff_t> all{0};
+    for (std::size_t d = 0; d < shape.sizes.size(); ++d) {
+        if (shape.is_class[d] != classes) continue;
+        std::vector<std::ptrdiff_t> next;
+        next.reserve(all.size() * static_cast<std::size_t>(shape.sizes[d]));
+        for (const std::ptrdiff_t offset : all)
+            for (std::ptrdiff_t i = 0; i < shape.sizes[d]; ++i) next.push_back(offset + i * strides[d]);
+        all = std::move(next);
+    }
+    return all;
+}
+
+// --- the definitions
+
+// a + b and what its rounding lost (Knuth).
+struct Two {
+    Real high, low;
+};
+Two two_sum(Real a, Real b) {
+    const Real high = a + b, part = high - a;
+    const Real low = (a - (high - part)) + (b - part);
+    return {high, std::isfinite(high) ? low : 0};
+}
+
+struct Sum {
+    Real high = 0, low = 0;
+    void add(Real x) {
+        const Two next = two_sum(high, x);
+        high = next.high;
+        low += next.low;
+    }
+    Real total() const { return std::isfinite(high) ? high + low : high; }
+};
+
+// (a - b) / divisor in two parts.
+Two scaled_difference(Real a, Real b, Real divisor) {
+    Two d = two_sum(a, -b);
+    if (divisor == 1 || !std::isfinite(d.high)) return {d.high / divisor, 0};
+    const Real quotient = d.high / divisor;
+    const auto halves = [](Real x) {
+        const Real scaled = x * 0x100000001p0L, upper = scaled - (scaled - x);
+        return Two{upper, x - upper};
+    };
+    const Two q = halves(quotient), t = halves(divisor);
+    const Real remainder = ((d.high - q.high * t.high) - q.high * t.low) - q.low * t.high - q.low * t.low;
+    return {quotient, (remainder + d.low) / divisor};
+}
+
+// What softmax, its logarithm and its loss need of the scores of a slice; -inf: takes no part.
+struct Slice {
+    std::vector<Two> distance;  // to the peak, over the temperature
+    std::vector<Real> exponential;
+    std::size_t top = 0;
+    Real peak = -infinity, rest = 0;
+    bool nan = false, empty = true;
+
+    Slice(const std::vector<Real>& x, Real temperature) {
+        for (std::size_t c = 0; c < x.size(); ++c) {
+            nan = nan || std::isnan(x[c]);
+            if (x[c] > peak) {
+                peak = x[c];
+                top = c;
+            }
+        }
+        empty = peak == -infinity;
+        if (!defined()) return;
+        distance.reserve(x.size());
+        exponential.reserve(x.size());
+        Sum others;
+        for (std::size_t c = 0; c < x.size(); ++c) {
+            const Two d = scaled_difference(x[c], peak, temperature);
+            const Real e = d.high > -11000 ? std::exp(d.high) * (1 + d.low) : 0;
+            if (c != top) others.add(e);
+            distance.push_back(d);
+            exponential.push_back(e);
+        }
+        rest = others.total();
+    }
+
+    bool defined() const { return !nan && !empty && peak < infinity; }
+    Real softmax(std::size_t c) const { return exponential[c] / (1 + rest); }
+    Real others(std::size_t c) const { return (c == top ? rest : 1 + rest - exponential[c]) / (1 + rest); }
+    Real log_softmax(std::size_t c) const { return distance[c].high - (std::log1p(rest) - distance[c].low); }
+};
+
+// --- one input, one call
+
+class Case {
+  public:
+    Case(const std::uint8_t* data, std::size_t size) : given_(data, size) {
+        // Large arrays take a hundred times as long: whatever libFuzzer makes of the input, one in so many.
+        std::uint64_t hash = 0xcbf29ce484222325u;
+        for (std::size_t i = 0; i < size; ++i) hash = (hash ^ data[i]) * 0x100000001b3u;
+        large_ = (hash >> 32) % 512 == 0;
+        longer_ = (hash >> 32) % 32 == 1;
+        random_ = hash;
+    }
+
+    void run() {
+        choose_kernels();
+        operation_ = static_cast<Operation>(given_.ConsumeIntegralInRange<int>(0, operations - 1));
+        choose_shape();
+        switch (operation_) {
+            case softmax:
+            case log_softmax:
+                return run_transform();
+            case softmax_grad:
+            case log_softmax_grad:
+                return run_gradient();
+            case logsumexp:
+                return given_.ConsumeBool() ? run_weighed() : run_logsumexp();
+            default:
+                return run_loss();
+        }
+    }
+
+  private:
+    FuzzedDataProvider given_;
+    bool large_, longer_;
+    std::uint64_t random_;
+    Operation operation_ = softmax;
+    Shape shape_;
+    std::ptrdiff_t batch_ = 1, classes_ = 1;
+    double temperature_ = 1;
+    std::array<Memory, roles> memory_;
+    bool in_place_[roles] = {};  // the output is this array
+    Slices slices_;
+    Loss loss_;
+
+    // --- choices
+
+    std::uint64_t random() {  // splitmix64
+        std::uint64_t z = random_ += 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        return z ^ (z >> 31);
+    }
+
+    template <class T>
+    T in_range(T least, T most) {
+        return given_.ConsumeIntegralInRange<T>(least, most);
+    }
+    bool rarely() { return in_range(0, 7) == 7; }
+    ElementType any_type() { return static_cast<ElementType>(in_range(0, element_types - 1)); }
+    ElementType floating_type() { return static_cast<ElementType>(in_range(0, floating_types - 1)); }
+    // The type of the logits is floating more often than not.
+    ElementType score_type() { return rarely() ? any_type() : floating_type(); }
+    double any_double() {
+        const auto bits = given_.ConsumeIntegral<std::uint64_t>();
+        return static_cast<double>(value_of(float64, bits));
+    }
+
+    void choose_kernels() {
+        static const std::vector<std::string> usable = targets_usable();
+        const auto chosen = static_cast<std::size_t>(in_range(0, static_cast<int>(usable.size()) - 1));
+        setenv("FASTSOFTMAX_TARGET", usable[chosen].c_str(), 1);
+        choose_target();
+        threads_now = in_range(1, 3);
+    }
+
+    void choose_shape() {
+        const int axes = in_range(0, 4);
+        std::ptrdiff_t left = large_ ? 50'000 : longer_ ? 1500 : rarely() ? 200 : 48;
+        for (int d = 0; d < axes; ++d) {
+            std::ptrdiff_t size;
+            switch (in_range(0, 3)) {
+                case 0:
+                    size = in_range(0, 5);
+                    break;
+                case 1:
+                    size = in_range(6, 40);
+                    break;
+                case 2:
+                    size = 16 * in_range(1, 8) + in_range(-1, 1);  // round the widths of packs
+                    break;
+                default:
+                    size = in_range(1, 300);
+            }
+            if (large_ && given_.ConsumeBool()) size = in_range(1000, 50'000);
+            size = std::min(size, left);
+            left /= std::max<std::ptrdiff_t>(size, 1);
+            shape_.sizes.push_back(size);
+            shape_.is_class.push_back(given_.ConsumeBool());
+        }
+        if (operation_ >= cross_entropy) {  // one axis of classes, at least one class
+            if (shape_.sizes.empty()) {
+                shape_.sizes.push_back(3);
+                shape_.is_class.push_back(true);
+            }
+            const auto axis = static_cast<std::size_t>(in_range(0, static_cast<int>(shape_.sizes.size()) - 1));
+            shape_.is_class.assign(shape_.sizes.size(), false);
+            shape_.is_class[axis] = true;
+            shape_.sizes[axis] = std::max<std::ptrdiff_t>(shape_.sizes[axis], 1);
+        }
+        batch_ = shape_.count(false);
+        classes_ = shape_.count(true);
+        for (std::size_t d = 0; d < shape_.sizes.size(); ++d)
+            (shape_.is_class[d] ? slices_.classes : slices_.batch).append({shape_.sizes[d], {}});
+    }
+
+    void choose_temperature() {
+        switch (in_range(0, 3)) {
+            case 0:
+                temperature_ = std::ldexp(in_range(1, 255), in_range(-8, 4));
+                break;
+            case 1: {
+                const double number = std::fabs(any_double());
+                if (number > 0 && number < HUGE_VAL) temperature_ = number;
+                break;
+            }
+            default:
+                temperature_ = 1;
+        }
+    }
+
+    // Layout, memory and values of the array in a role. `own`: no two of its elements share a byte.
+    Memory& make(Role role, ElementType type, bool swapped, bool per_slice, bool own) {
+        Memory& m = memory_[role];
+        m.type = type;
+        m.swapped = swapped;
+        const std::size_t axes = shape_.sizes.size();
+        m.strides.assign(axes, 0);
+        std::vector<std::size_t> order(axes);
+        for (std::size_t d = 0; d < axes; ++d) order[d] = axes - 1 - d;
+        const int layout = in_range(0, 3);  // 0: C order
+        if (layout == 1)
+            for (std::size_t d = axes; d > 1; --d)
+                std::swap(order[d - 1], order[static_cast<std::size_t>(in_range(0, static_cast<int>(d) - 1))]);
+        std::ptrdiff_t reach = bytes_of[type];
+        for (const std::size_t d : order) {
+            if (per_slice && shape_.is_class[d]) continue;
+            std::ptrdiff_t stride = reach;
+            if (layout >= 2) {
+                const int kind = in_range(0, 5);
+                if (kind == 1) stride += bytes_of[type] * in_range(1, 4);
+                if (kind == 2) stride += in_range(1, 9);  // no multiple of the element's size
+                if (kind == 3 && !own) stride = 0;
+                if (kind == 4 && !own) stride = in_range(0, 2 * bytes_of[type]);
+            }
+            reach = std::max(reach, stride * std::max<std::ptrdiff_t>(shape_.sizes[d] - 1, 0) + reach);
+            m.strides[d] = layout >= 2 && given_.ConsumeBool() ? -stride : stride;
+        }
+        const std::ptrdiff_t askew = layout == 3 ? in_range(0, 7) : 0;
+        std::ptrdiff_t least = 0, most = 0;
+        const bool none = batch_ == 0 || (!per_slice && classes_ == 0);
+        for (std::size_t d = 0; d < axes && !none; ++d) {
+            if (m.strides[d] == 0) continue;
+            (m.strides[d] < 0 ? least : most) += m.strides[d] * (shape_.sizes[d] - 1);
+        }
+        m.size = none ? 0 : askew + most - least + bytes_of[type];
+        m.first = none ? 0 : askew - least;
+        m.bytes.reset(new std::byte[static_cast<std::size_t>(m.size)]);
+        std::memset(m.bytes.get(), 0xa5, static_cast<std::size_t>(m.size));
+        m.of_batch = offsets(shape_, m.strides, false);
+        m.of_class = per_slice ? std::vector<std::ptrdiff_t>{0} : offsets(shape_, m.strides, true);
+        take(role, m);
+        return m;
+    }
+
+    // What the core is told of it.
+    void take(Role role, const Memory& m) {
+        slices_.arrays[role] = {m.data(), m.type, m.swapped};
+        int batch = 0, classes = 0;
+        for (std::size_t d = 0; d < shape_.sizes.size(); ++d)
+            (shape_.is_class[d] ? slices_.classes.axis[static_cast<std::size_t>(classes++)]
+                                : slices_.batch.axis[static_cast<std::size_t>(batch++)])
+                .strides[role] = m.strides[d];
+    }
+
+    Memory& make_input(Role role, ElementType type, bool per_slice = false) {
+        return make(role, type, bytes_of[type] > 1 && type != bfloat16 && rarely(), per_slice, false);
+    }
+
+    double special() {
+        constexpr double inf = std::numeric_limits<double>::infinity();
+        static const double all[] = {0,        -0.0,    1,        -1,        inf,     -inf,   std::nan(""), 65504,
+                                     3.4e38,   -3.4e38, 1.79e308, -1.79e308, 0x1p-24, 5e-324, 0x1p-126,     0x1p-149,
+                                     2.3e-308, 88.7,    -103.9,   -745.1,    709.7,   -87.3,  17.3,         -9.7};
+        return all[random() % std::size(all)];
+    }
+
+    double uniform() { return static_cast<double>(random() >> 11) * 0x1p-53; }  // [0, 1)
+
+    // Numbers of one kind, and some bytes of the input where it says. `positive`: probabilities, or the like.
+    void fill(Memory& m, bool positive = false) {
+        const int kind = in_range(0, 5);
+        const double scale = std::ldexp(1, in_range(0, 1) ? in_range(-3, 7) : in_range(-40, 40));
+        const double base = scale * (uniform() - 0.5);
+        for (const std::ptrdiff_t b : m.of_batch)
+            for (const std::ptrdiff_t c : m.of_class) {
+                std::uint64_t bits;
+                const double plain = positive ? uniform() : scale * (2 * uniform() - 1);
+                if (kind == 0)
+                    bits = random();
+                else if (kind == 1)
+                    bits = bits_of(m.type, special());
+                else if (kind == 2)
+                    bits = bits_of(m.type, base) + random() % 4;  // near ties
+                else if (kind == 3 && random() % 8 == 0)
+                    bits = bits_of(m.type, special());
+                else
+                    bits = bits_of(m.type, plain);
+                m.set_bits(m.data() + b + c, bits);
+            }
+        if (m.size == 0) return;
+        for (int pokes = in_range(0, 3); pokes > 0; --pokes) {
+            const auto b = given_.ConsumeIntegral<std::uint16_t>() % m.of_batch.size();
+            const auto c = given_.ConsumeIntegral<std::uint16_t>() % m.of_class.size();
+            m.set_bits(m.data() + m.of_batch[b] + m.of_class[c], given_.ConsumeIntegral<std::uint64_t>());
+        }
+    }
+
+    void choose_mask() {
+        if (!rarely() && !rarely()) return;
+        Memory& m = make(mask, boolean, false, false, false);
+        const auto share = in_range<unsigned>(0, 8);
+        for (const std::ptrdiff_t b : m.of_batch)
+            for (const std::ptrdiff_t c : m.of_class)
+                m.set_bits(m.data() + b + c, random() % 8 < share ? 0 : 1 + random() % 255);
+    }
+
+    bool present(std::ptrdiff_t slice, std::ptrdiff_t c) const {
+        return !slices_.has(mask) || memory_[mask].bits(slice, c) != 0;
+    }
+
+    // An output beside the inputs, or one of them where the types allow.
+    void make_output(ElementType type, std::initializer_list<Role> inputs) {
+        for (const Role role : inputs) {
+            const Memory& m = memory_[role];
+            if (m.type != type || m.swapped || !given_.ConsumeBool() || overlaps_itself(m)) continue;
+            in_place_[role] = true;
+            take(output, m);
+            return;
+        }
+        make(output, type, false, false, true);
+    }
+
+    bool overlaps_itself(const Memory& m) const {
+        std::vector<std::ptrdiff_t> all;
+        for (const std::ptrdiff_t b : m.of_batch)
+            for (const std::ptrdiff_t c : m.of_class) all.push_back(b + c);
+        std::sort(all.begin(), all.end());
+        for (std::size_t i = 1; i < all.size(); ++i)
+            if (all[i] - all[i - 1] < bytes_of[m.type]) return true;
+        return false;
+    }
+
+    const Memory& output_memory() const {
+        for (const Role role : {scores, second})
+            if (in_place_[role]) return memory_[role];
+        return memory_[output];
+    }
+
+    ElementType result_type(ElementType type) const { return is_floating(type) ? type : float64; }
+
+    // That type, or a wider one of float32 and float64.
+    ElementType or_wider(ElementType type) {
+        if (!rarely()) return type;
+        return type < float32 && given_.ConsumeBool() ? float32 : float64;
+    }
+
+    // --- before and after
+
+    void keep() {
+        for (Memory& m : memory_) {
+            if (!m.bytes) continue;
+            m.before.reset(new std::byte[static_cast<std::size_t>(m.size)]);
+            std::memcpy(m.before.get(), m.bytes.get(), static_cast<std::size_t>(m.size));
+        }
+    }
+
+    // After its elements were looked at: all else is as it was.
+    void check_untouched(const char* what, const Memory& m, bool written) {
+        if (!m.bytes) return;
+        if (written)
+            for (const std::ptrdiff_t b : m.of_batch)
+                for (const std::ptrdiff_t c : m.of_class)
+                    copy_element(m.data() + b + c, m.before.get() + m.first + b + c, m.type);
+        if (std::memcmp(m.bytes.get(), m.before.get(), static_cast<std::size_t>(m.size)) != 0)
+            fail("wrote where nothing was to be written", what, 0, 0, 0, 0, 0);
+    }
+
+    void check_all_untouched() {
+        static const char* names[roles] = {"scores", "second", "output", "mask", "value", "sign", "target", "upstream"};
+        for (int r = 0; r < roles; ++r)
+            check_untouched(names[r], memory_[static_cast<std::size_t>(r)],
+                            r == output || r == value || r == sign || in_place_[r]);
+    }
+
+    [[noreturn]] void fail(const char* why, const char* what, std::ptrdiff_t slice, std::ptrdiff_t c, Real got,
+                           Real wanted, Real error) const {
+        std::fprintf(stderr, "\n%s: %s, slice %td, class %td: got %.20Lg, expected %.20Lg, error %.4Lg\n", why, what,
+                     slice, c, got, wanted, error);
+        std::fprintf(stderr, "target %s, operation %d, threads %d, temperature %a (%g), shape (", kernels().name,
+                     operation_, threads_now, temperature_, temperature_);
+        for (std::size_t d = 0; d < shape_.sizes.size(); ++d)
+            std::fprintf(stderr, "%td%s, ", shape_.sizes[d], shape_.is_class[d] ? " classes" : "");
+        std::fprintf(stderr, ")\nsmoothing %a, weights %d, reduction %d, ignore_index %td, upstream %a\n",
+                     loss_.label_smoothing, loss_.weight != nullptr, static_cast<int>(loss_.reduction),
+                     static_cast<std::ptrdiff_t>(loss_.ignore_index.value_or(-77)), loss_.upstream);
+        for (int r = 0; r < roles; ++r) {
+            const Memory& m = memory_[static_cast<std::size_t>(r)];
+            if (!m.bytes) continue;
+            std::fprintf(stderr, "role %d: %s%s, strides", r, name_of[m.type], m.swapped ? ", swapped" : "");
+            for (const std::ptrdiff_t stride : m.strides) std::fprintf(stderr, " %td", stride);
+            if (in_place_[r]) std::fprintf(stderr, ", in place");
+            if (m.size && slice < static_cast<std::ptrdiff_t>(m.of_batch.size())) {
+                std::fprintf(stderr, "; slice:");
+                for (std::ptrdiff_t i = 0; i < std::min(classes_, std::ptrdiff_t(40)); ++i)
+                    if (i == 0 || m.of_class.size() > 1)
+                        std::fprintf(stderr, " %.17Lg", before(static_cast<Role>(r), slice, i));
+            }
+            std::fprintf(stderr, "\n");
+        }
+        std::abort();
+    }
+
+    // `unit`: what the bound is relative to; `loose`: what may be lost beside it.
+    void check(const char* what, ElementType type, std::ptrdiff_t slice, std::ptrdiff_t c, Real got, Real wanted,
+               Real bound, Real unit, Real loose = 0) const {
+        if (got == wanted || (std::isnan(got) && std::isnan(wanted))) return;
+        const Format& f = formats[type];
+        unit = std::fabs(unit);
+        const Real ulp = unit == 0 ? 0 : std::ldexp(Real(1), std::ilogb(unit) - f.mantissa);
+        // An overflow is one where the exact result, or one within the bound, is beyond the largest number.
+        const Real ulp_at_top = std::ldexp(Real(1), std::ilogb(f.largest) - f.mantissa);
+        const Real slack = std::max(bound * std::max(ulp, ulp_at_top), ulp_at_top) + loose;
+        if (std::isinf(got) && (got > 0 ? wanted : -wanted) + slack >= f.largest) return;
+        Real distance = std::fabs(got - wanted) - loose;
+        if (std::fabs(wanted) < f.smallest_normal()) distance -= 0.51L * f.smallest_subnormal();
+        if (distance <= 0) return;
+        const Real error = ulp == 0 || std::isnan(distance) || !std::isfinite(wanted) ? infinity : distance / ulp;
+        if (!(error <= bound)) fail("wrong result", what, slice, c, got, wanted, error);
+    }
+
+    void check_exactly(const char* what, std::ptrdiff_t slice, std::ptrdiff_t c, Real got, Real wanted) const {
+        if (got == wanted || (std::isnan(got) && std::isnan(wanted))) return;
+        fail("wrong result", what, slice, c, got, wanted, infinity);
+    }
+
+    // float16 and bfloat16 are computed in float32 and rounded once.
+    static Real bound(ElementType type, Real others, Real half = 0.51L) { return type < float32 ? half : others; }
+
+    // What the inputs held before.
+    Real before(Role role, std::ptrdiff_t slice, std::ptrdiff_t c = 0) const {
+        const Memory& m = memory_[role];
+        std::uint64_t bits = 0;
+        auto* to = reinterpret_cast<std::byte*>(&bits);
+        const std::ptrdiff_t offset =
+            m.of_batch[static_cast<std::size_t>(slice)] + m.of_class[static_cast<std::size_t>(c)];
+        copy_element(to, m.before.get() + m.first + offset, m.type);
+        if (m.swapped) std::reverse(to, to + bytes_of[m.type]);
+        return value_of(m.type, bits);
+    }
+
+    std::vector<Real> slice_of(Role role, std::ptrdiff_t slice, Real masked) const {
+        std::vector<Real> all(static_cast<std::size_t>(classes_));
+        for (std::ptrdiff_t c = 0; c < classes_; ++c)
+            all[static_cast<std::size_t>(c)] = present(slice, c) ? before(role, slice, c) : masked;
+        return all;
+    }
+
+    // --- the operations
+
+    void run_transform() {
+        choose_temperature();
+        Memory& x = make_input(scores, score_type());
+        fill(x);
+        choose_mask();
+        make_output(or_wider(result_type(x.type)), {scores});
+        keep();
+        transform(operation_, slices_, temperature_);
+        const Memory& out = output_memory();
+        const bool log = operation_ == log_softmax;
+        for (std::ptrdiff_t b = 0; b < batch_ && classes_ > 0; ++b) {
+            const Slice s(slice_of(scores, b, -infinity), temperature_);
+            for (std::ptrdiff_t c = 0; c < classes_; ++c) {
+                const Real got = out.value(b, c);
+                if (!present(b, c)) {
+                    check_exactly("masked", b, c, got, log ? -infinity : 0);
+                } else if (!s.defined()) {
+                    check_exactly("undefined", b, c, got, nan_value);
+                } else if (log) {
+                    const Real wanted = s.log_softmax(static_cast<std::size_t>(c));
+                    if (got > 0) fail("above 0", "log_softmax", b, c, got, wanted, 0);
+                    check("log_softmax", out.type, b, c, got, wanted, bound(out.type, 2), wanted);
+                } else {
+                    const Real wanted = s.softmax(static_cast<std::size_t>(c));
+                    if (std::signbit(got) || got > 1) fail("not in [0, 1]", "softmax", b, c, got, wanted, 0);
+                    check("softmax", out.type, b, c, got, wanted, bound(out.type, 2), wanted);
+                }
+            }
+        }
+        check_all_untouched();
+    }
+
+    // Formulas are evaluated as they stand where infinities make them NaN or infinite.
+    void run_gradient() {
+        choose_temperature();
+        const bool log = operation_ == log_softmax_grad;
+        Memory& y = make_input(scores, score_type());
+        fill(y, !log);
+        Memory& dy = make_input(second, score_type());
+        fill(dy);
+        choose_mask();
+        make_output(result_type(dy.type), {scores, second});
+        keep();
+        transform(operation_, slices_, temperature_);
+        const Memory& out = output_memory();
+        const Format& f = formats[out.type];
+        // Beyond these, intermediate numbers are not the contract's.
+        const Real most = std::min(f.largest, formats[float64].largest) / 16;
+        const bool in_float = temperature_ == 1 && y.type < float64 && dy.type < float64;
+        const Real least = 4 * formats[in_float ? float32 : float64].smallest_subnormal() / temperature_;
+        // Exponentials that vanish in the type computed in do so whatever they are to be multiplied by.
+        const bool float_exponentials = y.type < float64 && dy.type < float64;
+        const Real vanished = formats[float_exponentials ? float32 : float64].vanishing() / temperature_;
+        for (std::ptrdiff_t b = 0; b < batch_ && classes_ > 0; ++b) {
+            const std::vector<Real> ys = slice_of(scores, b, 0), dys = slice_of(second, b, 0);
+            Sum sum, size;
+            bool finite = true, nan = false;
+            for (std::size_t c = 0; c < ys.size(); ++c) {
+                const Real term = log ? dys[c] : ys[c] * dys[c];
+                sum.add(term);
+                size.add(std::fabs(term));
+                finite = finite && std::isfinite(dys[c]) && (log || std::fabs(ys[c]) <= 1);
+                nan = nan || std::isnan(dys[c]) || (!log && std::isnan(ys[c]));
+            }
+            for (std::ptrdiff_t c = 0; c < classes_; ++c) {
+                const auto k = static_cast<std::size_t>(c);
+                const Real got = out.value(b, c);
+                if (!present(b, c)) {
+                    check_exactly("masked", b, c, got, 0);
+                    continue;
+                }
+                if (nan || std::isnan(ys[k])) {
+                    check_exactly("of NaN", b, c, got, nan_value);
+                    continue;
+                }
+                if (!finite || (log && ys[k] > 0)) continue;  // y is no result of softmax
+                const Real p = log ? std::exp(ys[k]) : ys[k];
+                const Real unscaled = log ? dys[k] - p * sum.total() : p * (dys[k] - sum.total());
+                const Real condition =
+                    log ? std::fabs(dys[k]) + p * size.total() : std::fabs(p) * (std::fabs(dys[k]) + size.total());
+                const Real wanted = unscaled / temperature_, unit = condition / temperature_;
+                if (size.total() > most || std::fabs(dys[k]) > most || condition > most || unit > most ||
+                    1 / temperature_ > 0x1p1000)
+                    continue;
+                // A difference is no better than the subnormal numbers that it is of.
+                check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted,
+                      bound(out.type, temperature_ == 1 ? 2 : 3), std::max(unit, f.smallest_normal()),
+                      log ? vanished * size.total() : least * static_cast<Real>(classes_));
+            }
+        }
+        check_all_untouched();
+    }
+
+    void run_logsumexp() {
+        Memory& x = make_input(scores, score_type());
+        fill(x);
+        choose_mask();
+        make(value, or_wider(result_type(x.type)), false, true, true);
+        if (given_.ConsumeBool()) make(sign, memory_[value].type, false, true, true);
+        keep();
+        reduce(slices_);
+        const Memory& out = memory_[value];
+        for (std::ptrdiff_t b = 0; b < batch_; ++b) {
+            const Slice s(slice_of(scores, b, -infinity), 1);
+            const Real got = out.value(b);
+            const Real wanted = s.nan ? nan_value : s.defined() ? s.peak + std::log1p(s.rest) : s.peak;
+            if (!s.defined())
+                check_exactly("logsumexp", b, 0, got, wanted);
+            else
+                check("logsumexp", out.type, b, 0, got, wanted, bound(out.type, s.peak == 0 ? 2 : 1),
+                      std::max(std::fabs(wanted), std::fabs(s.peak)));
+            if (slices_.has(sign))
+                check_exactly("sign", b, 0, memory_[sign].value(b), s.nan ? nan_value : s.empty ? 0 : 1);
+        }
+        check_all_untouched();
+    }
+
+    void run_weighed() {
+        Memory& x = make_input(scores, score_type());
+        fill(x);
+        Memory& w = make_input(second, score_type());
+        fill(w);
+        choose_mask();
+        const ElementType a = result_type(x.type), b_type = result_type(w.type);
+        make(value, or_wider(a == b_type ? a : std::max({a, b_type, float32})), false, true, true);
+        const bool with_sign = given_.ConsumeBool();
+        if (with_sign) make(sign, memory_[value].type, false, true, true);
+        keep();
+        reduce(slices_);
+        const Memory& out = memory_[value];
+        for (std::ptrdiff_t b = 0; b < batch_; ++b) {
+            std::vector<Real> xs = slice_of(scores, b, -infinity);
+            const std::vector<Real> ws = slice_of(second, b, 0);
+            bool nan = false, positive = false, negative = false;
+            Real peak = -infinity;
+            for (std::size_t c = 0; c < xs.size(); ++c) {
+                if (ws[c] == 0) xs[c] = -infinity;
+                if (ws[c] == 0) continue;
+                const bool infinite = std::isinf(ws[c]);
+                nan = nan || std::isnan(xs[c]) || std::isnan(ws[c]) || (infinite && xs[c] == -infinity);
+                if (infinite || xs[c] == infinity) (ws[c] > 0 ? positive : negative) = true;
+                peak = std::max(peak, xs[c]);
+            }
+            Sum sum, size;
+            if (!nan && !positive && !negative && peak > -infinity)
+                for (std::size_t c = 0; c < xs.size(); ++c) {
+                    const Two d = scaled_difference(xs[c], peak, 1);
+                    if (!(d.high > -11000)) continue;
+                    const Real term = ws[c] * (std::exp(d.high) * (1 + d.low));
+                    sum.add(term);
+                    size.add(std::fabs(term));
+                }
+            const Real total = sum.total();
+            Real wanted, direction;
+            if (nan || (positive && negative)) {
+                wanted = direction = nan_value;
+            } else if (positive || negative) {
+                wanted = infinity;
+                direction = positive ? 1 : -1;
+            } else {
+                wanted = total == 0 ? -infinity : peak + std::log(std::fabs(total));
+                direction = (total > 0) - (total < 0);
+                // What cancels that far has neither sign nor digits.
+                if (size.total() > 0 && std::fabs(total) <= 0x1p-45L * size.total()) continue;
+            }
+            if (direction < 0 && !with_sign) wanted = nan_value;
+            const Real got = out.value(b);
+            if (with_sign) check_exactly("sign", b, 0, memory_[sign].value(b), direction);
+            if (!std::isfinite(wanted)) {
+                check_exactly("weighed logsumexp", b, 0, got, wanted);
+                continue;
+            }
+            const int digits = out.type < float32 ? formats[float32].mantissa : formats[out.type].mantissa;
+            check("weighed logsumexp", out.type, b, 0, got, wanted, bound(out.type, 1),
+                  std::max(std::fabs(wanted), std::fabs(peak)), std::ldexp(size.total() / std::fabs(total), -digits));
+        }
+        check_all_untouched();
+    }
+
+    void run_loss() {
+        choose_temperature();
+        const bool with_grad = operation_ == cross_entropy_grad, with_loss = !with_grad || given_.ConsumeBool();
+        Loss& loss = loss_;
+        loss.temperature = temperature_;
+        loss.reduction = static_cast<Reduction>(in_range(0, 2));
+        loss.probabilities = given_.ConsumeBool();
+        if (given_.ConsumeBool()) loss.label_smoothing = in_range(0, 255) / 255.0;
+        Memory& x = make_input(scores, score_type());
+        fill(x);
+        std::unique_ptr<double[]> weight;
+        if (given_.ConsumeBool()) {
+            weight.reset(new double[static_cast<std::size_t>(classes_)]);
+            const double unit = std::ldexp(1, rarely() ? in_range(-1000, 1000) : 0);
+            const auto zeros = in_range<unsigned>(0, 8);
+            for (std::ptrdiff_t c = 0; c < classes_; ++c)
+                weight[static_cast<std::size_t>(c)] = random() % 8 < zeros ? 0 : unit * (0.1 + uniform());
+            loss.weight = weight.get();
+        }
+        if (loss.probabilities) {
+            fill(make_input(second, floating_type()), true);
+        } else if (!choose_targets(loss)) {
+            return;
+        }
+        if (with_grad) make_output(result_type(x.type), {scores});
+        const bool reduced = loss.reduction != Reduction::none;
+        const ElementType loss_type = std::max(result_type(x.type), float32);
+        if (with_loss) {
+            if (reduced) {  // one element, wherever the axes lead
+                Memory& m = memory_[value];
+                m.type = loss_type;
+                m.size = bytes_of[loss_type];
+                m.bytes.reset(new std::byte[static_cast<std::size_t>(m.size)]());
+                m.of_batch = m.of_class = {0};
+                slices_.arrays[value] = {m.data(), m.type, false};
+            } else {
+                make(value, loss_type, false, true, true);
+            }
+        }
+        if (with_grad && !reduced && given_.ConsumeBool())
+            fill(make_input(upstream, any_type(), true));
+        else if (given_.ConsumeBool())
+            loss.upstream = rarely() ? any_double() : in_range(-100, 100) / 8.0;
+        keep();
+        cross_entropy_loss(slices_, loss);
+        check_loss(loss, with_loss, with_grad);
+        check_all_untouched();
+    }
+
+    std::int64_t target_of(std::ptrdiff_t slice) const {
+        const Memory& m = memory_[target];
+        const std::uint64_t bits = m.bits(slice);
+        return m.type == int64 || m.type == uint64 ? static_cast<std::int64_t>(bits)
+                                                   : static_cast<std::int64_t>(value_of(m.type, bits));
+    }
+
+    // Indices, and whether all are valid; the search for one that is not is checked.
+    bool choose_targets(Loss& loss) {
+        const auto type = static_cast<ElementType>(in_range<int>(int8, uint64));
+        Memory& m = make_input(target, type, true);
+        const bool any = rarely();
+        const std::int64_t least = rarely() ? -1 : 0;
+        for (const std::ptrdiff_t b : m.of_batch) {
+            const auto within = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(classes_ - least));
+            std::uint64_t bits = any && random() % 8 == 0 ? random() : static_cast<std::uint64_t>(within + least);
+            m.set_bits(m.data() + b, bits);
+        }
+        if (given_.ConsumeBool()) {
+            const std::uint64_t bits =
+                given_.ConsumeBool() ? static_cast<std::uint64_t>(least) : given_.ConsumeIntegral<std::uint64_t>();
+            // A value that the type holds: another one never comes here.
+            loss.ignore_index = type == int64 || type == uint64 ? static_cast<std::int64_t>(bits)
+                                                                : static_cast<std::int64_t>(value_of(type, bits));
+        }
+        const auto valid = [&](std::ptrdiff_t b) {
+            const std::int64_t t = target_of(b);
+            return (t >= 0 && t < classes_) || (loss.ignore_index && *loss.ignore_index == t);
+        };
+        std::ptrdiff_t first = 0;
+        while (first < batch_ && valid(first)) ++first;
+        if (first == batch_) first = -1;
+        Slices searched;
+        searched.batch = slices_.batch;
+        searched.arrays[target] = slices_.arrays[target];
+        const std::ptrdiff_t found = find_invalid_target(searched, classes_, loss.ignore_index);
+        if (found != first) fail("wrong result", "find_invalid_target", 0, 0, Real(found), Real(first), infinity);
+        return found < 0;
+    }
+
+    void check_loss(const Loss& loss, bool with_loss, bool with_grad) {
+        const bool reduced = loss.reduction != Reduction::none, mean = loss.reduction == Reduction::mean;
+        const auto weight_of = [&](std::ptrdiff_t c) { return loss.weight ? Real(loss.weight[c]) : Real(1); };
+        const auto ignored = [&](std::ptrdiff_t b) {
+            return !loss.probabilities && loss.ignore_index && target_of(b) == *loss.ignore_index;
+        };
+        Sum weights;
+        bool none_counts = true;
+        for (std::ptrdiff_t b = 0; b < batch_; ++b) {
+            if (ignored(b)) continue;
+            none_counts = false;
+            weights.add(loss.probabilities ? 1 : weight_of(target_of(b)));
+        }
+        const Real divisor = !mean ? 1 : weights.total() == 0 ? nan_value : weights.total();
+
+        const bool terms = loss.probabilities || loss.label_smoothing > 0;
+        const bool plain = !terms && !loss.weight;
+        const Real smoothing = loss.label_smoothing, even = smoothing / static_cast<Real>(classes_);
+        const ElementType loss_type = memory_[value].type;
+        const Memory& out = output_memory();
+        const bool in_float = memory_[scores].type < float64;
+        const Format &computed = formats[in_float ? float32 : float64], &widest = formats[float64];
+        // Below, -log p has lost digits, or vanished, before a weight could make it large again.
+        const Real least =
+            terms ? computed.smallest_normal() : std::max(widest.smallest_normal(), computed.vanishing());
+        Sum losses;
+        bool skipped = false;
+        for (std::ptrdiff_t b = 0; b < batch_; ++b) {
+            if (ignored(b)) {
+                if (with_loss && !reduced) check_exactly("ignored", b, 0, memory_[value].value(b), 0);
+                for (std::ptrdiff_t c = 0; c < classes_ && with_grad; ++c)
+                    check_exactly("ignored", b, c, out.value(b, c), 0);
+                continue;
+            }
+            const Slice s(slice_of(scores, b, -infinity), temperature_);
+            std::vector<Real> share(static_cast<std::size_t>(classes_));
+            Sum all;
+            // Whether what the terms are made of has all its digits in the type computed in.
+            bool held = true, counts = false;
+            for (std::ptrdiff_t c = 0; c < classes_; ++c) {
+                const Real q = loss.probabilities ? before(second, b, c) : target_of(b) == c;
+                Real a = weight_of(c) * ((1 - smoothing) * q + even);
+                share[static_cast<std::size_t>(c)] = a;
+                all.add(a);
+                counts = counts || a != 0;
+                const Real relative = std::fabs(loss.weight ? a / largest_weight(loss) : a);
+                held = held && relative >= 0 && relative < computed.largest / 0x1p60L &&
+                       (a == 0 || relative > computed.smallest_normal() * 0x1p60L) && q >= 0 && q < computed.largest;
+            }
+            if (with_loss) {
+                Sum sum;
+                bool lost = !held;
+                for (std::ptrdiff_t c = 0; c < classes_ && s.defined(); ++c) {
+                    const auto k = static_cast<std::size_t>(c);
+                    if (share[k] == 0) continue;
+                    const Real minus_log = -s.log_softmax(k);
+                    sum.add(share[k] * minus_log);
+                    lost = lost || (minus_log != 0 &&
+                                    (minus_log < least || (minus_log > computed.largest && minus_log < infinity)));
+                }
+                const Real wanted = !counts ? 0 : s.defined() ? sum.total() : nan_value;
+                losses.add(wanted);
+                skipped = skipped || lost;
+                if (!reduced && !lost)
+                    check("loss", loss_type, b, 0, memory_[value].value(b), wanted, terms ? 4 : 2, wanted);
+            }
+            if (with_grad) check_loss_gradient(loss, b, s, share, all.total(), divisor, held, plain);
+        }
+        if (!with_loss || !reduced) return;
+        const Real got = memory_[value].value(0);
+        if (mean && none_counts) return check_exactly("mean", 0, 0, got, nan_value);
+        if (skipped) return;
+        // Each loss is within its bound, and so their sum, which is rounded twice more.
+        const Real wanted = losses.total() / divisor;
+        const Real summed = losses.total() / (loss.weight ? std::max(largest_weight(loss), Real(0x1p-1000)) : 1);
+        if (wanted != 0 && (summed < widest.smallest_normal() * 0x1p60L || summed > widest.largest / 0x1p60L)) return;
+        check("reduced loss", loss_type, 0, 0, got, wanted, (terms ? 4 : 2) + 1, wanted);
+    }
+
+    Real largest_weight(const Loss& loss) const { return *std::max_element(loss.weight, loss.weight + classes_); }
+
+    void check_loss_gradient(const Loss& loss, std::ptrdiff_t b, const Slice& s, const std::vector<Real>& share,
+                             Real total, Real divisor, bool held, bool plain) const {
+        const Memory& out = output_memory();
+        const Real from_above = slices_.has(upstream) ? before(upstream, b) : Real(loss.upstream);
+        const Real scale = from_above / divisor / temperature_;
+        const Format &computed = formats[memory_[scores].type < float64 ? float32 : float64],
+                     &widest = formats[float64];
+        const bool undefined = !s.defined() || std::isnan(scale);
+        // Each step towards the factor of the gradient is a float64.
+        const auto is_held = [&](Real x) {
+            return x == 0 ||
+                   (std::fabs(x) > widest.smallest_normal() * 0x1p60L && std::fabs(x) < widest.largest / 0x1p60L);
+        };
+        held = held && is_held(from_above) && is_held(from_above / divisor) && is_held(scale) &&
+               is_held(scale * total) && (!loss.weight || is_held(scale * largest_weight(loss)));
+        for (std::ptrdiff_t c = 0; c < classes_; ++c) {
+            const auto k = static_cast<std::size_t>(c);
+            const Real got = out.value(b, c);
+            if (undefined) {
+                check_exactly("undefined gradient", b, c, got, nan_value);
+                continue;
+            }
+            if (!held) continue;
+            const Real wanted = scale * (s.softmax(k) * (total - share[k]) - share[k] * s.others(k));
+            const Real larger = std::fabs(scale) * std::max(s.softmax(k) * total, share[k]);
+            const Real unit = plain ? wanted : std::max(larger, formats[out.type].smallest_normal());
+            // The factor itself is rounded up to three times.
+            const Real more = out.type == float64 && (mean_or_scaled(loss)) ? 1.5L : 0;
+            // Exponentials that vanish in the type computed in do so whatever they are to be multiplied by;
+            // probabilities, too, where that is so large or small that they come first.
+            const Real factor = std::fabs(scale * total);
+            const bool wide = !(factor > 0x1p-100L && factor < 0x1p100L);
+            const Real vanished = factor * (wide ? computed.smallest_subnormal() : computed.vanishing());
+            check("gradient of the loss", out.type, b, c, got, wanted, bound(out.type, plain ? 3 : 4, 0.52L) + more,
+                  unit, vanished);
+        }
+    }
+
+    bool mean_or_scaled(const Loss& loss) const {
+        return loss.reduction != Reduction::none || loss.upstream != 1 || slices_.has(upstream);
+    }
+};
+
+}  // namespace
+
+// Where memory was allocated is plain, and to find out costs a third of the time; so does memory that is ever new.
+extern "C" const char* __asan_default_options() { return "malloc_context_size=0:quarantine_size_mb=1"; }
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    Case(data, size).run();
+    return 0;
+}
