@@ -1,6 +1,7 @@
 """One session for each thing that a developer does: `nox -l` lists them, `nox -s tests` runs one."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -103,3 +104,49 @@ def dist(session: nox.Session) -> None:
     session.run("check-wheel-contents", folder)
     session.install(".")
     session.run("python", ".ci/check_reproducible.py", folder)
+
+
+@nox.session
+@nox.parametrize("machine", ["Nehalem", "Haswell", "arm64"])
+def emulate(session: nox.Session, machine: str) -> None:
+    """The tests on a CPU without AVX, on one without AVX-512, on arm64; arguments after `--` are pytest's.
+
+    Needs qemu-user; arm64 also g++-aarch64-linux-gnu, and debootstrap and root's rights for it.
+    """
+    env = {"OMP_WAIT_POLICY": "passive"}  # an emulated thread that spins keeps others from their work
+    python = Path(session.bin, "python")
+    if machine == "arm64":
+        root = debian(session, "arm64")
+        emulator = [find(session, "qemu-aarch64", "qemu-aarch64-static"), "-L", str(root)]
+        python = root / "usr/bin/python3"
+        target = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": "aarch64", "SYSROOT": str(root)}
+        env["CMAKE_ARGS"] = " ".join(f"-DCMAKE_{name}={value}" for name, value in target.items())
+        env["CXX"] = find(session, "aarch64-linux-gnu-g++")
+        session.install("cmake>=3.20", "ninja")  # which are not emulated, nor is the compiler
+    else:
+        emulator = [find(session, "qemu-x86_64", "qemu-x86_64-static"), "-cpu", machine]
+    # Named as what is run, so that it is sys.executable, and what the tests start is emulated, too.
+    emulated = python.with_name("emulated")
+    emulated.write_text(f'#!/bin/sh\nexec {" ".join(emulator)} -0 "$0" {python.resolve()} "$@"\n')
+    emulated.chmod(0o755)
+    install = ["-m", "pip", "--python", str(emulated), "install", "--break-system-packages", ".[test]"]
+    session.run("python", *install, env=env)
+    session.run(str(emulated), "-m", "pytest", *session.posargs, env=env, external=True)
+
+
+def find(session: nox.Session, *names: str) -> str:
+    """The path of a program, by any of its names."""
+    found = next(filter(None, map(shutil.which, names)), None)
+    return found or session.skip(f"needs {names[0]}")
+
+
+def debian(session: nox.Session, architecture: str) -> Path:
+    """A folder with Debian's Python and C++ library for another architecture."""
+    root = Path(session.create_tmp(), architecture)
+    if not (root / "usr/bin/python3").exists():
+        options = ["--foreign", f"--arch={architecture}", "--variant=minbase"]
+        packages = "--include=python3,libpython3-dev,libgomp1"
+        session.run(find(session, "debootstrap"), *options, packages, "trixie", str(root), external=True)
+        for package in (root / "var/cache/apt/archives").glob("*.deb"):
+            session.run("dpkg-deb", "--extract", str(package), str(root), silent=True, external=True)
+    return root

@@ -10,7 +10,11 @@
 
 namespace fastsoftmax {
 
+#ifdef FASTSOFTMAX_ARM_TARGETS
+Kernels neon_kernels();
+#else
 Kernels baseline_kernels();
+#endif
 #ifdef FASTSOFTMAX_X86_TARGETS
 Kernels avx2_kernels();
 Kernels avx512_kernels();
@@ -47,7 +51,11 @@ bool has_avx512() {
 #endif
 
 const Target targets[] = {
+#ifdef FASTSOFTMAX_ARM_TARGETS
+    {"neon", [] { return true; }, table<neon_kernels>},
+#else
     {"baseline", [] { return true; }, table<baseline_kernels>},
+#endif
 #ifdef FASTSOFTMAX_X86_TARGETS
     {"avx2", has_avx2, table<avx2_kernels>},
     {"avx512", has_avx512, table<avx512_kernels>},

@@ -1,6 +1,7 @@
 """Every SIMD target that the machine can run: the core of the suite on each, the choice, what an import leaves."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -35,6 +36,26 @@ def test_the_core_of_the_suite_passes_on_every_target(target, environment):
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
     assert f"fastsoftmax target {target} " in done.stdout
     assert re.search(r"\d+ passed", done.stdout)
+
+
+@pytest.mark.parametrize(("cpu", "target"), [("Nehalem", "baseline"), ("Haswell", "avx2")])
+def test_an_older_cpu_gets_the_best_target_that_it_has_and_the_golden_bits(cpu, target, environment):
+    """Nehalem has no AVX: an instruction of it, where the module is loaded or called, would end the process."""
+    emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
+    if not emulator or platform.machine() != "x86_64" or sys.platform != "linux":
+        pytest.skip("needs qemu-user, on Linux on x86_64")
+    chosen = "test_every_call or (last and (float32 or float64))"
+    emulated = [emulator, "-cpu", cpu, "-0", sys.executable, Path(sys.executable).resolve()]
+    done = subprocess.run(
+        [*emulated, "-m", "pytest", "-k", chosen, "-p", "no:cacheprovider", TESTS / "test_golden_bits.py"],
+        env=unforced(environment),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
+    assert f"fastsoftmax target {target} " in done.stdout
+    assert re.search(r"\b3 passed", done.stdout)
 
 
 # Choice

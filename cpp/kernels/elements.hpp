@@ -94,6 +94,14 @@ FASTSOFTMAX_INLINE Pack<Compute<E>> load(const E* p) {
             else
                 a.r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
         }
+#elif defined(__aarch64__)
+        for (int i = 0; i < 4; ++i) {
+            const uint16x4_t half = (uint16x4_t)vld1_u8(reinterpret_cast<const std::uint8_t*>(p + 4 * i));
+            if constexpr (std::is_same_v<E, Half>)
+                a.r[i] = vcvt_f32_f16((float16x4_t)half);
+            else
+                a.r[i] = (float32x4_t)vshll_n_u16(half, 16);
+        }
 #else
         float values[16];
         for (int i = 0; i < 16; ++i) {
@@ -112,9 +120,12 @@ FASTSOFTMAX_INLINE void store(E* p, Pack<Compute<E>> a) {
     if constexpr (std::is_same_v<E, Compute<E>>) {
         store_pack(p, a);
     } else {
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__aarch64__)
         if constexpr (std::is_same_v<E, Half>) {
-#if defined(__AVX512F__)
+#if defined(__aarch64__)
+            for (int i = 0; i < 4; ++i)
+                vst1_u8(reinterpret_cast<std::uint8_t*>(p + 4 * i), (uint8x8_t)vcvt_f16_f32(a.r[i]));
+#elif defined(__AVX512F__)
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.r[0], _MM_FROUND_TO_NEAREST_INT));
 #else
             for (int i = 0; i < 2; ++i)
@@ -126,7 +137,11 @@ FASTSOFTMAX_INLINE void store(E* p, Pack<Compute<E>> a) {
             const Bits odd = shift_right(bits, 16) & broadcast<std::int32_t>(1);
             const Bits rounded = bits + broadcast<std::int32_t>(0x7fff) + odd;
             const Bits chosen = select(equal(a, a), rounded, bits | broadcast<std::int32_t>(0x400000));
-#if defined(__AVX512F__)
+#if defined(__aarch64__)
+            for (int i = 0; i < 4; ++i)
+                vst1_u8(reinterpret_cast<std::uint8_t*>(p + 4 * i),
+                        (uint8x8_t)vshrn_n_u32((uint32x4_t)chosen.r[i], 16));
+#elif defined(__AVX512F__)
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                                 _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)chosen.r[0], 16)));
 #else

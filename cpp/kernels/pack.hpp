@@ -188,6 +188,18 @@ FASTSOFTMAX_INLINE Pack<I, packs> positive(Pack<I, packs> a) {
     return a;
 }
 
+#if defined(__aarch64__)
+// Where in a table of so many entries the bytes of entry i are, for the integer i of each lane, modulo `entries`.
+template <class I, int entries>
+FASTSOFTMAX_INLINE uint8x16_t bytes_of_entries(uint8x16_t index) {
+    constexpr bool small = sizeof(I) == 4;
+    const uint64x2_t last_bytes = {small ? 0x0404040400000000 : 0, small ? 0x0c0c0c0c08080808 : 0x0808080808080808};
+    const uint64x2_t bytes = vdupq_n_u64(small ? 0x0302010003020100 : 0x0706050403020100);
+    const uint8x16_t entry = vandq_u8(vqtbl1q_u8(index, (uint8x16_t)last_bytes), vdupq_n_u8(entries - 1));
+    return vsliq_n_u8((uint8x16_t)bytes, entry, small ? 2 : 3);
+}
+#endif
+
 // table[i mod 8] for the integer i of each lane.
 template <class T, int packs>
 FASTSOFTMAX_INLINE Pack<T, packs> look_up(const T (&table)[8], Pack<Integer<T>, packs> index) {
@@ -215,6 +227,13 @@ FASTSOFTMAX_INLINE Pack<T, packs> look_up(const T (&table)[8], Pack<Integer<T>, 
             found.r[i] = (Register)_mm256_blendv_pd((__m256d)_mm256_permutevar8x32_epi32(first, entry),
                                                     (__m256d)_mm256_permutevar8x32_epi32(second, entry), upper);
         }
+#elif defined(__aarch64__)
+        const auto* bytes = reinterpret_cast<const std::uint8_t*>(table);
+        const uint8x16_t wanted = bytes_of_entries<Integer<T>, 8>((uint8x16_t)at);
+        if constexpr (sizeof(T) == 4)
+            found.r[i] = (Register)vqtbl2q_u8(vld1q_u8_x2(bytes), wanted);
+        else
+            found.r[i] = (Register)vqtbl4q_u8(vld1q_u8_x4(bytes), wanted);
 #else
         T values[register_bytes / sizeof(T)];
         for (std::size_t k = 0; k < register_bytes / sizeof(T); ++k) values[k] = table[at[k] & 7];
@@ -470,6 +489,13 @@ FASTSOFTMAX_INLINE Pack<float> permuted(const Pack<float>& table, Pack<std::int3
                                   _mm256_permutevar8x32_ps(table.r[1], lanes), (__m256)_mm256_slli_epi32(lanes, 28));
     }
     return a;
+#elif defined(__aarch64__)
+    Pack<float> a;
+    const uint8x16x4_t bytes = {
+        {(uint8x16_t)table.r[0], (uint8x16_t)table.r[1], (uint8x16_t)table.r[2], (uint8x16_t)table.r[3]}};
+    for (int i = 0; i < 4; ++i)
+        a.r[i] = (float32x4_t)vqtbl4q_u8(bytes, bytes_of_entries<std::int32_t, 16>((uint8x16_t)index.r[i]));
+    return a;
 #else
     float from[16], to[16];
     std::int32_t at[16];
@@ -575,7 +601,10 @@ FASTSOFTMAX_INLINE std::uint32_t lane_bits(Pack<I> mask) {
         else
             part = static_cast<std::uint32_t>(_mm_movemask_pd((__m128d)mask.r[i]));
 #else
-        for (int k = 0; k < width; ++k) part |= static_cast<std::uint32_t>(mask.r[i][k] != 0) << k;
+        if constexpr (sizeof(I) == 4)
+            part = vaddvq_u32(vandq_u32((uint32x4_t)mask.r[i], uint32x4_t{1, 2, 4, 8}));
+        else
+            part = static_cast<std::uint32_t>(vaddvq_u64(vandq_u64((uint64x2_t)mask.r[i], uint64x2_t{1, 2})));
 #endif
         bits |= part << (i * width);
     }
