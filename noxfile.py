@@ -10,11 +10,8 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
 
-CPP = [
-    *sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")),
-    "bench/limits.c",
-    *sorted(map(str, Path("tests").glob("*.c"))),
-]
+C = ["bench/limits.c", *sorted(str(path) for path in Path("tests").glob("*.c"))]
+CPP = [*sorted(str(path) for path in Path("cpp").rglob("*") if path.suffix in (".cpp", ".hpp")), *C]
 
 THREADED_TESTS = ["tests/test_threads.py"]
 

@@ -17,6 +17,7 @@ hypothesis.settings.load_profile("suite")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: runs once more for every SIMD target, from test_targets.py")
+    config.addinivalue_line("markers", "huge: takes minutes and 10 GB of memory; runs only with -m huge")
 
 
 def pytest_report_header() -> str:
@@ -60,7 +61,7 @@ def shared_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         if compiler is None:
             pytest.skip("needs a C compiler")
         source, library = Path(__file__).parent / name, tmp_path_factory.mktemp("library") / f"{Path(name).stem}.so"
-        command = [compiler, "-O1", "-fPIC", "-shared", *options, source, "-o", library]
+        command = [compiler, "-O1", "-fPIC", "-shared", source, "-o", library, *options]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"{compiler} {' '.join(options)} does not compile {name}: {done.stderr.splitlines()[:1]}")

@@ -162,7 +162,10 @@ def test_the_import_needs_numpy_alone(environment):
     assert not modules & {"ml_dtypes", "scipy", "torch", "threadpoolctl", "sklearn"}
 
 
-def test_a_kernel_object_exports_its_table_alone(tmp_path):
+@pytest.mark.parametrize(
+    "target", [pytest.param(t, marks=[] if t == CORE["target"] else pytest.mark.huge) for t in CORE["targets_built"]]
+)
+def test_a_kernel_object_exports_its_table_alone(target, tmp_path):
     """Of a function that several targets define the linker keeps one, perhaps with instructions that the machine lacks.
 
     Compiled without optimisation, where nothing is inlined that need not be.
@@ -171,15 +174,34 @@ def test_a_kernel_object_exports_its_table_alone(tmp_path):
     source, lists = TESTS.parent / "cpp" / "kernels" / "target.cpp", TESTS.parent / "CMakeLists.txt"
     if not (compiler and nm and source.exists() and lists.exists()):
         pytest.skip("needs the sources, a compiler and nm")
-    (flags,) = re.findall(rf"add_target\({CORE['target']}\b([^)]*)\)", lists.read_text())
+    (flags,) = re.findall(rf"add_target\({target}\b([^)]*)\)", lists.read_text())
     compiled = tmp_path / "target.o"
-    table = f"{CORE['target']}_kernels"
-    names = [f'-DFASTSOFTMAX_TARGET_NAME="{CORE["target"]}"', f"-DFASTSOFTMAX_TARGET_FUNCTION={table}"]
+    table = f"{target}_kernels"
+    names = [f'-DFASTSOFTMAX_TARGET_NAME="{target}"', f"-DFASTSOFTMAX_TARGET_FUNCTION={table}"]
     options = ["-std=c++17", "-O0", "-fPIC", *flags.split(), *names]
     subprocess.run([compiler, *options, "-c", source, "-o", compiled], check=True)
     symbols = [s for s in exported(nm, compiled, "--extern-only") if not s.startswith("DW.ref.")]  # of exceptions
     assert len(symbols) == 1, symbols
     assert table in symbols[0]
+
+
+# What sets flush-to-zero for the process that loads it, and what lets the compiler change what is computed.
+UNSAFE = ("-Ofast", "-ffast-math", "-funsafe-math-optimizations", "-ffinite-math-only", "-fassociative-math")
+
+
+def test_no_flag_lets_the_compiler_change_the_arithmetic():
+    root = TESTS.parent
+    lists = root / "CMakeLists.txt"
+    if not lists.exists():
+        pytest.skip("needs the sources")
+    for file in (lists, root / "CMakePresets.json", root / "pyproject.toml"):
+        if file.exists():
+            assert not [flag for flag in UNSAFE if flag in file.read_text()], file
+    body = re.search(r"function\(add_target name\)(.*?)endfunction", lists.read_text(), re.DOTALL)[1]
+    assert "-ffp-contract=off" in body
+    # Every target is made by that function, and none has it undone.
+    assert lists.read_text().count("kernels/target.cpp") == 2  # in the comment and in the function
+    assert lists.read_text().count("-ffp-contract") == 1
 
 
 def test_the_extension_exports_its_entry_alone():

@@ -114,6 +114,26 @@ def test_minus_infinity_has_probability_exactly_zero(dtype, shape, rng):
 
 @each_shape
 @each_dtype
+def test_minus_infinity_has_probability_exactly_zero_whatever_the_arguments(dtype, shape, rng):
+    x = rng.normal(size=shape).astype(dtype)
+    hidden = rng.uniform(size=shape) < 0.5
+    hidden[:, 0] = False
+    x[hidden] = -np.inf
+    targets = np.zeros(shape[0], int)
+    for a, axis in along_both_axes(x):
+        for options in ({"temperature": 0.5}, {"temperature": 1e30}, {"where": np.True_}):
+            p, logp = (np.moveaxis(f(a, axis, **options), axis, 1) for f in (fs.softmax, fs.log_softmax))
+            assert (p[hidden] == 0).all()
+            assert (logp[hidden] == -np.inf).all()
+        for options in ({}, {"temperature": 0.5}, {"ignore_index": 1}, {"weight": np.ones(shape[1])}):
+            grad = np.moveaxis(fs.cross_entropy_grad(a, targets, axis, **options), axis, 1)
+            assert (grad[hidden] == 0).all()
+        place = a.copy()
+        assert (np.moveaxis(fs.softmax(place, axis, out=place), axis, 1)[hidden] == 0).all()
+
+
+@each_shape
+@each_dtype
 def test_all_minus_infinity_is_no_distribution(dtype, shape):
     for a, axis in along_both_axes(np.full(shape, -np.inf, dtype)):
         assert np.isnan(fs.softmax(a, axis)).all()
@@ -180,6 +200,28 @@ def test_probabilities_below_the_smallest_normal_number_are_not_flushed(dtype, s
             p = np.moveaxis(fs.softmax(a, axis), axis, 1)[:, 1:].astype(np.longdouble)
             assert (p > 0).all()
             assert (p < np.longdouble(info.smallest_normal)).all()
+
+
+@pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
+@each_shape
+@each_dtype
+def test_probabilities_go_through_the_subnormal_numbers_to_zero(dtype, shape):
+    """About the logits where exp(x - max) is no normal number any more, and where it rounds to 0."""
+    info = finfo(dtype)
+    cuts = [np.log(np.longdouble(tiny)) for tiny in (info.smallest_normal, info.smallest_subnormal)]
+    cuts.append(cuts[1] - np.log(np.longdouble(2)))  # half of the smallest number
+    steps = np.arange(-40, 41) * np.longdouble(info.eps)
+    for cut in cuts:
+        about = (cut * (1 + steps)).astype(dtype)
+        x = np.resize(about, shape)
+        x[:, 0] = 0
+        x[:, 1::3] = np.resize(about[:7] * dtype.type(1.25), x[:, 1::3].shape)  # all of these are 0 at the last cut
+        for a, axis in along_both_axes(x):
+            exact = precision.Slices(a, axis)
+            got = fs.softmax(a, axis)
+            assert_within(0.51 if dtype.itemsize == 2 else 2, got, exact.softmax)
+            zero = exact.softmax < np.longdouble(info.smallest_subnormal) / 4
+            assert (got[zero] == 0).all()
 
 
 @each_shape
