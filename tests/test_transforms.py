@@ -230,7 +230,7 @@ def test_masked_entries_are_as_if_absent(dtype, rng):
     assert (fs.softmax_grad(y, dy, where=shown)[~shown] == 0).all()
     assert (fs.log_softmax_grad(logp, dy, where=shown)[~shown] == 0).all()
     exact = precision.Slices(x[shown])
-    assert_within(1, fs.logsumexp(x, where=shown), exact.logsumexp, np.abs(exact.peak).max())
+    assert_within(1, fs.logsumexp(x, where=shown), exact.logsumexp, max(abs(exact.logsumexp), abs(exact.peak[0])))
 
 
 def test_a_slice_without_a_true_entry_has_no_probability_anywhere():
