@@ -225,6 +225,15 @@ def test_probabilities_go_through_the_subnormal_numbers_to_zero(dtype, shape):
 
 
 @each_shape
+def test_a_bool_is_true_whatever_its_byte_holds(shape, rng):
+    bytes_ = rng.choice(np.array([0, 1, 2, 128, 255], np.uint8), shape)
+    for (a, axis), (plain, _) in zip(along_both_axes(bytes_.view(bool)), along_both_axes(bytes_ != 0), strict=True):
+        for function in (fs.softmax, fs.log_softmax, fs.logsumexp):
+            assert_all_same_bits(function(a, axis), function(plain, axis))
+        assert_all_same_bits(fs.logsumexp(a, axis, b=a, where=a), fs.logsumexp(plain, axis, b=plain, where=plain))
+
+
+@each_shape
 @each_dtype
 def test_subnormal_inputs_count(dtype, shape):
     tiny = finfo(dtype).smallest_subnormal
@@ -303,25 +312,38 @@ def test_temperatures_at_the_ends_of_the_range_are_divided_by(dtype, classes, te
 @pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("classes", [2, *CLASSES])
+@pytest.mark.parametrize("temperature", [1.9, 10])
 @pytest.mark.parametrize(("dtype", "large"), [(FLOATING[2], 3e38), (FLOATING[3], 1.5e308)], ids=str)
 def test_a_difference_of_logits_beyond_the_range_does_not_overflow_before_it_is_divided(
-    dtype, large, classes, label_smoothing
+    dtype, large, temperature, classes, label_smoothing
 ):
     for a, axis in along_both_axes(padded([large, -large], classes, dtype, -large)):
-        exact = precision.Slices(a, axis, 10)
-        logp = fs.log_softmax(a, axis, temperature=10)
+        exact = precision.Slices(a, axis, temperature)
+        logp = fs.log_softmax(a, axis, temperature=temperature)
         assert np.isfinite(logp).all()
         assert_within(4, logp, exact.log_softmax)
         for target in (0, 1):
             targets = np.full(5, target)
             share = precision.shares(a.shape, axis, targets, label_smoothing=label_smoothing)
-            options = {"temperature": 10, "label_smoothing": label_smoothing, "reduction": "none"}
+            options = {"temperature": temperature, "label_smoothing": label_smoothing, "reduction": "none"}
             loss, grad = fs.cross_entropy_with_grad(a, targets, axis, **options)
             assert np.isfinite(loss).all()
             assert_within(4, loss, exact.cross_entropy(share))
             assert_within(4, fs.cross_entropy(a, targets, axis, **options), exact.cross_entropy(share))
-            terms = np.maximum(exact.softmax * share.sum(axis, keepdims=True), share) / 10
+            terms = np.maximum(exact.softmax * share.sum(axis, keepdims=True), share) / temperature
             assert_within(4, grad, exact.cross_entropy_grad(share), terms)
+
+
+@pytest.mark.parametrize("scale", [2.0**-800, 2.0**-900, 2.0**-960])
+@each_shape
+def test_a_gradient_of_small_numbers_is_as_good_as_one_of_large(shape, scale, rng):
+    logp = fs.log_softmax(rng.normal(size=shape))
+    dy = rng.normal(size=shape)
+    for (a, axis), (b, _) in zip(along_both_axes(logp), along_both_axes(dy), strict=True):
+        wanted = fs.log_softmax_grad(a, b, axis)
+        got = fs.log_softmax_grad(a, b * scale, axis)
+        atol = 8 * np.finfo(float).eps * np.abs(dy).sum()
+        np.testing.assert_allclose(got / scale, wanted, 0, atol)
 
 
 @each_dtype

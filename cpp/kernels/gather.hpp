@@ -38,6 +38,7 @@ FASTSOFTMAX_INLINE T read(const std::byte* p, bool swapped) {
     typename BitsOf<sizeof(E)>::type bits;
     __builtin_memcpy(&bits, p, sizeof bits);
     if (swapped) bits = bytes_reversed(bits);
+    if constexpr (std::is_same_v<E, bool>) return bits != 0;  // a byte may hold anything, a bool not
     const E element = same_bits<E>(bits);
     if constexpr (std::is_same_v<E, Half> || std::is_same_v<E, BFloat16>)
         return static_cast<T>(to_compute(element));

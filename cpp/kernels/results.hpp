@@ -221,28 +221,34 @@ template <Operation op, class T>
 struct TransformGradient {
     Doubles<T> high, low;
     double inverse;
+    Exponential<T, true> exp;
 
-    FASTSOFTMAX_INLINE TransformGradient(const Measured<T>& m, double temperature) : inverse(1 / temperature) {
+    FASTSOFTMAX_INLINE TransformGradient(const Measured<T>& m, double temperature)
+        : inverse(1 / temperature), exp(broadcast(T(0))) {
         constexpr double unscale =
-            op == fastsoftmax::softmax_grad ? 1 : 1 / (sizeof(T) == 4 ? 0x1p64 : 0x1p200);  // 2^-exponent_bias
-        const Doubles<T> factor = doubles<T>(unscale);
+            op == fastsoftmax::softmax_grad ? 1 : 1 / (sizeof(T) == 4 ? 0x1p64 : 0x1p200);  // 2^-bias
         if constexpr (sizeof(T) == 4) {
-            high = m.sum * factor;
+            high = m.sum * doubles<T>(unscale);
             low = doubles<T>(0);
         } else {
+            Pack<double> factor = broadcast(unscale);
+            if constexpr (op == fastsoftmax::log_softmax_grad) {
+                // A sum that this would make subnormal stays as it is, and its exponentials go without the bias.
+                const Mask<double> little = less(max(m.sum.high, -m.sum.high), broadcast(0x1p-500));
+                factor = select(little, broadcast(1.0), factor);
+                exp = Exponential<double, true>(
+                    select(little, broadcast(double{ExpConstants<double>::exponent_bias}), broadcast(0.0)));
+            }
             high = m.sum.high * factor;
             low = m.sum.low * factor;
         }
     }
 
     FASTSOFTMAX_INLINE TransformGradient(const TransformGradient& all, int i)
-        : high(spread(all.high, i)), low(spread(all.low, i)), inverse(all.inverse) {}
+        : high(spread(all.high, i)), low(spread(all.low, i)), inverse(all.inverse), exp(all.exp, i) {}
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
-        if constexpr (op == fastsoftmax::log_softmax_grad) {
-            const Exponential<T, true> exp(broadcast(T(0)));
-            x = exp(bounded_log_probability(x)).rounded();
-        }
+        if constexpr (op == fastsoftmax::log_softmax_grad) x = exp(bounded_log_probability(x)).rounded();
         const Doubles<T> a = to_doubles(x), b = to_doubles(dy);
         Doubles<T> value;
         if constexpr (op == fastsoftmax::log_softmax_grad)

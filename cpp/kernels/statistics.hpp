@@ -134,9 +134,9 @@ struct Temperature {
     double before = 1, after = 1, rest = 1;
 
     FASTSOFTMAX_ONCE explicit Temperature(double temperature) {
-        if (temperature >= 2) {
+        if (temperature > 1) {
             const std::int64_t exponent = same_bits<std::int64_t>(temperature) >> 52 << 52;  // a power of two's bits
-            before = 1 / same_bits<double>(exponent);
+            before = temperature < 2 ? 0.5 : 1 / same_bits<double>(exponent);
         } else if (temperature < 0x1p-1000) {
             after = 0x1p60;  // makes a subnormal normal
         }

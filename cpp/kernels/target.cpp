@@ -77,7 +77,7 @@ Kernels make_kernels() {
     fill_gather<BFloat16, bfloat16>(k);
     fill_gather<float, float32>(k);
     fill_gather<double, float64>(k);
-    fill_gather<std::uint8_t, boolean>(k);
+    fill_gather<bool, boolean>(k);
     fill_gather<std::int8_t, int8>(k);
     fill_gather<std::int16_t, int16>(k);
     fill_gather<std::int32_t, int32>(k);

@@ -312,6 +312,7 @@ class Case {
     bool in_place_[roles] = {};  // the output is this array
     Slices slices_;
     Loss loss_;
+    Real largest_weight_ = 1;
 
     // --- choices
 
@@ -694,7 +695,7 @@ class Case {
         transform(operation_, slices_, temperature_);
         const Memory& out = output_memory();
         const Format& f = formats[out.type];
-        // Beyond these, intermediate numbers are not the contract's.
+        // Beyond these, intermediate numbers are not the contract's: `least` may be lost before the division.
         const Real most = std::min(f.largest, formats[float64].largest) / 16;
         const bool in_float = temperature_ == 1 && y.type < float64 && dy.type < float64;
         const Real least = 4 * formats[in_float ? float32 : float64].smallest_subnormal() / temperature_;
@@ -735,7 +736,7 @@ class Case {
                 // A difference is no better than the subnormal numbers that it is of.
                 check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted,
                       bound(out.type, temperature_ == 1 ? 2 : 3), std::max(unit, f.smallest_normal()),
-                      log ? vanished * size.total() : least * static_cast<Real>(classes_));
+                      log ? vanished * size.total() + least : least * static_cast<Real>(classes_));
             }
         }
         check_all_untouched();
@@ -845,6 +846,7 @@ class Case {
             for (std::ptrdiff_t c = 0; c < classes_; ++c)
                 weight[static_cast<std::size_t>(c)] = random() % 8 < zeros ? 0 : unit * (0.1 + uniform());
             loss.weight = weight.get();
+            largest_weight_ = *std::max_element(loss.weight, loss.weight + classes_);
         }
         if (loss.probabilities) {
             fill(make_input(second, floating_type()), true);
@@ -961,7 +963,7 @@ class Case {
                 share[static_cast<std::size_t>(c)] = a;
                 all.add(a);
                 counts = counts || a != 0;
-                const Real relative = std::fabs(loss.weight ? a / largest_weight(loss) : a);
+                const Real relative = std::fabs(a) / largest_weight_;
                 held = held && relative >= 0 && relative < computed.largest / 0x1p60L &&
                        (a == 0 || relative > computed.smallest_normal() * 0x1p60L) && q >= 0 && q < computed.largest;
             }
@@ -976,6 +978,9 @@ class Case {
                     lost = lost || (minus_log != 0 &&
                                     (minus_log < least || (minus_log > computed.largest && minus_log < infinity)));
                 }
+                // Terms are summed in units of the largest weight.
+                const Real unit = std::max(largest_weight_, Real(0x1p-1000));
+                lost = lost || (std::isfinite(sum.total()) && sum.total() / unit > widest.largest / 0x1p60L);
                 const Real wanted = !counts ? 0 : s.defined() ? sum.total() : nan_value;
                 losses.add(wanted);
                 skipped = skipped || lost;
@@ -990,12 +995,10 @@ class Case {
         if (skipped) return;
         // Each loss is within its bound, and so their sum, which is rounded twice more.
         const Real wanted = losses.total() / divisor;
-        const Real summed = losses.total() / (loss.weight ? std::max(largest_weight(loss), Real(0x1p-1000)) : 1);
+        const Real summed = losses.total() / (std::max(largest_weight_, Real(0x1p-1000)));
         if (wanted != 0 && (summed < widest.smallest_normal() * 0x1p60L || summed > widest.largest / 0x1p60L)) return;
         check("reduced loss", loss_type, 0, 0, got, wanted, (terms ? 4 : 2) + 1, wanted);
     }
-
-    Real largest_weight(const Loss& loss) const { return *std::max_element(loss.weight, loss.weight + classes_); }
 
     void check_loss_gradient(const Loss& loss, std::ptrdiff_t b, const Slice& s, const std::vector<Real>& share,
                              Real total, Real divisor, bool held, bool plain) const {
@@ -1011,7 +1014,7 @@ class Case {
                    (std::fabs(x) > widest.smallest_normal() * 0x1p60L && std::fabs(x) < widest.largest / 0x1p60L);
         };
         held = held && is_held(from_above) && is_held(from_above / divisor) && is_held(scale) &&
-               is_held(scale * total) && (!loss.weight || is_held(scale * largest_weight(loss)));
+               is_held(scale * total) && is_held(scale * largest_weight_);
         for (std::ptrdiff_t c = 0; c < classes_; ++c) {
             const auto k = static_cast<std::size_t>(c);
             const Real got = out.value(b, c);
