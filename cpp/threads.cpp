@@ -32,7 +32,7 @@ std::atomic<bool> forked{false};
 
 }  // namespace
 
-void set_num_threads(int count) { limit = count; }
+int set_num_threads(int count) { return limit.exchange(count); }
 
 #ifdef _OPENMP
 

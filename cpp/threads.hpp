@@ -8,7 +8,9 @@ namespace fastsoftmax {
 // The smaller of what was set (at first: no limit) and what OpenMP allows the calling thread, without it the number of
 // processors; 1 in a forked child and inside a parallel region.
 int get_num_threads();
-void set_num_threads(int count);
+
+// Returns what was set before.
+int set_num_threads(int count);
 
 // So many elements pay for another thread.
 extern const std::ptrdiff_t elements_per_thread;

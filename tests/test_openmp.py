@@ -230,7 +230,6 @@ def test_subnormal_numbers_survive_in_threads_that_have_computed(environment):
 # Threads that cannot be had
 
 
-@pytest.mark.xfail(reason="libgomp ends the process when the system refuses it a thread", strict=True)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
 @pytest.mark.parametrize("limit", ["address space", "processes"])
 def test_a_call_computes_with_the_threads_that_it_can_have(limit, environment):

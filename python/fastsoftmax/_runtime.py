@@ -10,12 +10,6 @@ import numpy as np
 from . import _core
 from ._arguments import to_integer
 
-_UNLIMITED = 2**31 - 1
-
-# What set_num_threads asked for last. The core tells only the smaller of it and what OpenMP allows at the moment, which
-# is not what num_threads has to restore.
-_limit = _UNLIMITED
-
 
 def set_num_threads(n: int) -> None:
     """Let no call of this process use more than `n` threads.
@@ -45,12 +39,15 @@ def set_num_threads(n: int) -> None:
     ...     fs.get_num_threads()
     1
     """
-    global _limit
-    n = min(to_integer(n, "n"), _UNLIMITED)
+    _exchange_limit(n)
+
+
+def _exchange_limit(n: int) -> int:
+    """Set the limit; returns the earlier one, which may be more than OpenMP allows at the moment."""
+    n = min(to_integer(n, "n"), 2**31 - 1)
     if n < 1:
         raise ValueError(f"n is {n}; expected at least 1")
-    _core.set_num_threads(n)
-    _limit = n
+    return _core.set_num_threads(n)
 
 
 def get_num_threads() -> int:
@@ -93,8 +90,7 @@ def num_threads(n: int) -> Iterator[None]:
     ...     fs.get_num_threads()
     1
     """
-    earlier = _limit
-    set_num_threads(n)
+    earlier = _exchange_limit(n)
     try:
         yield
     finally:
