@@ -1014,7 +1014,8 @@ class Case {
                    (std::fabs(x) > widest.smallest_normal() * 0x1p60L && std::fabs(x) < widest.largest / 0x1p60L);
         };
         held = held && is_held(from_above) && is_held(from_above / divisor) && is_held(scale) &&
-               is_held(scale * total) && is_held(scale * largest_weight_);
+               is_held(scale * total) && is_held(scale * largest_weight_) &&
+               is_held(from_above / divisor * largest_weight_);
         for (std::ptrdiff_t c = 0; c < classes_; ++c) {
             const auto k = static_cast<std::size_t>(c);
             const Real got = out.value(b, c);
