@@ -389,6 +389,19 @@ def test_b_that_does_not_broadcast_is_a_value_error():
         refuses("logsumexp", ValueError, b=np.ones(shape))
 
 
+@pytest.mark.parametrize(
+    ("x", "b"), [((0, 3), (0, 3)), ((0, 3), (3,)), ((3, 0), (1, 1)), ((1,), (2, 0)), ((), (0,)), ((2, 1), (3, 2, 4))]
+)
+def test_b_and_x_broadcast_as_numpy_does_when_empty_too(x, b):
+    full, weights = np.broadcast_arrays(np.zeros(x), np.ones(b))
+    for axis in (None, -1):
+        with np.errstate(divide="ignore"):
+            wanted = np.log(np.sum(weights * np.exp(full), axis))
+        got = fs.logsumexp(np.zeros(x), axis, b=np.ones(b))
+        assert np.shape(got) == np.shape(wanted)
+        np.testing.assert_allclose(got, wanted)
+
+
 def test_b_broadcasts_along_as_many_axes_as_arrays_have():
     x, b = np.arange(3.0).reshape(3, *[1] * 63), np.ones((1,) * 63 + (2,))
     np.testing.assert_allclose(fs.logsumexp(x, b=b), fs.logsumexp(x) + np.log(2))

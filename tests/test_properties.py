@@ -42,7 +42,7 @@ def test_probabilities_lie_in_zero_to_one_and_sum_to_one(data):
     assert ((p >= 0) & (p <= 1)).all()
     count = x.size / max(1, np.asarray(fs.logsumexp(x, axis)).size)
     slack = count * float(ml_dtypes.finfo(x.dtype).smallest_subnormal)
-    total = p.astype(np.float64).sum(axis)
+    total = p.astype(np.longdouble).sum(axis)
     assert (np.abs(total - 1) <= (4 if count <= 1000 else np.sqrt(count)) * epsilon(x.dtype) + slack).all()
 
 

@@ -197,11 +197,16 @@ def test_no_flag_lets_the_compiler_change_the_arithmetic():
     for file in (lists, root / "CMakePresets.json", root / "pyproject.toml"):
         if file.exists():
             assert not [flag for flag in UNSAFE if flag in file.read_text()], file
+    # Clang-cl's options and everyone else's; every file gets them, and none has it undone.
+    assert re.findall(r"set\(options .*?(\S*-ffp-contract\S*)", lists.read_text()) == [
+        "/clang:-ffp-contract=off",
+        "-ffp-contract=off",
+    ]
+    assert lists.read_text().count("-ffp-contract") == 2
     body = re.search(r"function\(add_target name\)(.*?)endfunction", lists.read_text(), re.DOTALL)[1]
-    assert "-ffp-contract=off" in body
-    # Every target is made by that function, and none has it undone.
+    assert "target_compile_options(${name} PRIVATE ${options} ${ARGN})" in body
     assert lists.read_text().count("kernels/target.cpp") == 2  # in the comment and in the function
-    assert lists.read_text().count("-ffp-contract") == 1
+    assert "target_compile_options(_core PRIVATE ${options})" in lists.read_text()
 
 
 def test_the_extension_exports_its_entry_alone():

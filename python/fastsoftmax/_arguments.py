@@ -6,6 +6,7 @@ looks first for the plain case (an exact ndarray, an int, None), where even call
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from math import inf
 from numbers import Real
 from operator import index
@@ -366,12 +367,13 @@ def logsumexp_arguments(
     if b is not None:
         weights = to_array(b, "b")
         own = joint_dtype(array, x, weights, b)
+        # Not by broadcast_shapes, which takes 32 axes at most.
+        lengths = zip_longest(reversed(array.shape), reversed(weights.shape), fillvalue=1)
+        shape = tuple(n if m == 1 else m for m, n in lengths)[::-1]
         try:
-            # Not broadcast_shapes, which takes 32 axes at most.
-            shape = np.nditer((array, weights), ["multi_index", "zerosize_ok"]).shape
+            array, weights = np.broadcast_to(array, shape), np.broadcast_to(weights, shape)
         except ValueError:
             raise ValueError(f"b has shape {weights.shape}, which does not broadcast with x's, {array.shape}") from None
-        array, weights = np.broadcast_to(array, shape), np.broadcast_to(weights, shape)
     ndim = array.ndim
     axes = _ALL_AXES[ndim] if axis is None else to_axes(axis, ndim)
     mask = None if where is None else to_mask(where, array.shape)
