@@ -26,6 +26,9 @@ static int threads_now = 1;
 
 int get_num_threads() { return threads_now; }
 
+// Of little work, too, each part gets its share.
+const std::ptrdiff_t elements_per_thread = 64;
+
 void run_parts(int parts, void (*call)(const void* body, int part), const void* body) {
     for (int part = parts - 1; part >= 0; --part) call(body, part);
 }
