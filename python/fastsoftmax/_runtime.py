@@ -121,7 +121,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     >>> sorted(fs.show_config(mode="dicts"))
     ['compiler', 'fastsoftmax', 'numpy', 'openmp', 'python', 'targets', 'threads']
     """
-    if not isinstance(mode, str) or mode not in ("stdout", "dicts"):
+    # What is no str may not know whether it equals one.
+    if not isinstance(mode, str) or mode not in ("stdout", "dicts"):  # type: ignore[redundant-expr]
         raise ValueError(f"mode is {mode!r}; expected 'stdout' or 'dicts'")
     from . import __version__
 

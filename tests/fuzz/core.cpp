@@ -737,8 +737,8 @@ class Case {
                     1 / temperature_ > 0x1p1000)
                     continue;
                 // A difference is no better than the subnormal numbers that it is of.
-                check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted,
-                      bound(out.type, temperature_ == 1 ? 2 : 3), std::max(unit, f.smallest_normal()),
+                check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted, bound(out.type, 3),
+                      std::max(unit, f.smallest_normal()),
                       log ? vanished * size.total() + least : least * static_cast<Real>(classes_));
             }
         }
