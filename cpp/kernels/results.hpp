@@ -271,7 +271,7 @@ FASTSOFTMAX_INLINE Two<Pack<float>> finite_in_two(DoublePair sum, double part) {
 template <Operation op>
 struct PlainTransformGradient;
 
-// 4 y (dy / 4 - sum / 4): where dy - sum overflows, the result, of a probability y, need not. Error: 3 ULP of
+// 4 y (dy / 4 - sum / 4): where dy - sum overflows, the result, of a probability y, need not. Error: 2 ULP of
 // |y| (|dy| + |sum|), where the result's digits are nearly 2: up to 1 of the difference, to which the low part has
 // added no more than half of that, and the rounding.
 template <>
