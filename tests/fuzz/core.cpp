@@ -968,7 +968,8 @@ class Case {
                 counts = counts || a != 0;
                 const Real relative = std::fabs(a) / largest_weight_;
                 held = held && relative >= 0 && relative < computed.largest / 0x1p60L &&
-                       (a == 0 || relative > computed.smallest_normal() * 0x1p60L) && q >= 0 && q < computed.largest;
+                       (a == 0 || relative > computed.smallest_normal() * (in_float ? 0x1p60L : 0x1p200L)) && q >= 0 &&
+                       q < computed.largest;
             }
             if (with_loss) {
                 Sum sum;
