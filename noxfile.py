@@ -20,6 +20,8 @@ CPP = sorted(
 )
 
 THREADED_TESTS = ["tests/test_threads.py"]
+# Those of memory measure or replace the allocator, which here is the sanitizer's.
+ASAN_TESTS = ["tests", *(f"--ignore=tests/test_{name}.py" for name in ("memory", "out_of_memory", "soak"))]
 
 SCHEMAS = [
     *(("github-workflows", str(path)) for path in Path(".github/workflows").iterdir()),
@@ -73,7 +75,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("preset", ["asan", "tsan"])
 def sanitize(session: nox.Session, preset: str) -> None:
-    """All tests under AddressSanitizer and UndefinedBehaviorSanitizer, those of threads under ThreadSanitizer."""
+    """Tests under AddressSanitizer and UndefinedBehaviorSanitizer, those of threads under ThreadSanitizer."""
     # Of the kernels with both, GCC does not come to an end.
     compiler = os.environ.get("CXX", {"asan": "clang++", "tsan": "g++"}[preset])
     session.install(".[test]", f"--config-settings=cmake.args=--preset={preset}", env={"CXX": compiler})
@@ -85,7 +87,7 @@ def sanitize(session: nox.Session, preset: str) -> None:
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter itself keeps memory until it ends
         "TSAN_OPTIONS": "halt_on_error=1",
     }
-    tests = {"asan": ["tests"], "tsan": THREADED_TESTS}[preset]
+    tests = {"asan": ASAN_TESTS, "tsan": THREADED_TESTS}[preset]
     session.run("python", "-m", "pytest", *(session.posargs or tests), env=env)
 
 

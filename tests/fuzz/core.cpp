@@ -1037,7 +1037,7 @@ class Case {
             // probabilities, too, where that is so large or small that they come first.
             const Real factor = std::fabs(scale * total);
             const bool wide = !(factor > 0x1p-100L && factor < 0x1p100L);
-            const Real vanished = factor * (wide ? computed.smallest_subnormal() : computed.vanishing());
+            const Real vanished = factor * (wide ? 2 * computed.smallest_subnormal() : computed.vanishing());
             check("gradient of the loss", out.type, b, c, got, wanted, bound(out.type, plain ? 3 : 4, 0.52L) + more,
                   unit, vanished);
         }
