@@ -20,6 +20,7 @@ namespace {
 std::atomic<int> limit{INT_MAX};
 
 // A parallel region in the child of a process that has run one hangs under libgomp: its threads are not there any more.
+// Without OpenMP the child has one thread all the same, as is promised.
 std::atomic<bool> forked{false};
 
 [[maybe_unused]] const int fork_guard = [] {
