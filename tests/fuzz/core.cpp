@@ -585,9 +585,12 @@ class Case {
                      operation_, threads_now, temperature_, temperature_);
         for (std::size_t d = 0; d < shape_.sizes.size(); ++d)
             std::fprintf(stderr, "%td%s, ", shape_.sizes[d], shape_.is_class[d] ? " classes" : "");
-        std::fprintf(stderr, ")\nsmoothing %a, weights %d, reduction %d, ignore_index %td, upstream %a\n",
-                     loss_.label_smoothing, loss_.weight != nullptr, static_cast<int>(loss_.reduction),
+        std::fprintf(stderr, ")\nsmoothing %a, reduction %d, ignore_index %td, upstream %a, weights",
+                     loss_.label_smoothing, static_cast<int>(loss_.reduction),
                      static_cast<std::ptrdiff_t>(loss_.ignore_index.value_or(-77)), loss_.upstream);
+        for (std::ptrdiff_t i = 0; loss_.weight && i < std::min(classes_, std::ptrdiff_t(40)); ++i)
+            std::fprintf(stderr, " %a", loss_.weight[i]);
+        std::fprintf(stderr, "\n");
         for (int r = 0; r < roles; ++r) {
             const Memory& m = memory_[static_cast<std::size_t>(r)];
             if (!m.bytes) continue;
@@ -733,8 +736,10 @@ class Case {
                 const Real condition =
                     log ? std::fabs(dys[k]) + p * size.total() : std::fabs(p) * (std::fabs(dys[k]) + size.total());
                 const Real wanted = unscaled / temperature_, unit = condition / temperature_;
+                // The reciprocal of the temperature must be a normal number, away from the largest.
+                const Real inverse = 1 / Real(temperature_);
                 if (size.total() > most || std::fabs(dys[k]) > most || condition > most || unit > most ||
-                    1 / temperature_ > 0x1p1000)
+                    inverse > 0x1p1000L || inverse < formats[float64].smallest_normal())
                     continue;
                 // A difference is no better than the subnormal numbers that it is of.
                 check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted, bound(out.type, 3),
@@ -943,9 +948,10 @@ class Case {
         const Memory& out = output_memory();
         const bool in_float = memory_[scores].type < float64;
         const Format &computed = formats[in_float ? float32 : float64], &widest = formats[float64];
-        // Below, -log p has lost digits, or vanished, before a weight could make it large again.
-        const Real least =
-            terms ? computed.smallest_normal() : std::max(widest.smallest_normal(), computed.vanishing());
+        // Below, -log p, a sum over the classes, has lost digits, or vanished, before a weight could make it large
+        // again.
+        const Real least = terms ? computed.smallest_normal() * static_cast<Real>(classes_)
+                                 : std::max(widest.smallest_normal(), computed.vanishing());
         Sum losses;
         bool skipped = false;
         for (std::ptrdiff_t b = 0; b < batch_; ++b) {
