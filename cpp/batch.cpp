@@ -19,6 +19,8 @@ constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
 constexpr std::ptrdiff_t strided_bytes_at_once = 262144;
 // Of a gathered slice in blocks, exponentials are kept up to so many classes: beyond, they would leave the caches.
 constexpr std::ptrdiff_t most_kept = 262144;
+// Views without strides have shapes of any size. Up to this, which takes months, no size in bytes overflows.
+constexpr std::ptrdiff_t most_of_each = PTRDIFF_MAX / 1024;
 
 std::ptrdiff_t bytes_of(ElementType type) {
     constexpr std::ptrdiff_t bytes[element_types] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
@@ -39,6 +41,7 @@ const KernelsIn<T>& kernels_in() {
 
 Batch::Batch(Operation operation, Slices& slices, double temperature, bool in_order, bool whole_rows)
     : operation_(operation), slices_(slices), temperature_(temperature), classes_(slices.classes.size()) {
+    if (std::max(classes_, slices.batch.size()) > most_of_each) throw std::bad_alloc();
     slices.classes.simplify();
     if (!in_order) sort_batch();
     slices.batch.simplify();

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
+#include <new>
 
 #include "slices.hpp"
 #include "threads.hpp"
@@ -21,12 +23,17 @@ enum class Loop {
 class Scratch {
   public:
     explicit Scratch(std::ptrdiff_t doubles, int parts = 1)
-        : doubles_(doubles), large_(parts * doubles > few ? new double[parts * doubles] : nullptr) {}
+        : doubles_(doubles), large_(doubles > few / parts ? allocate(doubles, parts) : nullptr) {}
 
     double* get(int part = 0) { return (large_ ? large_.get() : small_) + part * doubles_; }
 
   private:
     static constexpr std::ptrdiff_t few = 1024;  // 8 KiB
+
+    static double* allocate(std::ptrdiff_t doubles, int parts) {
+        if (doubles > PTRDIFF_MAX / parts) throw std::bad_alloc();
+        return new double[parts * doubles];
+    }
 
     const std::ptrdiff_t doubles_;
     const std::unique_ptr<double[]> large_;

@@ -42,7 +42,7 @@ const std::ptrdiff_t elements_per_thread = 16384;
 
 int get_num_threads() {
     if (forked || omp_in_parallel()) return 1;
-    return std::min<int>(omp_get_max_threads(), limit);
+    return std::min<int>({omp_get_max_threads(), omp_get_thread_limit(), limit});
 }
 
 #define FASTSOFTMAX_TEXT(x) #x
@@ -63,12 +63,13 @@ bool can_start(int threads) {
     return others;
 }
 
-// OpenMP ends the process where it cannot start a thread, for want of memory or by a limit of the system. It keeps
-// threads for each thread that calls: as many as were started once are taken for granted.
+// OpenMP ends the process where it cannot start a thread, for want of memory or by a limit of the system. libgomp
+// keeps, for each thread that calls, those of its last team.
 bool may_run(int parts) {
-    static thread_local int granted = 1;
-    if (parts > granted && can_start(parts - 1)) granted = parts;
-    return parts <= granted;
+    static thread_local int kept = 1;
+    if (parts > kept && !can_start(parts - kept)) return false;
+    kept = parts;
+    return true;
 }
 
 }  // namespace

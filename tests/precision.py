@@ -113,6 +113,20 @@ class Slices:
         return (self.softmax * (total - share) - share * self.others) / self.temperature
 
 
+def softmax_grad(y: NDArray, dy: NDArray, axis: int, temperature: float = 1) -> tuple[Exact, Exact]:
+    """And its condition, of which it is a difference."""
+    u, v, t = y.astype(np.longdouble), dy.astype(np.longdouble), np.longdouble(temperature)
+    condition = np.abs(u) * (np.abs(v) + np.sum(np.abs(u * v), axis, keepdims=True))
+    return u * (v - np.sum(u * v, axis, keepdims=True)) / t, condition / t
+
+
+def log_softmax_grad(logp: NDArray, dy: NDArray, axis: int, temperature: float = 1) -> tuple[Exact, Exact]:
+    """And its condition, of which it is a difference."""
+    u, v, t = np.exp(logp.astype(np.longdouble)), dy.astype(np.longdouble), np.longdouble(temperature)
+    condition = np.abs(v) + u * np.sum(np.abs(v), axis, keepdims=True)
+    return (v - u * np.sum(v, axis, keepdims=True)) / t, condition / t
+
+
 def shares(
     shape: tuple[int, ...],
     axis: int,

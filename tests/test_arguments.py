@@ -177,6 +177,32 @@ def test_lists_nested_deeper_than_arrays_have_axes_are_refused(name):
         refuses(name, ValueError, **{argument: cyclic})
 
 
+# In bytes, half of what a pointer reaches, or so many that nothing is left of them in 64 bits.
+@pytest.mark.parametrize("power", [58, 60, 61, 62])
+@pytest.mark.parametrize("dtype", [np.int8, bfloat16, np.float16, np.float32, np.float64], ids=str)
+def test_views_of_shapes_beyond_all_memory_are_refused(dtype, power):
+    one = np.ones((), dtype)
+    if one.itemsize << power > sys.maxsize:
+        pytest.skip("NumPy has no such shape")
+    x = np.broadcast_to(one, 2**power)
+    calls = [
+        lambda: fs.softmax(x),
+        lambda: fs.log_softmax(x[None], 1),
+        lambda: fs.softmax_grad(x, x),
+        lambda: fs.log_softmax_grad(x, x),
+        lambda: fs.logsumexp(x),
+        lambda: fs.logsumexp(x, b=x, return_sign=True),
+        lambda: fs.cross_entropy(x, 0),
+        lambda: fs.cross_entropy(x[None], [0], label_smoothing=0.1),
+        lambda: fs.cross_entropy_grad(x, 0),
+    ]
+    if dtype != np.int8:
+        calls += [lambda: fs.cross_entropy(x, x), lambda: fs.cross_entropy_with_grad(x, x, label_smoothing=0.1)]
+    for call in calls:
+        with pytest.raises((MemoryError, ValueError)):  # NumPy's own, of results, is either
+            call()
+
+
 # axis
 
 

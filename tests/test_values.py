@@ -313,6 +313,22 @@ def test_temperatures_at_the_ends_of_the_range_are_divided_by(dtype, classes, te
 
 
 @pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
+@pytest.mark.parametrize("temperature", [1e300, 1.7e308, 1e-300, 1e-309, 5e-324])
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
+def test_gradients_are_divided_by_temperatures_at_the_ends_of_the_range(dtype, classes, temperature):
+    info = np.finfo(dtype)
+    size = np.clip(temperature, 1e10 * float(info.smallest_normal), float(info.max) / 8)
+    for dy, axis in along_both_axes(padded([size, -0.7 * size, 0, 0.1 * size], classes, dtype, 0)):
+        y = np.moveaxis(padded([0.25, 0.5, 0, 0.25], classes, dtype, 0), -1, axis)
+        exact = precision.softmax_grad(y, dy, axis, temperature)
+        assert_within(3, fs.softmax_grad(y, dy, axis, temperature=temperature), *exact)
+        logp = np.moveaxis(padded([-1.5, -0.5, -np.inf, -2], classes, dtype, -np.inf), -1, axis)
+        exact = precision.log_softmax_grad(logp, dy, axis, temperature)
+        assert_within(3, fs.log_softmax_grad(logp, dy, axis, temperature=temperature), *exact)
+
+
+@pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("classes", [2, *CLASSES])
 @pytest.mark.parametrize("temperature", [1.9, 10])

@@ -220,11 +220,11 @@ FASTSOFTMAX_INLINE Pack<T> bounded_log_probability(Pack<T> x) {
 template <Operation op, class T>
 struct TransformGradient {
     Doubles<T> high, low;
-    double inverse;
+    double temperature;
     Exponential<T, true> exp;
 
     FASTSOFTMAX_INLINE TransformGradient(const Measured<T>& m, double temperature)
-        : inverse(1 / temperature), exp(broadcast(T(0))) {
+        : temperature(temperature), exp(broadcast(T(0))) {
         constexpr double unscale =
             op == fastsoftmax::softmax_grad ? 1 : 1 / (sizeof(T) == 4 ? 0x1p64 : 0x1p200);  // 2^-bias
         if constexpr (sizeof(T) == 4) {
@@ -245,7 +245,7 @@ struct TransformGradient {
     }
 
     FASTSOFTMAX_INLINE TransformGradient(const TransformGradient& all, int i)
-        : high(spread(all.high, i)), low(spread(all.low, i)), inverse(all.inverse), exp(all.exp, i) {}
+        : high(spread(all.high, i)), low(spread(all.low, i)), temperature(all.temperature), exp(all.exp, i) {}
 
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
         if constexpr (op == fastsoftmax::log_softmax_grad) x = exp(bounded_log_probability(x)).rounded();
@@ -255,7 +255,16 @@ struct TransformGradient {
             value = fma(-a, high, b) - a * low;
         else
             value = a * ((b - high) - low);
-        return narrow(inverse == 1 ? value : value * doubles<T>(inverse));
+        return temperature == 1 ? narrow(value) : over_temperature(value);
+    }
+
+  private:
+    // A reciprocal would cost doubles a rounding; in float's digits it does not show.
+    FASTSOFTMAX_INLINE Pack<T> over_temperature(Doubles<T> value) const {
+        if constexpr (sizeof(T) == 8)
+            return value / broadcast(temperature);
+        else
+            return narrow(value * doubles<T>(1 / temperature));
     }
 };
 

@@ -57,7 +57,7 @@ def result_dtype(dtype: DType, name: str) -> DType:
     known = _result_dtypes.get(dtype)
     if known is not None:
         return known
-    if dtype.kind in "iub":
+    if dtype.kind in "iub" or (dtype.kind == "f" and dtype.itemsize == 8):  # longdouble, too, where it is no longer
         result = FLOAT64
     elif dtype.type in _FLOATS or _is_bfloat16(dtype):  # by type: a float8 is of kind f, too
         result = np.dtype(dtype.type)  # in native byte order, and the one object that NumPy itself uses for it
