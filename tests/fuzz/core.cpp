@@ -985,8 +985,9 @@ class Case {
                                     (minus_log < least || (minus_log > computed.largest && minus_log < infinity)));
                 }
                 // Terms are summed in units of the largest weight.
-                const Real unit = std::max(largest_weight_, Real(0x1p-1000));
-                lost = lost || (std::isfinite(sum.total()) && sum.total() / unit > widest.largest / 0x1p60L);
+                const Real summed = sum.total() / std::max(largest_weight_, Real(0x1p-1000));
+                lost = lost || (std::isfinite(summed) && summed > widest.largest / 0x1p60L) ||
+                       (terms && summed > 0 && summed < widest.smallest_normal() * static_cast<Real>(classes_));
                 const Real wanted = !counts ? 0 : s.defined() ? sum.total() : nan_value;
                 losses.add(wanted);
                 skipped = skipped || lost;
