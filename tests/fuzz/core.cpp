@@ -1036,11 +1036,13 @@ class Case {
             const Real unit = plain ? wanted : std::max(larger, formats[out.type].smallest_normal());
             // The factor itself is rounded up to three times.
             const Real more = out.type == float64 && (mean_or_scaled(loss)) ? 1.5L : 0;
-            // Exponentials that vanish in the type computed in do so whatever they are to be multiplied by;
-            // probabilities, too, where that is so large or small that they come first.
-            const Real factor = std::fabs(scale * total);
-            const bool wide = !(factor > 0x1p-100L && factor < 0x1p100L);
-            const Real vanished = factor * (wide ? 2 * computed.smallest_subnormal() : computed.vanishing());
+            // Exponentials that vanish in the type computed in do so whatever they are to be multiplied by; where that
+            // is so large or small that it comes last, so do probabilities, in units of the largest weight.
+            const Real factor = std::fabs(scale * total), last = std::fabs(scale * largest_weight_);
+            const auto wide = [](Real x) { return !(x > 0x1p-100L && x < 0x1p100L); };
+            const Real vanished = wide(factor) || wide(last)
+                                      ? std::max(factor, last) * (2 * computed.smallest_subnormal())
+                                      : factor * computed.vanishing();
             check("gradient of the loss", out.type, b, c, got, wanted, bound(out.type, plain ? 3 : 4, 0.52L) + more,
                   unit, vanished);
         }
