@@ -946,8 +946,9 @@ class Case {
         const Format &computed = formats[in_float ? float32 : float64], &widest = formats[float64];
         // Below, -log p, a sum over the classes, has lost digits, or vanished, before a weight could make it large
         // again.
-        const Real least = terms ? computed.smallest_normal() * static_cast<Real>(classes_)
-                                 : std::max(widest.smallest_normal(), computed.vanishing());
+        const Real least =
+            static_cast<Real>(classes_) *
+            (terms ? computed.smallest_normal() : std::max(widest.smallest_normal(), computed.vanishing()));
         Sum losses;
         bool skipped = false;
         for (std::ptrdiff_t b = 0; b < batch_; ++b) {
