@@ -225,33 +225,3 @@ def test_subnormal_numbers_survive_in_threads_that_have_computed(environment):
         environment,
     )
     assert all(found)
-
-
-# Threads that cannot be had
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
-@pytest.mark.parametrize("limit", ["address space", "processes"])
-def test_a_call_computes_with_the_threads_that_it_can_have(limit, environment):
-    found = run(
-        """
-        import resource
-        import fastsoftmax as fs
-
-        a = np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)
-        with fs.num_threads(1):
-            wanted = fs.softmax(a)
-        if sys.argv[1] == "processes":
-            if os.getuid() == 0:  # whom no such limit holds
-                os.setuid(65534)
-            kind, limit = resource.RLIMIT_NPROC, 1
-        else:
-            with open("/proc/self/statm") as file:
-                kind, limit = resource.RLIMIT_AS, int(file.read().split()[0]) * resource.getpagesize() + 2**22
-        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-        print(json.dumps([fs.get_num_threads(), np.array_equal(fs.softmax(a), wanted)]))
-        """,
-        environment,
-        limit,
-    )
-    assert found == [2, True]
