@@ -91,12 +91,14 @@ def test_calls_from_another_parallel_region_give_the_same_bits(runtime, shared_l
 
 
 def test_no_thread_is_woken_inside_a_region_of_the_same_runtime(shared_library, environment):
-    found = run(
+    runtimes, seen, woken = run(
         """
         import ctypes, fastsoftmax as fs
 
         right = right_of(fs)
         library = ctypes.CDLL(sys.argv[1])
+        with open("/proc/self/maps") as maps:
+            runtimes = set(re.findall("/.*libgomp.*", maps.read()))
         seen = []
         library.in_region(1, ctypes.CFUNCTYPE(None)(lambda: None))
         before = tasks()
@@ -105,12 +107,15 @@ def test_no_thread_is_woken_inside_a_region_of_the_same_runtime(shared_library, 
             seen.append((fs.get_num_threads(), computed_right(fs)))
 
         library.in_region(2, ctypes.CFUNCTYPE(None)(call))
-        print(json.dumps([seen, tasks() - before]))
+        print(json.dumps([sorted(runtimes), seen, tasks() - before]))
         """,
         environment,
         shared_library("openmp_region.c", "-fopenmp", "-l:libgomp.so.1"),
     )
-    assert found == [[[1, True], [1, True]], 1]
+    if len(runtimes) > 1:
+        pytest.skip(f"the package has a libgomp of its own, as a repaired wheel has: {', '.join(runtimes)}")
+    assert seen == [[1, True], [1, True]]
+    assert woken == 1
 
 
 # Several runtimes, in every order
