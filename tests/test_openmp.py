@@ -91,12 +91,14 @@ def test_calls_from_another_parallel_region_give_the_same_bits(runtime, shared_l
 
 
 def test_no_thread_is_woken_inside_a_region_of_the_same_runtime(shared_library, environment):
-    found = run(
+    runtimes, seen, woken = run(
         """
         import ctypes, fastsoftmax as fs
 
         right = right_of(fs)
         library = ctypes.CDLL(sys.argv[1])
+        with open("/proc/self/maps") as maps:
+            runtimes = set(re.findall("/.*libgomp.*", maps.read()))
         seen = []
         library.in_region(1, ctypes.CFUNCTYPE(None)(lambda: None))
         before = tasks()
@@ -105,12 +107,15 @@ def test_no_thread_is_woken_inside_a_region_of_the_same_runtime(shared_library, 
             seen.append((fs.get_num_threads(), computed_right(fs)))
 
         library.in_region(2, ctypes.CFUNCTYPE(None)(call))
-        print(json.dumps([seen, tasks() - before]))
+        print(json.dumps([sorted(runtimes), seen, tasks() - before]))
         """,
         environment,
         shared_library("openmp_region.c", "-fopenmp", "-l:libgomp.so.1"),
     )
-    assert found == [[[1, True], [1, True]], 1]
+    if len(runtimes) > 1:
+        pytest.skip(f"the package has a libgomp of its own, as a repaired wheel has: {', '.join(runtimes)}")
+    assert seen == [[1, True], [1, True]]
+    assert woken == 1
 
 
 # Several runtimes, in every order
@@ -225,33 +230,3 @@ def test_subnormal_numbers_survive_in_threads_that_have_computed(environment):
         environment,
     )
     assert all(found)
-
-
-# Threads that cannot be had
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
-@pytest.mark.parametrize("limit", ["address space", "processes"])
-def test_a_call_computes_with_the_threads_that_it_can_have(limit, environment):
-    found = run(
-        """
-        import resource
-        import fastsoftmax as fs
-
-        a = np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)
-        with fs.num_threads(1):
-            wanted = fs.softmax(a)
-        if sys.argv[1] == "processes":
-            if os.getuid() == 0:  # whom no such limit holds
-                os.setuid(65534)
-            kind, limit = resource.RLIMIT_NPROC, 1
-        else:
-            with open("/proc/self/statm") as file:
-                kind, limit = resource.RLIMIT_AS, int(file.read().split()[0]) * resource.getpagesize() + 2**22
-        resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-        print(json.dumps([fs.get_num_threads(), np.array_equal(fs.softmax(a), wanted)]))
-        """,
-        environment,
-        limit,
-    )
-    assert found == [2, True]

@@ -24,7 +24,7 @@ forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:Dep
 @pytest.fixture(scope="module")
 def large():
     """Enough work to wake every thread."""
-    return Inputs.normal((300, 250), np.float32)
+    return Inputs.normal((600, 450), np.float32)
 
 
 def run(code, environment, *arguments):
@@ -137,7 +137,7 @@ def test_tests_that_use_threads_run_under_pytest_xdist(tmp_path, environment):
         "import fastsoftmax as fs, numpy as np, pytest\n"
         "@pytest.mark.parametrize('n', range(8))\n"
         "def test_it(n):\n"
-        "    x = np.random.default_rng(n).normal(size=(1000, 200))\n"
+        "    x = np.random.default_rng(n).normal(size=(1000, 300))\n"
         "    with fs.num_threads(1):\n"
         "        wanted = fs.softmax(x)\n"
         "    assert np.array_equal(fs.softmax(x), wanted)\n"
@@ -146,6 +146,54 @@ def test_tests_that_use_threads_run_under_pytest_xdist(tmp_path, environment):
     variables = environment | {"OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIME_LIMIT)
     assert "8 passed" in done.stdout, done.stdout + done.stderr
+
+
+# Threads that cannot be had
+
+LIMITED = """
+    import os, resource, sys, threading
+    import fastsoftmax as fs, numpy as np
+
+    limit, *earlier = sys.argv[1:]
+    x = np.random.default_rng(0).normal(size=(600, 450)).astype(np.float32)
+    out = np.empty_like(x)
+    with fs.num_threads(1):
+        wanted = fs.softmax(x)
+    for n in map(int, earlier):
+        with fs.num_threads(n):
+            fs.softmax(x)
+    if limit == "processes":
+        if os.getuid() == 0:  # whom no such limit holds
+            os.setuid(65534)
+        kind, most = resource.RLIMIT_NPROC, 1
+    else:  # less than any stack
+        with open("/proc/self/statm") as file:
+            kind, most = resource.RLIMIT_AS, int(file.read().split()[0]) * resource.getpagesize() + 2**16
+    before = resource.getrlimit(kind)
+    tasks = len(os.listdir("/proc/self/task"))
+    resource.setrlimit(kind, (most, before[1]))
+    fs.softmax(x, out=out)
+    started = len(os.listdir("/proc/self/task")) - tasks
+    try:
+        threading.Thread(target=int).start()
+        held = False
+    except RuntimeError:
+        held = True
+    resource.setrlimit(kind, before)
+    print(started, held, np.array_equal(out, wanted))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
+@pytest.mark.parametrize("limit", ["address space", "processes"])
+def test_a_call_computes_with_the_threads_that_it_can_have(limit, environment):
+    assert run(LIMITED, environment | {"OMP_NUM_THREADS": "2"}, limit) == "0 True True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
+def test_threads_of_an_earlier_call_that_have_ended_are_not_taken_for_granted(environment):
+    """libgomp keeps those of the last call: after one on fewer threads the others have to be had anew."""
+    assert run(LIMITED, environment | {"OMP_NUM_THREADS": "4"}, "processes", "4", "2") == "0 True True\n"
 
 
 # Signals
