@@ -14,8 +14,9 @@ from pathlib import Path
 WHEEL_BYTES = 3_000_000
 
 SDIST = (
-    r"PKG-INFO|pyproject\.toml|CMakeLists\.txt|README\.md|LICENSE|CHANGELOG\.md",
-    r"bench/\w+\.(c|py|md|svg)",
+    *(r"PKG-INFO", r"pyproject\.toml", r"CMakeLists\.txt", r"CMakePresets\.json"),
+    *(r"README\.md", r"LICENSE", r"CHANGELOG\.md", r"CITATION\.cff", r"CONTRIBUTING\.md", r"SECURITY\.md"),
+    *(r"bench/\w+\.py", r"bench/limits\.c", r"bench/(ACCURACY|NOTES|RESULTS)\.md", r"bench/RESULTS\.(png|svg)"),
     r"cpp/([\w/]+)\.(cpp|hpp|py)",
     r"python/fastsoftmax/(\w+\.pyi?|py\.typed)",
     r"tests/[\w/]+\.(c|json|py)",
