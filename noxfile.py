@@ -27,11 +27,11 @@ def all_but(*names: str) -> list[str]:
     return ["tests", *(f"--ignore=tests/test_{name}.py" for name in names)]
 
 
-# They measure or limit a process's memory, or replace its allocator: that is the sanitizer's or the emulator's.
-MEMORY_TESTS = ("memory", "out_of_memory", "soak")
-ASAN_TESTS = all_but(*MEMORY_TESTS)
-# Nor does an emulated CPU change the build, or come to an end of every float32.
-EMULATED_TESTS = all_but(*MEMORY_TESTS, "build", "exp_log")
+# Tests of the build, and of memory, which under a sanitizer or an emulator is not the package's own.
+ELSEWHERE = ("build", "memory", "out_of_memory", "soak")
+ASAN_TESTS = all_but(*ELSEWHERE)
+# The sweeps over every float32 do not come to an end.
+EMULATED_TESTS = all_but(*ELSEWHERE, "exp_log")
 
 SCHEMAS = [
     *(("github-workflows", str(path)) for path in Path(".github/workflows").iterdir()),
