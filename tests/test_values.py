@@ -312,6 +312,23 @@ def test_temperatures_at_the_ends_of_the_range_are_divided_by(dtype, classes, te
             assert_within(4, fs.cross_entropy_grad(a, targets, axis, **options), exact.cross_entropy_grad(share))
 
 
+@pytest.mark.parametrize("where", [False, True])
+@pytest.mark.parametrize("temperature", [1, 1e-30, 1e-100, 1e-300])
+@pytest.mark.parametrize("largest", [-1, -3e18, 3e18])
+@pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
+def test_entries_that_count_as_nothing_do_so_beside_any_quotient(dtype, largest, temperature, where):
+    x = np.full((2, 80_000), largest, dtype)
+    counts = np.broadcast_to(np.arange(80_000) % 40_000 >= 20_000, x.shape)  # of some blocks none
+    if not where:
+        x[~counts] = -np.inf
+    options = {"temperature": temperature} | ({"where": counts} if where else {})
+    np.testing.assert_allclose(fs.softmax(x, **options), counts / 40_000, 1e-6)
+    np.testing.assert_allclose(fs.log_softmax(x, **options)[counts], -np.log(40_000), 1e-6)
+    if not where:
+        loss = fs.cross_entropy(x, [79_999, 79_999], temperature=temperature)
+        np.testing.assert_allclose(loss, np.log(40_000), 1e-6)
+
+
 @pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
 @pytest.mark.parametrize("temperature", [1e300, 1.7e308, 1e-300, 1e-309, 5e-324])
 @pytest.mark.parametrize("classes", CLASSES)

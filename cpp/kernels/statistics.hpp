@@ -229,7 +229,9 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
         return;
     }
     const Pack<double> t = broadcast(run.temperature);
-    const Double2 difference = two_sum(broadcast(low.shift), broadcast(-high.shift)) / widen(t);
+    // A block of nothing but -inf has no shift of its own, and adds 0 or a NaN.
+    const double shift = low.max > -infinity ? low.shift : high.shift;
+    const Double2 difference = two_sum(broadcast(shift), broadcast(-high.shift)) / widen(t);
     Double2 loser = broadcast2(low.rest);
     if (!whole && low.max > -infinity) loser = loser + broadcast2(low.top);
     Statistics merged = high;
