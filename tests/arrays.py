@@ -313,6 +313,43 @@ LOSSES: dict[str, Call] = {
 
 CALLS = TRANSFORMS | REDUCTIONS | LOSSES
 
+# With an `out`: of the result's dtype, of a wider one, of the reduced shape; or an argument itself.
+
+Into = Callable[[ModuleType, Inputs, int, NDArray], Any]
+
+INTO: dict[str, Into] = {
+    "softmax": lambda fs, a, axis, out: fs.softmax(a.x, axis, out=out),
+    "softmax, where": lambda fs, a, axis, out: fs.softmax(a.x, axis, where=a.where, out=out),
+    "log_softmax, temperature": lambda fs, a, axis, out: fs.log_softmax(a.x, axis, temperature=0.7, out=out),
+    "softmax_grad": lambda fs, a, axis, out: fs.softmax_grad(a.probabilities, a.x, axis, out=out),
+    "log_softmax_grad, where": lambda fs, a, axis, out: fs.log_softmax_grad(
+        a.log_probabilities, a.x, axis, where=a.where, out=out
+    ),
+    "cross_entropy_with_grad": lambda fs, a, axis, out: fs.cross_entropy_with_grad(a.x, a.indices, axis, out=out),
+    "cross_entropy_with_grad, all": lambda fs, a, axis, out: fs.cross_entropy_with_grad(
+        a.x, a.indices, axis, weight=a.weight, ignore_index=0, label_smoothing=0.1, out=out
+    ),
+    "cross_entropy_grad, probabilities": lambda fs, a, axis, out: fs.cross_entropy_grad(
+        a.x, a.probabilities, axis, weight=a.weight, out=out
+    ),
+}
+
+WIDER_INTO: dict[str, Into] = {
+    "softmax": lambda fs, a, axis, out: fs.softmax(a.x, axis, dtype=np.float64, out=out),
+    "log_softmax, where": lambda fs, a, axis, out: fs.log_softmax(a.x, axis, where=a.where, dtype=np.float64, out=out),
+}
+
+REDUCED_INTO: dict[str, Into] = {
+    "logsumexp": lambda fs, a, axis, out: fs.logsumexp(a.x, axis, out=out),
+    "logsumexp, all": lambda fs, a, axis, out: fs.logsumexp(a.x, axis, b=a.b, where=a.where, return_sign=True, out=out),
+}
+
+IN_PLACE: dict[str, Call] = {
+    "softmax": lambda fs, a, axis: fs.softmax(a.x, axis, out=a.x),
+    "softmax_grad": lambda fs, a, axis: fs.softmax_grad(a.probabilities, a.dy, axis, out=a.dy),
+    "cross_entropy_grad": lambda fs, a, axis: fs.cross_entropy_grad(a.x, a.indices, axis, out=a.x),
+}
+
 
 def results(result: Any) -> tuple[NDArray, ...]:
     """One call's results as arrays."""

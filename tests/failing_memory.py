@@ -18,35 +18,37 @@ from typing import Any
 
 import fastsoftmax as fs
 import numpy as np
-from arrays import CALLS, FLOATING, LAYOUTS, TRANSFORMS, Inputs, assert_all_same_bits, bfloat16, every_result
-from guard_pages import INTO
+from arrays import (
+    CALLS,
+    FLOATING,
+    IN_PLACE,
+    INTO,
+    LAYOUTS,
+    REDUCED_INTO,
+    TRANSFORMS,
+    WIDER_INTO,
+    Inputs,
+    assert_all_same_bits,
+    bfloat16,
+    every_result,
+)
 from numpy.typing import DTypeLike, NDArray
-
-INTO = {
-    **INTO,
-    "softmax, in place": lambda a, axis, out: fs.softmax(a.x, axis, out=a.x),
-    "softmax_grad, in place": lambda a, axis, out: fs.softmax_grad(a.probabilities, a.dy, axis, out=a.dy),
-    "cross_entropy_grad, in place": lambda a, axis, out: fs.cross_entropy_grad(a.x, a.indices, axis, out=a.x),
-    "cross_entropy_grad, probabilities": lambda a, axis, out: fs.cross_entropy_grad(
-        a.x, a.probabilities, axis, weight=a.weight, out=out
-    ),
-}
-REDUCED_INTO = {
-    "logsumexp": lambda a, axis, out: fs.logsumexp(a.x, axis, out=out),
-    "logsumexp, all": lambda a, axis, out: fs.logsumexp(a.x, axis, b=a.b, where=a.where, return_sign=True, out=out),
-}
 
 Call = Callable[[Inputs, NDArray], Any]
 
 
-def calls(shape: tuple[int, ...], axis: int) -> Iterator[tuple[str, Call, tuple[int, ...]]]:
-    """Names, calls, and the shape of the `out` that each takes."""
+def calls(a: Inputs, axis: int) -> Iterator[tuple[str, Call, NDArray]]:
+    """Names, calls, and what each takes as `out`."""
+    out = np.full(a.x.shape, 7, a.dy.dtype)
+    wider = out.astype(np.float64)
+    reduced = np.full(a.upstream.shape, 7, a.dy.dtype)
     for name, call in CALLS.items():
-        yield name, lambda a, out, call=call: call(fs, a, axis), (1,)  # not taken
-    for name, into in INTO.items():
-        yield f"{name}, out", lambda a, out, into=into: into(a, axis, out), shape
-    for name, into in REDUCED_INTO.items():
-        yield f"{name}, out", lambda a, out, into=into: into(a, axis, out), shape[:axis] + shape[axis + 1 :]
+        yield name, lambda a, out, call=call: call(fs, a, axis), reduced  # not taken
+    for name, call in IN_PLACE.items():
+        yield f"{name}, in place", lambda a, out, call=call: call(fs, a, axis), reduced  # not taken
+    for intos, taken in ((INTO, out), (WIDER_INTO, wider), (REDUCED_INTO, reduced)):
+        for name, into in intos.items():
+            yield f"{name}, {taken.dtype} out", lambda a, out, into=into: into(fs, a, axis, out), taken
 
 
 def content(a: Inputs, out: NDArray) -> list[bytes]:
@@ -114,7 +116,7 @@ CASES = [
 ]
 # Dense and native: to hash another dtype, and to tell what overlaps, fail in NumPy without a MemoryError.
 SMALL_CASES = [((3, 5), dtype, "c") for dtype in FLOATING] + [((40, 300), np.float32, "c")]
-REDUCED_IN_STEPS = ("cross_entropy_with_grad, out", "cross_entropy_grad, probabilities, out")
+REDUCED_IN_STEPS = ("cross_entropy_with_grad, float32 out", "cross_entropy_grad, probabilities, float32 out")
 
 
 def fail_allocations(least: int, cases: list[tuple[tuple[int, int], DTypeLike, str]]) -> None:
@@ -126,16 +128,15 @@ def fail_allocations(least: int, cases: list[tuple[tuple[int, int], DTypeLike, s
     failed = 0
     for ((rows, classes), dtype, layout), axis in product(cases, (0, 1)):
         moved = Inputs.normal((rows, classes), dtype).move(axis)
-        for name, call, shape in calls(moved.x.shape, axis):
+        for name, call, out in calls(moved, axis):
             if "in place" in name and layout == "swapped":
                 continue  # a result is in native byte order
             if rows > 1000 and (axis == 0 or name not in REDUCED_IN_STEPS):
                 continue
             print(f"{name}, {dtype} {moved.x.shape}, axis {axis}, {layout}", flush=True)
 
-            def inputs(moved=moved, layout=layout, shape=shape):
-                out = np.full(shape, 7, moved.dy.dtype)
-                return moved.map(LAYOUTS[layout]), out if layout == "swapped" else LAYOUTS[layout](out)
+            def inputs(moved=moved, layout=layout, out=out):
+                return moved.map(LAYOUTS[layout]), LAYOUTS["c" if layout == "swapped" else layout](out)
 
             failed += sum(fail_each(malloc, call, inputs, failures) for failures in in_a_row)
     print(failed)
@@ -177,9 +178,9 @@ def exhaust() -> None:
     raised = set()
     for layout in ("c", "strided"):
         a = dense.map(LAYOUTS[layout])
-        for name, call, shape in calls(a.x.shape, 1):
+        for name, call, out in calls(a, 1):
             print(f"{name}, {layout}", flush=True)
-            out = LAYOUTS[layout](np.full(shape, 7, np.float32))
+            out = LAYOUTS[layout](out)
             call(a.map(LAYOUTS[layout]), LAYOUTS[layout](out))  # what is imported and kept at the first call
             before = content(a, out)
             with Exhausted():
@@ -192,7 +193,7 @@ def exhaust() -> None:
             if (name, layout) in raised:
                 assert content(a, out) == before
                 call(a, out)
-    names = [name for name, _, _ in calls(dense.x.shape, 1)]
+    names = [name for name, _, _ in calls(dense, 1)]
     # A result of full size; rows that are gathered.
     assert raised >= {(name, "c") for name in TRANSFORMS} | {(name, "strided") for name in names}
     print(len(raised))

@@ -1,7 +1,7 @@
 """Calls on arrays that fill their memory to its ends, between two pages that cannot be touched.
 
 A program of its own, because a touch ends the process: `python guard_pages.py KIND`. The last line that it prints names
-the call.
+the call. `python guard_pages.py touch before` and `touch behind` do touch what lies there.
 """
 
 import ctypes
@@ -13,28 +13,35 @@ from itertools import product
 
 import fastsoftmax as fs
 import numpy as np
-from arrays import FLOATING, INTEGERS, LOSSES, REDUCTIONS, TRANSFORMS, Inputs
+from arrays import (
+    FLOATING,
+    IN_PLACE,
+    INTEGERS,
+    INTO,
+    LOSSES,
+    REDUCED_INTO,
+    REDUCTIONS,
+    TRANSFORMS,
+    WIDER_INTO,
+    Inputs,
+    as_c,
+    as_swapped,
+)
 from numpy.typing import NDArray
 
 SIZES = [*range(201), 20_000]
+# One of the integers of each size and sign; bfloat16 has one byte order.
+NATIVE = FLOATING + [dtype for dtype in INTEGERS if dtype.char not in "lL"]
+SWAPPED = [np.dtype(code) for code in ("float16", "float32", "float64", "int32")]
 FIELDS = [field.name for field in fields(Inputs)]
-
-INTO = {
-    "softmax": lambda a, axis, out: fs.softmax(a.x, axis, out=out),
-    "log_softmax, temperature": lambda a, axis, out: fs.log_softmax(a.x, axis, temperature=0.7, out=out),
-    "softmax_grad": lambda a, axis, out: fs.softmax_grad(a.probabilities, a.x, axis, out=out),
-    "log_softmax_grad, where": lambda a, axis, out: fs.log_softmax_grad(
-        a.log_probabilities, a.x, axis, where=a.where, out=out
-    ),
-    "cross_entropy_with_grad": lambda a, axis, out: fs.cross_entropy_with_grad(a.x, a.indices, axis, out=out),
-    "cross_entropy_with_grad, all": lambda a, axis, out: fs.cross_entropy_with_grad(
-        a.x, a.indices, axis, weight=a.weight, ignore_index=0, label_smoothing=0.1, out=out
-    ),
-}
 
 
 def without_out(calls):
     return {name: lambda a, axis, out, call=call: call(fs, a, axis) for name, call in calls.items()}
+
+
+def with_out(calls):
+    return {name: lambda a, axis, out, call=call: call(fs, a, axis, out) for name, call in calls.items()}
 
 
 def ignored(**options):
@@ -63,13 +70,15 @@ KINDS = {
     "transforms": without_out(TRANSFORMS),
     "reductions": without_out(REDUCTIONS),
     "losses": without_out(LOSSES),
-    "into out": INTO,
+    "into out": with_out(INTO),
+    "into a wider out": with_out(WIDER_INTO),
+    "into a reduced out": with_out(REDUCED_INTO),
+    "in place": without_out(IN_PLACE),
     "ignored samples": IGNORED,
 }
 
-
 # Of a loss there has to be a class.
-NEEDS_CLASSES = ("losses", "into out", "ignored samples")
+NEEDS_CLASSES = ("losses", "into out", "in place", "ignored samples")
 
 
 class Guarded:
@@ -109,21 +118,39 @@ def inputs_of(size: int, dtype: np.dtype) -> Inputs:
     return inputs
 
 
-def main(kind: str) -> None:
-    faulthandler.enable()
+def out_of(kind: str, inputs: Inputs) -> NDArray:
+    if kind == "into a wider out":
+        return inputs.dy.astype(np.float64)
+    return inputs.upstream.astype(inputs.dy.dtype) if kind == "into a reduced out" else inputs.dy
+
+
+def call_all(kind: str) -> None:
     memory = {name: Guarded(3 * SIZES[-1] * 9) for name in (*FIELDS, "out")}
-    for dtype in FLOATING + INTEGERS:
+    dtypes = [(dtype, as_c) for dtype in NATIVE] + [(dtype, as_swapped) for dtype in SWAPPED]
+    for dtype, order in dtypes:
+        if kind == "in place" and (dtype not in FLOATING or order is as_swapped):
+            continue  # a result is floating, and in native byte order
         for size in SIZES[1:] if kind in NEEDS_CLASSES else SIZES:
             inputs = inputs_of(size, dtype)
             for axis, at_end, gap in product((0, 1), (False, True), (0, 1)):
                 moved = inputs.move(axis)
+                out = memory["out"].hold(out_of(kind, moved), at_end, gap)
+                moved = moved.map(order)
                 a = Inputs(**{name: memory[name].hold(getattr(moved, name), at_end, gap) for name in FIELDS})
-                out = memory["out"].hold(moved.dy, at_end, gap)
                 for name, call in KINDS[kind].items():
                     where = f"{'end' if at_end else 'start'}, elements {gap} apart"
-                    print(f"{name}, {size} classes of {dtype}, axis {axis}, {where}", flush=True)
+                    print(f"{name}, {size} classes of {a.x.dtype}, axis {axis}, {where}", flush=True)
                     call(a, axis, out)
 
 
+def touch(where: str) -> None:
+    a = Guarded(1).hold(np.zeros(1, np.uint8), where == "behind", 0)
+    ctypes.string_at(a.ctypes.data + (1 if where == "behind" else -1), 1)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    faulthandler.enable()
+    if sys.argv[1] == "touch":
+        touch(sys.argv[2])
+    else:
+        call_all(sys.argv[1])
