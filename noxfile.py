@@ -140,22 +140,31 @@ def emulate(session: nox.Session, machine: str) -> None:
     """
     env = {"OMP_WAIT_POLICY": "passive"}  # an emulated thread that spins keeps others from their work
     python = Path(session.bin, "python")
+    install = ["install", "--break-system-packages"]
     if machine == "arm64":
         root = debian(session, "arm64")
         emulator = [find(session, "qemu-aarch64", "qemu-aarch64-static"), "-L", str(root)]
         python = root / "usr/bin/python3"
-        target = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": "aarch64", "SYSROOT": str(root)}
+        # CMake and Ninja are not emulated, nor is the compiler, which has headers of its own, but for Python's.
+        target = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": "aarch64", "CXX_FLAGS": f"-idirafter{root}/usr/include"}
         env["CMAKE_ARGS"] = " ".join(f"-DCMAKE_{name}={value}" for name, value in target.items())
         env["CXX"] = find(session, "aarch64-linux-gnu-g++")
-        session.install("cmake>=3.20", "ninja")  # which are not emulated, nor is the compiler
+        session.install("cmake>=3.20", "ninja")
+        # Emulated, pip takes an hour for what need not be compiled.
+        needed = nox.project.load_toml("pyproject.toml")
+        wheels = [*needed["build-system"]["requires"], *needed["project"]["optional-dependencies"]["test"]]
+        into = [f"--target={root}/usr/lib/python3/dist-packages", "--python-version=3.13", "--only-binary=:all:"]
+        tags = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)]
+        session.run("python", "-m", "pip", "install", *into, *tags, *needed["project"]["dependencies"], *wheels)
+        install += ["--no-build-isolation", "--no-deps", "."]
     else:
         emulator = [find(session, "qemu-x86_64", "qemu-x86_64-static"), "-cpu", machine]
+        install += [".[test]"]
     # Named as what is run, so that it is sys.executable, and what the tests start is emulated, too.
     emulated = python.with_name("emulated")
     emulated.write_text(f'#!/bin/sh\nexec {" ".join(emulator)} -0 "$0" {python.resolve()} "$@"\n')
     emulated.chmod(0o755)
-    install = ["-m", "pip", "--python", str(emulated), "install", "--break-system-packages", ".[test]"]
-    session.run("python", *install, env=env)
+    session.run("python", "-m", "pip", "--python", str(emulated), *install, env=env)
     session.run(str(emulated), "-m", "pytest", *(session.posargs or EMULATED_TESTS), env=env, external=True)
 
 
@@ -167,7 +176,7 @@ def find(session: nox.Session, *names: str) -> str:
 
 def debian(session: nox.Session, architecture: str) -> Path:
     """A folder with Debian's Python and C++ library for another architecture."""
-    root = Path(session.create_tmp(), architecture)
+    root = Path(session.create_tmp(), architecture).resolve()
     if not (root / "usr/bin/python3").exists():
         options = ["--foreign", f"--arch={architecture}", "--variant=minbase"]
         packages = "--include=python3,libpython3-dev,libgomp1"
