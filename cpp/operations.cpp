@@ -39,7 +39,7 @@ void reduce_weighed(Slices& slices) {
                        double* weights = x + block;
                        for (std::ptrdiff_t i = 0; i < length; ++i) {
                            const Offsets at = slices.batch.moved(first, i);
-                           WeighedSum sum;
+                           WeighedSum sum = {};
                            for (std::ptrdiff_t begin = 0; begin < classes; begin += block) {
                                const std::ptrdiff_t end = std::min(begin + block, classes);
                                batch.gather_doubles(scores, at, begin, end, x);

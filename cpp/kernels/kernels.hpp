@@ -79,25 +79,25 @@ struct Run {
 
 // What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are
 // exp((x - shift) / temperature) * 2^(exponent_bias - reference), all with one factor. Sums are two parts, of which
-// float's results need the first alone.
+// float's results need the first alone. Neither this nor the next has a constructor: it would be a weak symbol of every
+// target.
 struct Statistics {
-    double max = 0;           // the largest entry that is not NaN
-    std::int64_t argmax = 0;  // its first position
-    double shift = 0;         // 0, or max where max / temperature is too large to go without
-    double reference = 0;     // an integer
-    double top[2] = {0, 0};   // the exponential of the largest entry; NaN where max is infinite
-    double rest[2] = {0,
-                      0};  // the sum of the others', of softmax of all; of the gradients of the transforms: their sum
-    double target_score = 0;  // of a loss: read before anything is written
+    double max;           // the largest entry that is not NaN
+    std::int64_t argmax;  // its first position
+    double shift;         // 0, or max where max / temperature is too large to go without
+    double reference;     // an integer
+    double top[2];        // the exponential of the largest entry; NaN where max is infinite
+    double rest[2];       // the sum of the others', of softmax of all; of the gradients of the transforms: their sum
+    double target_score;  // of a loss: read before anything is written
 };
 
 // What a block of a slice says of its weighed sum: sum * 2^reference * exp(shift), unless something infinite decides.
 struct WeighedSum {
-    double shift = 0, reference = 0;
-    double sum[2] = {0, 0};
-    bool none = true;                         // nothing takes part
-    bool positive = false, negative = false;  // there is an infinite term of that sign
-    bool undefined = false;                   // there is a NaN
+    double shift, reference;
+    double sum[2];
+    bool some;                // something takes part
+    bool positive, negative;  // there is an infinite term of that sign
+    bool undefined;           // there is a NaN
 };
 
 // A slice of more classes than this is summed in blocks of this many, from the first class on: a part of the order of

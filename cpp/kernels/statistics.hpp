@@ -349,7 +349,7 @@ constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross
 
 template <Operation op, class T>
 inline Statistics statistics_of(const Measured<T>& m, int i) {
-    Statistics s;
+    Statistics s = {};
     s.max = static_cast<double>(lane(m.max, i));
     s.argmax = m.argmax[i];
     s.shift = static_cast<double>(lane(m.shift, i));
@@ -402,7 +402,7 @@ template <Operation op, class T, class Measure>
 FASTSOFTMAX_INLINE Measured<T> measure_blocks(const Run& run, int count, Measure measure) {
     constexpr std::ptrdiff_t block = fastsoftmax::block_classes;
     if (run.classes <= block) return measure(std::ptrdiff_t{0}, run.classes);
-    Statistics merged[Pack<T>::lanes];
+    Statistics merged[Pack<T>::lanes] = {};
     for (std::ptrdiff_t begin = 0; begin < run.classes; begin += block) {
         const Measured<T> measured = measure(begin, run.classes - begin < block ? run.classes : begin + block);
         for (int i = 0; i < count; ++i) {

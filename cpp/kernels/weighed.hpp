@@ -36,7 +36,7 @@ FASTSOFTMAX_INLINE void for_weighed(const double* x, const double* b, std::ptrdi
 fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::ptrdiff_t count) {
     const Pack<double> zero = broadcast(0.0), one = broadcast(1.0), none = broadcast(-infinity),
                        top = broadcast(infinity);
-    fastsoftmax::WeighedSum s;
+    fastsoftmax::WeighedSum s = {};
     // What takes part has a weight; where its score or weight is infinite, the weight's sign decides.
     Pack<double> largest = none, positive = zero, negative = zero, undefined = zero;
     for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
@@ -53,8 +53,8 @@ fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::p
     s.positive = fold_max(positive) > 0;
     s.negative = fold_max(negative) > 0;
     const double max_score = fold_max(largest);
-    s.none = max_score == -infinity;
-    if (s.none || s.undefined || s.positive || s.negative) return s;
+    s.some = max_score > -infinity;
+    if (!s.some || s.undefined || s.positive || s.negative) return s;
 
     // Beyond this a score less the largest is exact wherever its term is more than 2^-800 of the whole (Sterbenz):
     // weights differ by at most 2^2100.
@@ -92,11 +92,11 @@ fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::p
 void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum& right) {
     const bool right_wins =
         (right.shift - left.shift) * ExpConstants<double>::log2e + (right.reference - left.reference) > 0;
-    const bool take_right = left.none || (!right.none && right_wins);
+    const bool take_right = !left.some || (right.some && right_wins);
     const fastsoftmax::WeighedSum& high = take_right ? right : left;
     const fastsoftmax::WeighedSum& low = take_right ? left : right;
     fastsoftmax::WeighedSum merged = high;
-    if (!low.none) {
+    if (low.some) {
         const Double2 difference = two_sum(broadcast(low.shift), broadcast(-high.shift));
         const Double2 scaled = rescaled(broadcast2(low.sum), difference, low.reference - high.reference);
         set(merged.sum, broadcast2(high.sum) + scaled);
@@ -117,7 +117,7 @@ void conclude_weighed(const fastsoftmax::WeighedSum& s, double* log, double* sig
         *sign = s.positive ? 1 : -1;
         return;
     }
-    if (s.none || s.sum[0] == 0) {
+    if (!s.some || s.sum[0] == 0) {
         *log = -infinity;
         *sign = 0;
         return;
