@@ -203,6 +203,7 @@ INTERRUPTED = """
     import fastsoftmax as fs, numpy as np
 
     threads, in_place, with_worker = map(int, sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores it
     fs.set_num_threads(threads)
     x = np.random.default_rng(0).normal(size=(2000, 1000)).astype(np.float32)
     complete = fs.softmax(x)
