@@ -229,11 +229,11 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
         return;
     }
     const Pack<double> t = broadcast(run.temperature);
-    // A block of nothing but -inf has no shift of its own, and adds 0 or a NaN.
-    const double shift = low.max > -infinity ? low.shift : high.shift;
-    const Double2 difference = two_sum(broadcast(shift), broadcast(-high.shift)) / widen(t);
+    // A block of nothing but -inf has no shift of its own and no largest exponential: it adds 0, or a NaN.
+    const bool some = low.max > -infinity;
+    const Double2 difference = two_sum(broadcast(some ? low.shift : high.shift), broadcast(-high.shift)) / widen(t);
     Double2 loser = broadcast2(low.rest);
-    if (!whole && low.max > -infinity) loser = loser + broadcast2(low.top);
+    if (!whole && some) loser = loser + broadcast2(low.top);
     Statistics merged = high;
     set(merged.rest, broadcast2(high.rest) + rescaled(loser, difference, low.reference - high.reference));
     left = merged;
