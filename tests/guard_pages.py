@@ -6,6 +6,7 @@ the call. `python guard_pages.py touch before` and `touch behind` do touch what 
 
 import ctypes
 import faulthandler
+import math
 import mmap
 import sys
 from dataclasses import fields
@@ -95,17 +96,10 @@ class Guarded:
 
     def hold(self, a: NDArray, at_end: bool, gap: int) -> NDArray:
         """A copy of `a`, its elements so many bytes apart, that begins with the first byte or ends with the last."""
-        element = np.dtype(
-            {
-                "names": ["value"],
-                "formats": [a.dtype],
-                "offsets": [gap if at_end else 0],
-                "itemsize": a.itemsize + gap,
-            }
-        )
-        nbytes = a.size * element.itemsize
-        start = self.inside.size - nbytes if at_end else 0
-        copy = self.inside[start : start + nbytes].view(element)["value"].reshape(a.shape)
+        step = a.itemsize + gap
+        strides = [step * math.prod(a.shape[i + 1 :]) for i in range(a.ndim)]
+        start = self.inside.size - max(a.size, 1) * step + gap if at_end else 0
+        copy = np.ndarray(a.shape, a.dtype, self.inside, start, strides)
         copy[...] = a
         return copy
 
@@ -132,14 +126,15 @@ def call_all(kind: str) -> None:
             continue  # a result is floating, and in native byte order
         for size in SIZES[1:] if kind in NEEDS_CLASSES else SIZES:
             inputs = inputs_of(size, dtype)
+            ordered, result = inputs.map(order), out_of(kind, inputs)
             for axis, at_end, gap in product((0, 1), (False, True), (0, 1)):
-                moved = inputs.move(axis)
-                out = memory["out"].hold(out_of(kind, moved), at_end, gap)
-                moved = moved.map(order)
+                moved = ordered.view(axis)
                 a = Inputs(**{name: memory[name].hold(getattr(moved, name), at_end, gap) for name in FIELDS})
+                shaped = np.moveaxis(result, -1, axis) if result.ndim == a.x.ndim else result
+                out = memory["out"].hold(shaped, at_end, gap)
+                where = f"{size} classes of {a.x.dtype}, axis {axis}, {'end' if at_end else 'start'}, {gap} apart"
                 for name, call in KINDS[kind].items():
-                    where = f"{'end' if at_end else 'start'}, elements {gap} apart"
-                    print(f"{name}, {size} classes of {a.x.dtype}, axis {axis}, {where}", flush=True)
+                    print(f"{name}, {where}", flush=True)
                     call(a, axis, out)
 
 
