@@ -73,7 +73,7 @@ def test_in_every_layout_of_a_long_slice(call, dtype):
 
 @lru_cache(maxsize=1)
 def long_slices(n, dtype):
-    """`n` slices, each larger than all that is gathered at once, and as others lay them out: (what, inputs, class axis)."""
+    """`n` slices, each more than is gathered at once, and as others lay them out: (what, inputs, class axis)."""
     a = Inputs.normal((n, 70_001), dtype)
     first = a.move(0)
     return a, [
