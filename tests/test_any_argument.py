@@ -212,7 +212,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "liar of few": lambda: np.zeros((2, 3)).view(Liar),
     "liar of bytes": lambda: np.zeros((3, 4), np.int8).view(Liar),
     "liar read-only": lambda: read_only(np.zeros((3, 4))).view(Liar),
-    "chararray": lambda: np.char.array([["a"]]),
+    "array of strings": lambda: np.array([["a"]]),
     "pretender": Pretender,
     "read-only": lambda: read_only(normal()),
     "object array": lambda: normal().astype(object),
