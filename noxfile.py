@@ -150,6 +150,7 @@ def emulate(session: nox.Session, machine: str) -> None:
         target = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": "aarch64", "CXX_FLAGS": f"-idirafter{root}/usr/include"}
         env["CMAKE_ARGS"] = " ".join(f"-DCMAKE_{name}={value}" for name, value in target.items())
         env["CXX"] = find(session, "aarch64-linux-gnu-g++")
+        env["CC"] = find(session, "aarch64-linux-gnu-gcc")  # of the libraries that tests compile
         session.install("cmake>=3.20", "ninja")
         # Emulated, pip takes an hour for what need not be compiled.
         needed = nox.project.load_toml("pyproject.toml")
@@ -184,6 +185,8 @@ def debian(session: nox.Session, architecture: str) -> Path:
         session.run(find(session, "debootstrap"), *options, packages, "trixie", str(root), external=True)
         for package in (root / "var/cache/apt/archives").glob("*.deb"):
             session.run("dpkg-deb", "--extract", str(package), str(root), silent=True, external=True)
+        # What is there qemu finds before the machine's own: this one is empty, and tests look into theirs.
+        Path(root, "tmp").rmdir()
     return root
 
 
