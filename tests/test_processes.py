@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from arrays import Inputs, assert_all_same_bits, every_result
 
-TIME_LIMIT = 60
+TIME_LIMIT = 300  # of a process that hangs; emulated ones take a minute
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 # Of Python, that a fork of a process with threads can hang: what these tests are about.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
