@@ -22,10 +22,6 @@ from fastsoftmax import _core
 
 Calls = list[Callable[[], Any]]
 
-# Python's own caches of small objects fill and empty by some blocks, however many calls there are. What one of the some
-# hundred kinds of calls loses is 100 blocks in 10,000 calls.
-FEW_BLOCKS = 50
-
 # Resident memory may grow by so much, in bytes, since what the allocator has free is never scattered quite the same.
 # Of a million calls, an array of a few numbers that one kind of them loses is as much.
 SLACK = 2**20
@@ -165,6 +161,7 @@ def resident() -> int:
 
 @dataclass
 class Growth:
+    kinds: int
     calls: int
     raised: int
     seconds: float
@@ -173,7 +170,10 @@ class Growth:
 
     @property
     def is_flat(self) -> bool:
-        return np.diff(self.resident)[0] <= SLACK and np.diff(self.blocks)[0] <= FEW_BLOCKS
+        # Python's own caches of small objects fill and empty by some blocks; a kind of call that loses one each time,
+        # by twice as many as may be.
+        few = self.calls / self.kinds / 2
+        return np.diff(self.resident)[0] <= SLACK and np.diff(self.blocks)[0] <= few
 
 
 def repeat(calls: Calls, count: int) -> int:
@@ -197,7 +197,7 @@ def growth(calls: Calls, count: int) -> Growth:
     seconds = time.perf_counter() - start
     gc.collect()
     after = resident(), sys.getallocatedblocks()
-    return Growth(count, raised, seconds, *zip(before, after, strict=True))
+    return Growth(len(calls), count, raised, seconds, *zip(before, after, strict=True))
 
 
 def main() -> None:
