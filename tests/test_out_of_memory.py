@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -33,8 +34,28 @@ def test_each_block_of_memory_may_be_refused(n, failing_malloc):
     assert run("blocks", n, failing_malloc) > 300
 
 
+# Of CPython 3.12.1 and 3.13.0 a generator does not survive it, such as one that np.broadcast_to has.
+PYTHON_ALONE = """
+    import ctypes
+    malloc = ctypes.CDLL(None)
+    least, spared, failures = (ctypes.c_long.in_dll(malloc, name) for name in ("least", "spared", "failures"))
+    least.value = 0
+    for n in range(100):
+        try:
+            spared.value, failures.value = n, 1
+            any(i < 0 for i in (3, 5))
+        except MemoryError:
+            pass
+        finally:
+            failures.value = 0
+"""
+
+
 def test_each_object_may_be_refused(failing_malloc):
-    assert run("objects", 1, failing_malloc | {"PYTHONMALLOC": "malloc"}) > 1000
+    environment = failing_malloc | {"PYTHONMALLOC": "malloc"}
+    if subprocess.run([sys.executable, "-c", dedent(PYTHON_ALONE)], env=environment, capture_output=True).returncode:
+        pytest.skip("this Python itself does not bear it that an object of a generator is refused")
+    assert run("objects", 1, environment) > 1000
 
 
 @pytest.mark.parametrize("n", [1, 2])
