@@ -189,7 +189,7 @@ def repeat(calls: Calls, count: int) -> int:
 
 def growth(calls: Calls, count: int) -> Growth:
     """What `count` calls leave behind, after as many as fill every cache."""
-    repeat(calls, max(count // 10, 2 * len(calls)))
+    repeat(calls, max(count // 10, 10_000))
     gc.collect()
     before = resident(), sys.getallocatedblocks()
     start = time.perf_counter()
