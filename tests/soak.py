@@ -22,6 +22,9 @@ from fastsoftmax import _core
 
 Calls = list[Callable[[], Any]]
 
+# Python's own caches of small objects fill by some blocks, however many calls there are: 201 at most, on 3.12.
+FEW_BLOCKS = 250
+
 # Resident memory may grow by so much, in bytes, since what the allocator has free is never scattered quite the same.
 # Of a million calls, an array of a few numbers that one kind of them loses is as much.
 SLACK = 2**20
@@ -170,9 +173,8 @@ class Growth:
 
     @property
     def is_flat(self) -> bool:
-        # Python's own caches of small objects fill and empty by some blocks; a kind of call that loses one each time,
-        # by twice as many as may be.
-        few = self.calls / self.kinds / 2
+        # Of few calls, half of what one kind of them loses at a block each time.
+        few = min(FEW_BLOCKS, self.calls / self.kinds / 2)
         return np.diff(self.resident)[0] <= SLACK and np.diff(self.blocks)[0] <= few
 
 
