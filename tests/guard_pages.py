@@ -30,7 +30,9 @@ from arrays import (
 )
 from numpy.typing import NDArray
 
-SIZES = [*range(201), 20_000]
+# A few slices of every size; of few classes as many as packs hold (16, or 8 of float64), too few, or a rest; and more
+# classes than a block has. Along axis 0 slices are neighbours, taken in packs where there is half of one.
+SHAPES = [*product((3,), range(201)), *product((8, 15, 16, 17, 19), (1, 2, 3, 4, 5, 31, 32, 33)), (9, 16_500)]
 # One of the integers of each size and sign; bfloat16 has one byte order.
 NATIVE = FLOATING + [dtype for dtype in INTEGERS if dtype.char not in "lL"]
 SWAPPED = [np.dtype(code) for code in ("float16", "float32", "float64", "int32")]
@@ -98,15 +100,15 @@ class Guarded:
         """A copy of `a`, its elements so many bytes apart, that begins with the first byte or ends with the last."""
         step = a.itemsize + gap
         strides = [step * math.prod(a.shape[i + 1 :]) for i in range(a.ndim)]
-        start = self.inside.size - max(a.size, 1) * step + gap if at_end else 0
+        start = self.inside.size - max(a.size * step - gap, 0) if at_end else 0
         copy = np.ndarray(a.shape, a.dtype, self.inside, start, strides)
         copy[...] = a
         return copy
 
 
-def inputs_of(size: int, dtype: np.dtype) -> Inputs:
-    """Three slices; the targets of integers have their dtype."""
-    inputs = Inputs.normal((3, size), dtype)
+def inputs_of(shape: tuple[int, int], dtype: np.dtype) -> Inputs:
+    """The targets of integers have their dtype."""
+    inputs = Inputs.normal(shape, dtype)
     if dtype in INTEGERS and dtype != np.bool:
         inputs.indices = (inputs.indices % 128).astype(dtype)
     return inputs
@@ -119,20 +121,22 @@ def out_of(kind: str, inputs: Inputs) -> NDArray:
 
 
 def call_all(kind: str) -> None:
-    memory = {name: Guarded(3 * SIZES[-1] * 9) for name in (*FIELDS, "out")}
+    memory = {name: Guarded(max(map(math.prod, SHAPES)) * 9) for name in (*FIELDS, "out")}
     dtypes = [(dtype, as_c) for dtype in NATIVE] + [(dtype, as_swapped) for dtype in SWAPPED]
     for dtype, order in dtypes:
         if kind == "in place" and (dtype not in FLOATING or order is as_swapped):
             continue  # a result is floating, and in native byte order
-        for size in SIZES[1:] if kind in NEEDS_CLASSES else SIZES:
-            inputs = inputs_of(size, dtype)
+        for shape in SHAPES:
+            if shape[1] == 0 and kind in NEEDS_CLASSES:
+                continue
+            inputs = inputs_of(shape, dtype)
             ordered, result = inputs.map(order), out_of(kind, inputs)
             for axis, at_end, gap in product((0, 1), (False, True), (0, 1)):
                 moved = ordered.view(axis)
                 a = Inputs(**{name: memory[name].hold(getattr(moved, name), at_end, gap) for name in FIELDS})
                 shaped = np.moveaxis(result, -1, axis) if result.ndim == a.x.ndim else result
                 out = memory["out"].hold(shaped, at_end, gap)
-                where = f"{size} classes of {a.x.dtype}, axis {axis}, {'end' if at_end else 'start'}, {gap} apart"
+                where = f"{shape} of {a.x.dtype}, axis {axis}, {'end' if at_end else 'start'}, {gap} apart"
                 for name, call in KINDS[kind].items():
                     print(f"{name}, {where}", flush=True)
                     call(a, axis, out)
