@@ -5,6 +5,7 @@ except what is not an array yet (a list) and the rare longdouble. On a few numbe
 looks first for the plain case (an exact ndarray, an int, None), where even calling a function would double its time.
 """
 
+import reprlib
 from collections.abc import Sequence
 from itertools import zip_longest
 from math import inf
@@ -71,7 +72,10 @@ def result_dtype(dtype: DType, name: str) -> DType:
 
 def to_dtype(dtype: DTypeLike, own: DType) -> DType:
     """The dtype asked for; `own` is what the input gives by itself."""
-    asked = np.dtype(dtype).newbyteorder("=")
+    try:
+        asked = np.dtype(dtype).newbyteorder("=")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"dtype is {shown(dtype)}; expected {own}, float32 or float64") from error
     if asked == own or (asked in (FLOAT32, FLOAT64) and asked.itemsize > own.itemsize):
         return np.dtype(asked.type)
     raise TypeError(f"dtype is {asked}; expected {own}, as the input gives, or a wider one of float32 and float64")
@@ -117,7 +121,11 @@ def _from_other(value: ArrayLike, name: str) -> Array:
         _check_elements(value, name)
     else:
         _check_type(type(value), name)
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} does not make an array: {error}") from error
 
 
 def _check_elements(values: Sequence[Any], name: str, depth: int = 64) -> None:
@@ -157,7 +165,15 @@ def _broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
         raise ValueError(f"{name} has shape {array.shape}, which does not broadcast to {shape}") from None
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- numbers and words ------------------------------------------------------------------------------------------------
+
+
+def shown(value: object) -> str:
+    """`value` for a message, shortened, however long or deep it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a number with too many digits, or holds one ({type(value).__name__})"
 
 
 def _number(value: Any, name: str) -> float:
@@ -168,7 +184,7 @@ def _number(value: Any, name: str) -> float:
     else:
         real = isinstance(value, Real) and not isinstance(value, bool)
     if not real:
-        raise TypeError(f"{name} is {value!r}; expected a real number")
+        raise TypeError(f"{name} is {shown(value)}; expected a real number")
     try:
         return float(value)
     except OverflowError:
@@ -181,21 +197,28 @@ def to_integer(value: Any, name: str) -> int:
             raise TypeError
         return index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; expected an integer") from None
+        raise TypeError(f"{name} is {shown(value)}; expected an integer") from None
+
+
+def to_flag(value: Any, name: str) -> bool:
+    try:
+        return bool(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} is {shown(value)}; expected True or False") from error
 
 
 def to_temperature(temperature: Any) -> float:
     number = temperature if type(temperature) is float else _number(temperature, "temperature")
     if 0.0 < number < inf:
         return number
-    raise ValueError(f"temperature is {temperature!r}; expected a positive finite number")
+    raise ValueError(f"temperature is {shown(temperature)}; expected a positive finite number")
 
 
 def to_label_smoothing(label_smoothing: Any) -> float:
     number = label_smoothing if type(label_smoothing) is float else _number(label_smoothing, "label_smoothing")
     if 0.0 <= number <= 1.0:
         return number
-    raise ValueError(f"label_smoothing is {label_smoothing!r}; expected a number in [0, 1]")
+    raise ValueError(f"label_smoothing is {shown(label_smoothing)}; expected a number in [0, 1]")
 
 
 # --- axes and shapes --------------------------------------------------------------------------------------------------
@@ -217,8 +240,10 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 def to_axis(axis: int, ndim: int) -> int:
     """One axis, not negative."""
     number = to_integer(axis, "axis")
+    # NumPy's own check takes no integer beyond 32 bits, and its error has no text for one with thousands of digits.
     if not -ndim <= number < ndim:
-        raise AxisError(number, ndim)  # NumPy's own check takes no integer beyond 32 bits
+        small = abs(number) < 1 << 63
+        raise AxisError(number, ndim) if small else AxisError(f"axis is {shown(number)}; there are {ndim}")
     return number % ndim
 
 
@@ -416,7 +441,7 @@ def loss_arguments(
     if type(temperature) is not float or not 0.0 < temperature < inf:
         temperature = to_temperature(temperature)
     if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction is {reduction!r}; expected 'none', 'mean' or 'sum'")
+        raise ValueError(f"reduction is {shown(reduction)}; expected 'none', 'mean' or 'sum'")
     return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, dtype
 
 
@@ -434,7 +459,7 @@ def _to_probabilities(targets: Array, shape: tuple[int, ...], ignore_index: int 
     if targets.shape != shape:
         raise ValueError(f"targets, class probabilities, has shape {targets.shape}; expected {shape}, as logits")
     if ignore_index is not None:
-        raise ValueError(f"ignore_index is {ignore_index!r}; expected None with class probabilities as targets")
+        raise ValueError(f"ignore_index is {shown(ignore_index)}; expected None with class probabilities as targets")
     return targets
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from ._arguments import to_integer
+from ._arguments import shown, to_integer
 
 
 def set_num_threads(n: int) -> None:
@@ -123,7 +123,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """
     # What is no str may not know whether it equals one.
     if not isinstance(mode, str) or mode not in ("stdout", "dicts"):  # type: ignore[redundant-expr]
-        raise ValueError(f"mode is {mode!r}; expected 'stdout' or 'dicts'")
+        raise ValueError(f"mode is {shown(mode)}; expected 'stdout' or 'dicts'")
     from . import __version__
 
     core = _core.describe()

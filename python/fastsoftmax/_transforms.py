@@ -11,6 +11,7 @@ from ._arguments import (
     delivered,
     logsumexp_arguments,
     reduced_shape,
+    to_flag,
     transform_arguments,
     transform_grad_arguments,
     work_array,
@@ -241,11 +242,13 @@ def logsumexp(
     1.5413 -1
     """
     array, axes, weights, mask, dtype = logsumexp_arguments(x, axis, b, where, dtype)
+    keepdims = keepdims is not False and to_flag(keepdims, "keepdims")
+    return_sign = return_sign is not False and to_flag(return_sign, "return_sign")
     work = None
     if out is not None:
         shape = reduced_shape(array.shape, axes, keepdims)
         work = work_array(out, shape, dtype, (), (array, weights, mask))
-    result = _core.logsumexp(array, work, dtype, axes, weights, mask, bool(keepdims), bool(return_sign))
+    result = _core.logsumexp(array, work, dtype, axes, weights, mask, keepdims, return_sign)
     if work is out:
         return result
     return (delivered(result[0], out), result[1]) if return_sign else delivered(result, out)
