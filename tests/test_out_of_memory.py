@@ -53,8 +53,11 @@ PYTHON_ALONE = """
 
 def test_each_object_may_be_refused(failing_malloc):
     environment = failing_malloc | {"PYTHONMALLOC": "malloc"}
-    if subprocess.run([sys.executable, "-c", dedent(PYTHON_ALONE)], env=environment, capture_output=True).returncode:
+    command = [sys.executable, "-c", dedent(PYTHON_ALONE)]
+    alone = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if alone.returncode < 0:  # a signal
         pytest.skip("this Python itself does not bear it that an object of a generator is refused")
+    assert alone.returncode == 0, alone.stderr
     assert run("objects", 1, environment) > 1000
 
 

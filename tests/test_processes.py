@@ -189,7 +189,7 @@ LIMITED = """
 def test_a_call_computes_with_the_threads_that_it_can_have(limit, environment):
     printed = run(LIMITED, environment | {"OMP_NUM_THREADS": "2"}, limit)
     if limit == "address space" and printed == "1 False True\n":
-        pytest.skip("of an emulated process qemu-user does not limit the address space: no thread is refused")
+        pytest.skip("the system does not keep the limit, as qemu-user does not: no thread is refused")
     assert printed == "0 True True\n"
 
 
