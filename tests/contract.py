@@ -50,7 +50,7 @@ BOUNDS = {
     "cross_entropy_grad, label_smoothing": Bound(4, 4, 0.52, _TERMS),
     "cross_entropy, probabilities": Bound(4, 4, 4),
     "cross_entropy_grad, probabilities": Bound(4, 4, 0.52, _TERMS),
-    "softmax_grad": Bound(2, 2, 0.51, "|y| (|dy| + sum |y dy|)"),
+    "softmax_grad": Bound(2, 3, 0.51, "|y| (|dy| + sum |y dy|)"),
     "log_softmax_grad": Bound(2, 2, 0.51, "|dy| + exp(logp) sum |dy|"),
     "softmax_grad, temperature": Bound(3, 3, 0.51, "|y| (|dy| + sum |y dy|) / temperature"),
     "log_softmax_grad, temperature": Bound(3, 3, 0.51, "(|dy| + exp(logp) sum |dy|) / temperature"),

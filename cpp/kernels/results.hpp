@@ -216,7 +216,9 @@ FASTSOFTMAX_INLINE Pack<T> bounded_log_probability(Pack<T> x) {
 
 // The vector-Jacobian products of the transforms, from the sum over the slice: y (dy - sum) / temperature with y =
 // softmax(x), (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Where float is computed, in double,
-// rounded once.
+// rounded once. Error of doubles: 3 ULP of |y| (|dy| + |sum|), of the three roundings up to 1 each where the result's
+// digits are nearly 2 (2.22 seen, three classes of like size); 2 ULP of |dy| + exp(logp) |sum| (1.6 seen), 3 with a
+// temperature.
 template <Operation op, class T>
 struct TransformGradient {
     Doubles<T> high, low;

@@ -738,8 +738,8 @@ class Case {
                 const Real wanted = unscaled / temperature_, unit = condition / temperature_;
                 if (size.total() > most || std::fabs(dys[k]) > most || condition > most || unit > most) continue;
                 // A difference is no better than the subnormal numbers that it is of.
-                check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted, bound(out.type, 3),
-                      std::max(unit, f.smallest_normal()),
+                check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted,
+                      bound(out.type, log && temperature_ == 1 ? 2 : 3), std::max(unit, f.smallest_normal()),
                       log ? vanished * size.total() + least : least * static_cast<Real>(classes_));
             }
         }
