@@ -518,7 +518,7 @@ void write_row(const Run& run, const Statistics& all, const Statistics& of_block
     const Targets<T> targets(is_loss<op>, run, 0, 1);
     const Pack<T> scores = broadcast(static_cast<T>(all.target_score));
     if (kept_serve<op, T>(run, all, of_block)) {
-        const T scale = static_cast<T>(__builtin_ldexp(1, static_cast<int>(of_block.reference - all.reference)));
+        const T scale = static_cast<T>(lane(power_of_two(broadcast(of_block.reference - all.reference)), 0));
         write<op, may_keep<op>>(row, measured, targets, scores, begin, end, scale);
     } else {
         write<op, false>(row, measured, targets, scores, begin, end, T(1));

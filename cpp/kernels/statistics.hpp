@@ -183,7 +183,7 @@ struct Scaling {
 
 FASTSOFTMAX_INLINE Double2 broadcast2(const double (&parts)[2]) { return {broadcast(parts[0]), broadcast(parts[1])}; }
 
-// 2^k for integers k in [-1000, 1000].
+// 2^k for integers k in [-1022, 1023].
 FASTSOFTMAX_INLINE Pack<double> power_of_two(Pack<double> k) {
     const Pack<double> rounder = broadcast(ExpConstants<double>::rounder);
     const Pack<double> field = k + (rounder + broadcast(1023.0));
