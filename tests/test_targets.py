@@ -188,7 +188,8 @@ def test_a_kernel_object_exports_its_table_alone_and_needs_no_mathematics(target
     exported = [s for s in exported if not s.startswith("DW.ref.")]  # of exceptions
     assert len(exported) == 1, exported
     assert table in exported[0]
-    needed = {s[sys.platform == "darwin" :] for s in symbols(nm, compiled, "--undefined-only")}  # Mach-O's have a _ more
+    underscore = sys.platform == "darwin"  # Mach-O's names begin with one more
+    needed = {s[underscore:] for s in symbols(nm, compiled, "--undefined-only")}
     assert {s for s in needed if not s.startswith("_")} <= {"memcpy", "memmove", "memset"}
 
 
