@@ -33,6 +33,9 @@ ASAN_TESTS = all_but(*ELSEWHERE)
 # The sweeps over every float32 do not come to an end.
 EMULATED_TESTS = all_but(*ELSEWHERE, "exp_log")
 
+# What runs on an emulated arm64.
+DEBIAN, DEBIANS_PYTHON = "trixie", "3.13"
+
 SCHEMAS = [
     *(("github-workflows", str(path)) for path in Path(".github/workflows").iterdir()),
     ("dependabot", ".github/dependabot.yml"),
@@ -155,7 +158,7 @@ def emulate(session: nox.Session, machine: str) -> None:
         # Emulated, pip takes an hour for what need not be compiled.
         needed = nox.project.load_toml("pyproject.toml")
         wheels = [*needed["build-system"]["requires"], *needed["project"]["optional-dependencies"]["test"]]
-        into = [f"--target={root}/usr/lib/python3/dist-packages", "--python-version=3.13", "--only-binary=:all:"]
+        into = [f"--target={root}/usr/lib/python3/dist-packages", f"--python-version={DEBIANS_PYTHON}", "--only-binary=:all:"]
         tags = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)]
         session.run("python", "-m", "pip", "install", *into, *tags, *needed["project"]["dependencies"], *wheels)
         install += ["--no-build-isolation", "--no-deps", "."]
@@ -179,14 +182,17 @@ def find(session: nox.Session, *names: str) -> str:
 def debian(session: nox.Session, architecture: str) -> Path:
     """A folder with Debian's Python and C++ library for another architecture."""
     root = Path(session.create_tmp(), architecture).resolve()
-    if not (root / "usr/bin/python3").exists():
+    if not root.exists():
+        unfinished = root.with_name("unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
         options = ["--foreign", f"--arch={architecture}", "--variant=minbase"]
         packages = "--include=python3,libpython3-dev,libgomp1"
-        session.run(find(session, "debootstrap"), *options, packages, "trixie", str(root), external=True)
-        for package in (root / "var/cache/apt/archives").glob("*.deb"):
-            session.run("dpkg-deb", "--extract", str(package), str(root), silent=True, external=True)
+        session.run(find(session, "debootstrap"), *options, packages, DEBIAN, str(unfinished), external=True)
+        for package in (unfinished / "var/cache/apt/archives").glob("*.deb"):
+            session.run("dpkg-deb", "--extract", str(package), str(unfinished), silent=True, external=True)
         # What is there qemu finds before the machine's own: this one is empty, and tests look into theirs.
-        Path(root, "tmp").rmdir()
+        Path(unfinished, "tmp").rmdir()
+        unfinished.rename(root)
     return root
 
 
