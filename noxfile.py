@@ -158,7 +158,8 @@ def emulate(session: nox.Session, machine: str) -> None:
         # Emulated, pip takes an hour for what need not be compiled.
         needed = nox.project.load_toml("pyproject.toml")
         wheels = [*needed["build-system"]["requires"], *needed["project"]["optional-dependencies"]["test"]]
-        into = [f"--target={root}/usr/lib/python3/dist-packages", f"--python-version={DEBIANS_PYTHON}", "--only-binary=:all:"]
+        folder = f"{root}/usr/lib/python3/dist-packages"
+        into = [f"--target={folder}", f"--python-version={DEBIANS_PYTHON}", "--only-binary=:all:"]
         tags = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)]
         session.run("python", "-m", "pip", "install", *into, *tags, *needed["project"]["dependencies"], *wheels)
         install += ["--no-build-isolation", "--no-deps", "."]
