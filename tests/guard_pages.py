@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 # A few slices of every size; of few classes as many as packs hold (16, or 8 of float64), too few, or a rest; and more
 # classes than a block has. Along axis 0 slices are neighbours, taken in packs where there is half of one.
-SHAPES = [*product((3,), range(201)), *product((8, 15, 16, 17, 19), (1, 2, 3, 4, 5, 31, 32, 33)), (9, 16_500)]
+SHAPES = [*product((3,), range(201)), *product((8, 15, 16, 17, 18, 19), (1, 2, 3, 4, 5, 31, 32, 33)), (9, 16_500)]
 # One of the integers of each size and sign; bfloat16 has one byte order.
 NATIVE = FLOATING + [dtype for dtype in INTEGERS if dtype.char not in "lL"]
 SWAPPED = [np.dtype(code) for code in ("float16", "float32", "float64", "int32")]
