@@ -106,7 +106,7 @@ FASTSOFTMAX_INLINE Pack<Compute<E>> load(const E* p) {
         float values[16];
         for (int i = 0; i < 16; ++i) {
             E element;
-            __builtin_memcpy(&element, p + i, sizeof element);
+            copy_elements(&element, p + i, 1);
             values[i] = to_compute(element);
         }
         a = load_pack<float>(values);
@@ -155,7 +155,7 @@ FASTSOFTMAX_INLINE void store(E* p, Pack<Compute<E>> a) {
         store_pack(values, a);
         for (int i = 0; i < 16; ++i) {
             const E element = from_compute<E>(values[i]);
-            __builtin_memcpy(p + i, &element, sizeof element);
+            copy_elements(p + i, &element, 1);
         }
 #endif
     }
@@ -188,7 +188,7 @@ FASTSOFTMAX_INLINE Pack<Compute<E>> load_first(const E* p, std::ptrdiff_t count,
         values[i] = fill;
         if (i < count) {
             E element;
-            __builtin_memcpy(&element, p + i, sizeof element);
+            copy_elements(&element, p + i, 1);
             values[i] = to_compute(element);
         }
     }
@@ -215,7 +215,7 @@ FASTSOFTMAX_INLINE void store_first(E* p, Pack<Compute<E>> a, std::ptrdiff_t cou
 #endif
     E elements[pack_lanes<E>];
     store(elements, a);
-    __builtin_memcpy(p, elements, static_cast<std::size_t>(count) * sizeof(E));
+    copy_elements(p, elements, count);
 }
 
 }  // namespace

@@ -111,6 +111,13 @@ FASTSOFTMAX_INLINE void set_part(Pack<T, packs>& a, int k, Pack<T> value) {
     for (int i = 0; i < pack_registers; ++i) a.r[k * pack_registers + i] = value.r[i];
 }
 
+// As bytes: the elements of an array may lie anywhere, and a T* would promise that they lie at multiples of their size.
+template <class T>
+FASTSOFTMAX_INLINE void copy_elements(T* to, const T* from, std::ptrdiff_t count) {
+    __builtin_memcpy(reinterpret_cast<std::byte*>(to), reinterpret_cast<const std::byte*>(from),
+                     static_cast<std::size_t>(count) * sizeof(T));
+}
+
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> load_pack(const void* p) {
     Pack<T> a;

@@ -115,11 +115,12 @@ FASTSOFTMAX_INLINE void rows_to_tile(const T* rows, std::ptrdiff_t classes, T* t
 // Of constant size each, so that no quarter has to lie in memory first.
 template <class T>
 FASTSOFTMAX_INLINE void store_some(T* to, const Quarter<T>& q, std::ptrdiff_t count) {
-    if (count == 1) __builtin_memcpy(to, &q, sizeof(T));
-    if (count == 2) __builtin_memcpy(to, &q, 2 * sizeof(T));
+    const T* from = reinterpret_cast<const T*>(&q);
+    if (count == 1) copy_elements(to, from, 1);
+    if (count == 2) copy_elements(to, from, 2);
     if constexpr (quarter_lanes<T> == 4) {
-        if (count == 3) __builtin_memcpy(to, &q, 3 * sizeof(T));
-        if (count == 4) __builtin_memcpy(to, &q, 4 * sizeof(T));
+        if (count == 3) copy_elements(to, from, 3);
+        if (count == 4) copy_elements(to, from, 4);
     }
 }
 
