@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1_000_000, help="of each function (default: %(default)s)")
     count = parser.parse_args().calls
     failed = []
-    growth(FUNCTIONS["softmax"](), 10_000)  # what Python keeps from the first of all, some 100 blocks, is not counted
+    growth(FUNCTIONS["softmax"](), 50_000)  # what Python keeps from the first of all, some 600 blocks, is not counted
     for name, calls in FUNCTIONS.items():
         g = growth(calls(), count)
         kib = [n / 1024 for n in g.resident]

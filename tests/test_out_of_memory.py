@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from sysconfig import get_config_var
 from textwrap import dedent
 
 import pytest
@@ -51,6 +52,7 @@ PYTHON_ALONE = """
 """
 
 
+@pytest.mark.skipif(bool(get_config_var("Py_GIL_DISABLED")), reason="has no allocator that can be told to refuse")
 def test_each_object_may_be_refused(failing_malloc):
     environment = failing_malloc | {"PYTHONMALLOC": "malloc"}
     command = [sys.executable, "-c", dedent(PYTHON_ALONE)]
