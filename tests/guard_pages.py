@@ -30,9 +30,13 @@ from arrays import (
 )
 from numpy.typing import NDArray
 
-# A few slices of every size; of few classes as many as packs hold (16, or 8 of float64), too few, or a rest; and more
-# classes than a block has. Along axis 0 slices are neighbours, taken in packs where there is half of one.
-SHAPES = [*product((3,), range(201)), *product((8, 15, 16, 17, 18, 19), (1, 2, 3, 4, 5, 31, 32, 33)), (8, 16_385)]
+# A few slices of every size, and of more classes than a block has; of few classes as many as packs hold (16, or 8 of
+# float64), too few, or a rest. Along axis 0 slices are neighbours, taken in packs where there is half of one.
+SHAPES = [
+    *product((3,), (*range(201), 16_385)),
+    *product((8, 15, 16, 17, 18, 19), (1, 2, 3, 4, 5, 31, 32, 33)),
+    (8, 16_385),
+]
 # One of the integers of each size and sign; bfloat16 has one byte order.
 NATIVE = FLOATING + [dtype for dtype in INTEGERS if dtype.char not in "lL"]
 SWAPPED = [np.dtype(code) for code in ("float16", "float32", "float64", "int32")]
@@ -131,9 +135,8 @@ def call_all(kind: str) -> None:
                 continue
             inputs = inputs_of(shape, dtype)
             ordered, result = inputs.map(order), out_of(kind, inputs)
-            # Elements apart are taken one by one: along axis 0, and in blocks, that is no other code.
-            gaps = (0, 1) if shape[1] <= 200 else (0,)
-            for axis, at_end, gap in [*product((0,), (False, True), (0,)), *product((1,), (False, True), gaps)]:
+            gaps = (0, 1) if shape[0] == 3 else (0,)  # elements apart are taken one by one, however many slices
+            for axis, at_end, gap in product((0, 1), (False, True), gaps):
                 moved = ordered.view(axis)
                 a = Inputs(**{name: memory[name].hold(getattr(moved, name), at_end, gap) for name in FIELDS})
                 shaped = np.moveaxis(result, -1, axis) if result.ndim == a.x.ndim else result

@@ -344,7 +344,7 @@ def assert_agree(name: str, got: Any, twin: Any, arguments: dict[str, Any]) -> N
     for i, (g, t) in enumerate(zip(got, twin, strict=True)):
         assert (g.dtype, g.shape) == (t.dtype, t.shape)
         finite = np.isfinite(t)
-        precision = {2: 2.0**-7, 4: 2.0**-20, 8: 2.0**-48}[g.dtype.itemsize]  # 1, 8 and 16 ULP, of bfloat16 first
+        precision = {2: 2.0**-7, 4: 2.0**-20, 8: 2.0**-48}[g.dtype.itemsize]  # ULP: 1 of bfloat16, 8, 16
         g, t = g.astype(np.float64), t.astype(np.float64)
         size = condition(arguments) if name.endswith("_grad") and i == len(got) - 1 else 1.0
         atol = np.max(np.abs(t), initial=size, where=finite) * precision
