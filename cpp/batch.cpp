@@ -135,9 +135,16 @@ void Batch::choose_loop(bool in_order, bool whole_rows) {
 }
 
 int Batch::threads_for(std::ptrdiff_t slices) const {
-    const std::ptrdiff_t worth = slices * std::max<std::ptrdiff_t>(classes_, 1) / elements_per_thread;
-    if (worth < 2) return 1;
-    return static_cast<int>(std::min<std::ptrdiff_t>(worth, get_num_threads()));
+    return fastsoftmax::threads_for(slices * std::max<std::ptrdiff_t>(classes_, 1));
+}
+
+// Units for a thread at a time: an eighth of its share, so that one that is held up leaves little to the others' end;
+// in whole groups of slices that are taken at once, if these are enough for all threads.
+std::ptrdiff_t Batch::units_per_chunk(std::ptrdiff_t units, int threads) const {
+    const std::ptrdiff_t elements = unit_ * std::max<std::ptrdiff_t>(classes_, 1);
+    const std::ptrdiff_t group = loop_ == Loop::rows ? 1 : at_once_ / unit_;
+    const std::ptrdiff_t chunk = std::max<std::ptrdiff_t>({elements_per_chunk / elements, units / (8 * threads), 1});
+    return std::min((chunk + group - 1) / group * group, (units + threads - 1) / threads);
 }
 
 bool Batch::shares_slices(int threads) const {
@@ -262,9 +269,9 @@ void Batch::apply_blocks(Run run, const Offsets& offsets, std::ptrdiff_t length,
         // Calls body(run, offsets, i, block, begin, end) for each block of each slice, its arrays at hand. A block of
         // all slices comes before the next: neighbours share cache lines.
         const auto for_blocks = [&](const auto& body) {
-            parallel_for(threads, [&](int part) {
-                double* own = scratch + part * scratch_size();
-                for (std::ptrdiff_t b = blocks * part / threads; b < blocks * (part + 1) / threads; ++b) {
+            parallel_for(blocks, 1, threads, [&](std::ptrdiff_t first_block, std::ptrdiff_t last_block, int thread) {
+                double* own = scratch + thread * scratch_size();
+                for (std::ptrdiff_t b = first_block; b < last_block; ++b) {
                     const std::ptrdiff_t begin = b * block_classes, end = std::min(begin + block_classes, classes_);
                     for (std::ptrdiff_t i = 0; i < length; ++i) {
                         const Offsets at = slices_.batch.moved(offsets, i);

@@ -89,22 +89,21 @@ class Batch {
     template <class Body>
     void for_runs(std::ptrdiff_t begin, std::ptrdiff_t end, int threads, std::ptrdiff_t most, Scratch& memory,
                   Body body) const {
-        const std::ptrdiff_t work = end - begin;
-        threads = at_most_a_thread_each(threads, work);
-        parallel_for(threads, [&](int part) {
-            std::ptrdiff_t unit = begin + work * part / threads;
-            const std::ptrdiff_t stop = begin + work * (part + 1) / threads;
-            while (unit < stop) {
-                const std::ptrdiff_t in_line = units_along_ - unit % units_along_;
-                const std::ptrdiff_t taken =
-                    std::min({stop - unit, in_line, std::max<std::ptrdiff_t>(most / unit_, 1)});
-                const std::ptrdiff_t first = slice_of(unit);
-                const std::ptrdiff_t last =
-                    taken == in_line ? (unit / units_along_ + 1) * along_ : slice_of(unit + taken);
-                body(slices_.batch.at(first), first, last - first, memory.get(part));
-                unit += taken;
-            }
-        });
+        const int parts = at_most_a_thread_each(threads, end - begin);
+        parallel_for(end - begin, units_per_chunk(end - begin, parts), parts,
+                     [&](std::ptrdiff_t from, std::ptrdiff_t to, int thread) {
+                         const std::ptrdiff_t stop = begin + to;
+                         for (std::ptrdiff_t unit = begin + from; unit < stop;) {
+                             const std::ptrdiff_t in_line = units_along_ - unit % units_along_;
+                             const std::ptrdiff_t taken =
+                                 std::min({stop - unit, in_line, std::max<std::ptrdiff_t>(most / unit_, 1)});
+                             const std::ptrdiff_t first = slice_of(unit);
+                             const std::ptrdiff_t last =
+                                 taken == in_line ? (unit / units_along_ + 1) * along_ : slice_of(unit + taken);
+                             body(slices_.batch.at(first), first, last - first, memory.get(thread));
+                             unit += taken;
+                         }
+                     });
     }
 
     // Applies the kernel to up to `slices_at_once` neighbours. The run brings what is one value a slice.
@@ -143,6 +142,7 @@ class Batch {
         return static_cast<int>(std::clamp<std::ptrdiff_t>(units, 1, threads));
     }
     bool has_dy() const { return operation_ == softmax_grad || operation_ == log_softmax_grad; }
+    std::ptrdiff_t units_per_chunk(std::ptrdiff_t units, int threads) const;
     std::ptrdiff_t arrays_size() const;
     std::ptrdiff_t blocks_of_slice() const { return (classes_ + block_classes - 1) / block_classes; }
     static Run advanced(Run run, std::ptrdiff_t i);

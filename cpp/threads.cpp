@@ -2,25 +2,41 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
+#include <chrono>
 #include <climits>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
 #include <exception>
+#include <mutex>
 #include <thread>
+
+#include "processors.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <signal.h>
+#endif
+#ifdef __linux__
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace fastsoftmax {
+
+// OpenMP only says how many threads a call may use. Its own would make the caller wait, at the end of each region, for
+// threads that have no processor; docs/design.md has the figures.
 
 namespace {
 
 std::atomic<int> limit{INT_MAX};
 
-// A parallel region in the child of a process that has run one hangs under libgomp: its threads are not there any more.
-// Without OpenMP the child has one thread all the same, as is promised.
+// The threads of a process do not live on in its forked child.
 std::atomic<bool> forked{false};
 
 [[maybe_unused]] const int fork_guard = [] {
@@ -37,12 +53,11 @@ int set_num_threads(int count) { return limit.exchange(count); }
 
 #ifdef _OPENMP
 
-// A thread that waits for work in its loop begins after about 5 us.
-const std::ptrdiff_t elements_per_thread = 16384;
-
 int get_num_threads() {
     if (forked || omp_in_parallel()) return 1;
-    return std::min<int>({omp_get_max_threads(), omp_get_thread_limit(), limit});
+    // OpenMP knows no quotas. A number that the user asks for is taken as it is.
+    static const int quota = std::getenv("OMP_NUM_THREADS") ? INT_MAX : processors_within_quota();
+    return std::min<int>({omp_get_max_threads(), omp_get_thread_limit(), quota, limit});
 }
 
 #define FASTSOFTMAX_TEXT(x) #x
@@ -50,75 +65,350 @@ int get_num_threads() {
 
 const char* openmp_version() { return FASTSOFTMAX_VALUE(_OPENMP); }
 
-namespace {
-
-// So many threads at once, each started by the one before.
-bool can_start(int threads) {
-    if (threads == 0) return true;
-    bool others = false;
-    try {
-        std::thread([&] { others = can_start(threads - 1); }).join();
-    } catch (const std::exception&) {
-    }
-    return others;
-}
-
-// OpenMP ends the process where it cannot start a thread, for want of memory or by a limit of the system. libgomp
-// keeps, for each thread that calls, those of its last team.
-bool may_run(int parts) {
-    static thread_local int kept = 1;
-    if (parts > kept && !can_start(parts - kept)) return false;
-    kept = parts;
-    return true;
-}
-
-}  // namespace
-
-void run_parts(int parts, void (*call)(const void* body, int part), const void* body) {
-    if (parts > 1 && may_run(parts)) {
-#pragma omp parallel for num_threads(parts) schedule(static, 1)
-        for (int part = 0; part < parts; ++part) call(body, part);
-    } else {
-        for (int part = 0; part < parts; ++part) call(body, part);
-    }
-}
-
 #else
 
-// Threads that live as long as the call: nothing to keep over a fork, nothing to end with the process.
-const std::ptrdiff_t elements_per_thread = 131072;
-
 int get_num_threads() {
-    static const int processors = std::max<int>(std::thread::hardware_concurrency(), 1);
+    static const int processors = std::min(allowed_processors(), processors_within_quota());
     return forked ? 1 : std::min<int>(processors, limit);
 }
 
 const char* openmp_version() { return ""; }
 
+#endif
+
+// 3 to 15 us: what it costs to share work, less than 1 us, is little beside it.
+const std::ptrdiff_t elements_per_chunk = 8192;
+
 namespace {
 
-// Half of the parts on another thread, which halves them in turn. One that cannot be had: here, after the others.
-void run_range(int begin, int end, void (*call)(const void* body, int part), const void* body) {
-    if (end - begin == 1) return call(body, begin);
-    const int middle = begin + (end - begin) / 2;
-    std::thread other;
-    try {
-        other = std::thread(run_range, middle, end, call, body);
-    } catch (const std::exception&) {
-    }
-    run_range(begin, middle, call, body);
-    if (other.joinable())
-        other.join();
-    else
-        run_range(middle, end, call, body);
+// bench/NOTES.md has the measurements that these come from.
+
+// A call on fewer elements does not wake threads that sleep: that costs it 5 to 20 us, and they come after 10 to 50.
+constexpr std::ptrdiff_t elements_worth_waking = 32 * 8192;
+
+// A thread without work waits this long before it sleeps, if calls follow each other this closely.
+constexpr std::chrono::milliseconds patience{6};
+
+// A thread that waits and sees the clock jump by this much did not have its processor meanwhile.
+constexpr std::chrono::microseconds jump{500};
+
+// Gains count up to this much against losses: a hiccup now and then does no harm, a lost time slice (4 ms) ends sharing.
+constexpr std::chrono::milliseconds most_credit{1};
+
+// How long calls then keep to one thread: at first, and at most, after it has doubled each time that sharing failed
+// again soon. One lost time slice in so long makes no difference to a mean or a 99th percentile.
+constexpr std::chrono::milliseconds first_rest{100}, longest_rest{800};
+
+// At a call's end, besides the time of a chunk: sleeping and waking takes longer.
+constexpr std::chrono::microseconds join_spin{10};
+
+using Clock = std::chrono::steady_clock;
+using Nanoseconds = std::int64_t;
+
+Nanoseconds now() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
 }
+
+constexpr Nanoseconds in_ns(std::chrono::nanoseconds time) { return time.count(); }
+
+// Tells the processor that this loop waits.
+void pause() {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#else
+    __asm__ volatile("yield");
+#endif
+}
+
+// Looks for what it waits for, `ready`, a few dozen times, in 1 or 2 us.
+template <class Ready>
+bool look(Ready ready) {
+    for (int i = 0; i < 32; ++i) {
+        if (ready()) return true;
+        pause();
+    }
+    return false;
+}
+
+// Wakes threads that sleep until something is ready. To ring costs next to nothing where nobody sleeps.
+class Bell {
+  public:
+    template <class Ready>
+    void sleep_until(Ready ready) {
+        std::unique_lock lock(mutex_);
+        ++sleeping_;
+        rung_.wait(lock, ready);
+        --sleeping_;
+    }
+
+    // After what makes `ready` true.
+    void ring(int threads) {
+        if (sleeping_ == 0) return;
+        // Whoever found nothing ready sleeps before the lock can be had.
+        { const std::lock_guard lock(mutex_); }
+        for (int i = 0; i < threads; ++i) rung_.notify_one();
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable rung_;
+    std::atomic<int> sleeping_{0};
+};
+
+#ifdef __linux__
+
+int current_processor() { return sched_getcpu(); }
+
+int current_thread() {
+    static thread_local const int id = static_cast<int>(syscall(SYS_gettid));
+    return id;
+}
+
+// Where a processor sleeps deeply, as those of virtual machines do, Linux wakes a thread on the one that its waker runs
+// on, over and over, while others are free. Whether the calling thread is on another one, or could go there, among
+// those that the thread `caller` may use.
+bool leave_processor(int processor, int caller) {
+    if (current_processor() != processor) return true;
+    cpu_set_t others;
+    if (sched_getaffinity(caller, sizeof others, &others) != 0) return false;
+    CPU_CLR(processor, &others);
+    return sched_setaffinity(0, sizeof others, &others) == 0;
+}
+
+#else
+
+int current_processor() { return 0; }
+int current_thread() { return 0; }
+bool leave_processor(int, int) { return true; }
+
+#endif
+
+// The shared work of one call. Threads take chunks of it by counting down a ticket; whoever takes the last one leaves
+// nothing to wait for except chunks that others have begun.
+class alignas(64) Job {
+  public:
+    // The calling thread has the job for itself, until `release`.
+    bool acquire() { return !busy_.exchange(true); }
+    void release() { busy_ = false; }
+
+    void post(std::ptrdiff_t count, std::ptrdiff_t chunk, int helpers, RangeBody call, const void* body) {
+        call_ = call;
+        body_ = body;
+        count_ = count;
+        chunk_ = chunk;
+        chunks_ = (count + chunk - 1) / chunk;
+        helpers_ = helpers;
+        std::fegetenv(&environment_);
+        processor_ = current_processor();
+        caller_ = current_thread();
+        done_ = 0;
+        ticket_ = static_cast<std::uint64_t>(helpers) * place + static_cast<std::uint64_t>(chunks_);
+    }
+
+    // Chunks that this thread computed until none was left.
+    std::ptrdiff_t work(int thread) {
+        std::ptrdiff_t own = 0;
+        for (std::uint64_t ticket = ticket_; chunks_of(ticket) > 0;) {
+            if (!ticket_.compare_exchange_weak(ticket, ticket - 1)) continue;
+            compute(ticket, thread);
+            ++own;
+            ticket = ticket_;
+        }
+        return own;
+    }
+
+    // As a helper, if there is work and a place for one. A ticket says both, so that the place and the first chunk are
+    // taken at once: a thread that is stopped before holds nobody up, and afterwards takes part in whatever is posted.
+    void help() {
+        std::uint64_t ticket = ticket_;
+        if (!wanted(ticket) || !leave_processor(processor_, caller_)) return;
+        do {
+            ticket = ticket_;
+            if (!wanted(ticket)) return;
+        } while (!ticket_.compare_exchange_weak(ticket, ticket - place - 1));
+        // The caller's rounding and treatment of subnormal numbers: bits must not depend on who computes.
+        std::fesetenv(&environment_);
+        const int thread = static_cast<int>(ticket / place);
+        compute(ticket, thread);
+        work(thread);
+        ++done_;
+        all_done_.ring(1);
+    }
+
+    // Once no chunk is left: whether helpers compute their last one.
+    bool is_done() const { return done_ == helpers_ - static_cast<int>(ticket_ / place); }
+    void sleep_until_done() {
+        all_done_.sleep_until([this] { return is_done(); });
+    }
+    std::ptrdiff_t chunks() const { return chunks_; }
+
+  private:
+    // The ticket: places for helpers in its upper half, chunks that nobody has begun in the lower.
+    static constexpr std::uint64_t place = std::uint64_t{1} << 32;
+    static std::uint64_t chunks_of(std::uint64_t ticket) { return ticket % place; }
+    static bool wanted(std::uint64_t ticket) { return chunks_of(ticket) > 0 && ticket >= place; }
+
+    void compute(std::uint64_t ticket, int thread) const {
+        const std::ptrdiff_t begin = (chunks_ - static_cast<std::ptrdiff_t>(chunks_of(ticket))) * chunk_;
+        call_(body_, begin, std::min(begin + chunk_, count_), thread);
+    }
+
+    std::atomic<bool> busy_{false};
+    RangeBody call_ = nullptr;
+    const void* body_ = nullptr;
+    std::ptrdiff_t count_ = 0, chunk_ = 0, chunks_ = 0;
+    int helpers_ = 0;
+    std::fenv_t environment_ = {};
+    std::atomic<int> processor_{0}, caller_{0};
+    Bell all_done_;
+    // In cache lines of their own, because all threads write them.
+    alignas(64) std::atomic<std::uint64_t> ticket_{0};
+    alignas(64) std::atomic<int> done_{0};
+};
+
+// Whether sharing pays at present. All times are of one clock, in nanoseconds; threads that race here lose a figure or
+// two, no more.
+class Balance {
+  public:
+    bool resting() const { return now() < rest_until_; }
+
+    // Whether calls follow each other closely, this one included.
+    bool call_comes_soon() {
+        const Nanoseconds time = now();
+        const bool soon = time - last_call_ < in_ns(patience);
+        last_call_ = time;
+        soon_ = soon;
+        return soon;
+    }
+    bool next_comes_soon() const { return soon_; }
+    void call_ended(Nanoseconds time) { last_call_ = time; }
+
+    // Time gained, or lost if below 0.
+    void add(Nanoseconds gain) {
+        const Nanoseconds balance = std::min(balance_ + gain, in_ns(most_credit));
+        balance_ = balance;
+        if (balance > -in_ns(most_credit)) return;
+        const Nanoseconds time = now();
+        const bool again = time < rest_until_ + 2 * rest_;
+        rest_ = again ? std::min(2 * rest_, in_ns(longest_rest)) : in_ns(first_rest);
+        rest_until_ = time + rest_;
+        balance_ = 0;
+    }
+
+  private:
+    std::atomic<Nanoseconds> balance_{0}, rest_{0}, rest_until_{0}, last_call_{0};
+    std::atomic<bool> soon_{false};
+};
+
+// The process's threads. They start with the first call that wants them, and are never ended: at the end of the process
+// they sleep, or compute for a thread that is still in a call.
+class Pool {
+  public:
+    static Pool& get() {
+        static Pool* const pool = new Pool;
+        return *pool;
+    }
+
+    int threads_for(std::ptrdiff_t elements) {
+        const std::ptrdiff_t worth = elements / (2 * elements_per_chunk);
+        if (worth < 2) return 1;
+        const int threads = static_cast<int>(std::min<std::ptrdiff_t>(worth, get_num_threads()));
+        if (threads == 1) return 1;
+        const bool soon = balance_.call_comes_soon();
+        if (balance_.resting()) return 1;
+        return soon || waiting_ > 0 || elements >= elements_worth_waking ? threads : 1;
+    }
+
+    // Whether it did: if as many callers as there are jobs share work already, each thread has enough of its own.
+    bool share(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
+        Job* const job = std::find_if(std::begin(jobs_), std::end(jobs_), [](Job& each) { return each.acquire(); });
+        if (job == std::end(jobs_)) return false;
+        const int helpers = threads - 1, missing = helpers - waiting_;
+        const Nanoseconds begin = now();
+        job->post(count, chunk, helpers, call, body);
+        ++posted_;
+        if (missing > 0) {
+            posted_bell_.ring(missing);
+            start(helpers);
+        }
+        const std::ptrdiff_t own = job->work(0);
+        const Nanoseconds own_end = now();
+        const Nanoseconds of_a_chunk = (own_end - begin) / std::max<std::ptrdiff_t>(own, 1);
+        while (!look([job] { return job->is_done(); }))
+            if (now() > own_end + of_a_chunk + in_ns(join_spin)) job->sleep_until_done();
+        const Nanoseconds end = now();
+        // Against the time that this thread would have taken for all chunks.
+        if (own > 0) balance_.add(of_a_chunk * job->chunks() - (end - begin));
+        balance_.call_ended(end);
+        job->release();
+        return true;
+    }
+
+  private:
+    Job jobs_[16];
+    std::atomic<unsigned> posted_{0};
+    Bell posted_bell_;
+    std::atomic<int> waiting_{0}, started_{0};
+    std::mutex starting_;
+    Balance balance_;
+
+    // If the system refuses one, the others do.
+    void start(int helpers) {
+        if (started_ >= helpers) return;
+        const std::unique_lock lock(starting_, std::try_to_lock);
+        if (!lock) return;
+#if defined(__unix__) || defined(__APPLE__)
+        // Signals are for the threads of the program.
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+#endif
+        try {
+            for (; started_ < helpers; ++started_) std::thread([this] { serve(); }).detach();
+        } catch (const std::exception&) {
+        }
+#if defined(__unix__) || defined(__APPLE__)
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+#endif
+    }
+
+    // The life of a thread.
+    [[noreturn]] void serve() {
+        for (;;) {
+            const unsigned seen = posted_;
+            for (Job& job : jobs_) job.help();
+            const auto posted = [&] { return posted_ != seen; };
+            ++waiting_;
+            const bool found = wait_for(posted);
+            --waiting_;
+            if (!found) posted_bell_.sleep_until(posted);
+        }
+    }
+
+    template <class Ready>
+    bool wait_for(Ready ready) {
+        const Nanoseconds begin = now();
+        Nanoseconds last = begin;
+        while (!look(ready)) {
+            const Nanoseconds time = now();
+            if (time - last > in_ns(jump)) balance_.add(last - time);
+            last = time;
+            if (!balance_.next_comes_soon() || time - begin > in_ns(patience) || balance_.resting()) return false;
+        }
+        return true;
+    }
+};
 
 }  // namespace
 
-void run_parts(int parts, void (*call)(const void* body, int part), const void* body) {
-    run_range(0, parts, call, body);
+int threads_for(std::ptrdiff_t elements) {
+    // Little work never gets to the pool.
+    return elements < 4 * elements_per_chunk ? 1 : Pool::get().threads_for(elements);
 }
 
-#endif
+void run_shared(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
+    chunk = std::max(chunk, count / INT_MAX + 1);  // a ticket counts no further
+    if (threads == 1 || count <= chunk || !Pool::get().share(count, chunk, threads, call, body)) call(body, 0, count, 0);
+}
 
 }  // namespace fastsoftmax

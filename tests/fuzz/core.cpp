@@ -19,18 +19,20 @@
 #include "targets.hpp"
 #include "threads.hpp"
 
-// Threads one after another and the last one first: which is first must not matter, and runs can be repeated.
+// Chunks one after another and the last one first: which is first must not matter, and runs can be repeated.
 namespace fastsoftmax {
 
 static int threads_now = 1;
 
-int get_num_threads() { return threads_now; }
+int threads_for(std::ptrdiff_t elements) { return elements < 128 ? 1 : threads_now; }
 
-// Of little work, too, each part gets its share.
-const std::ptrdiff_t elements_per_thread = 64;
+// Little work is divided, too.
+const std::ptrdiff_t elements_per_chunk = 64;
 
-void run_parts(int parts, void (*call)(const void* body, int part), const void* body) {
-    for (int part = parts - 1; part >= 0; --part) call(body, part);
+void run_shared(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
+    std::ptrdiff_t chunks = (count + chunk - 1) / chunk;
+    while (chunks-- > 0)
+        call(body, chunks * chunk, std::min((chunks + 1) * chunk, count), static_cast<int>(chunks % threads));
 }
 
 }  // namespace fastsoftmax
