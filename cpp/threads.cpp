@@ -165,8 +165,8 @@ int current_thread() {
 }
 
 // Where a processor sleeps deeply, as those of virtual machines do, Linux wakes a thread on the one that its waker runs
-// on, over and over, while others are free. Whether the calling thread is on another one, or could go there, among
-// those that the thread `caller` may use.
+// on, over and over, while others are free. Takes the calling thread to one of the others that the thread `caller` may
+// use; false if there is none.
 bool leave_processor(int processor, int caller) {
     if (current_processor() != processor) return true;
     cpu_set_t others;
@@ -217,13 +217,15 @@ class alignas(64) Job {
         return own;
     }
 
-    // As a helper, if there is work and a place for one. A ticket says both, so that the place and the first chunk are
-    // taken at once: a thread that is stopped before holds nobody up, and afterwards takes part in whatever is posted.
+    // Whether there is work and a place for a helper.
+    bool wants_help() const { return wanted(ticket_); }
+    bool leave_caller() const { return leave_processor(processor_, caller_); }
+
+    // As a helper, if one is still wanted. A ticket holds both numbers, so that the place and the first chunk are taken
+    // at once: a thread that is stopped before holds nobody up, and one that comes late helps whatever is posted then.
     void help() {
         std::uint64_t ticket = ticket_;
-        if (!wanted(ticket) || !leave_processor(processor_, caller_)) return;
         do {
-            ticket = ticket_;
             if (!wanted(ticket)) return;
         } while (!ticket_.compare_exchange_weak(ticket, ticket - place - 1));
         // The caller's rounding and treatment of subnormal numbers: bits must not depend on who computes.
@@ -287,8 +289,13 @@ class Balance {
     void add(Nanoseconds gain) {
         const Nanoseconds balance = std::min(balance_ + gain, in_ns(most_credit));
         balance_ = balance;
-        if (balance > -in_ns(most_credit)) return;
+        if (balance < -in_ns(most_credit)) rest();
+    }
+
+    // Lets calls keep to one thread for a while.
+    void rest() {
         const Nanoseconds time = now();
+        if (time < rest_until_) return;
         const bool again = time < rest_until_ + 2 * rest_;
         rest_ = again ? std::min(2 * rest_, in_ns(longest_rest)) : in_ns(first_rest);
         rest_until_ = time + rest_;
@@ -309,14 +316,11 @@ class Pool {
         return *pool;
     }
 
-    int threads_for(std::ptrdiff_t elements) {
-        const std::ptrdiff_t worth = elements / (2 * elements_per_chunk);
-        if (worth < 2) return 1;
-        const int threads = static_cast<int>(std::min<std::ptrdiff_t>(worth, get_num_threads()));
-        if (threads == 1) return 1;
+    // Whether sharing so many elements pays at present.
+    bool is_worth_sharing(std::ptrdiff_t elements) {
         const bool soon = balance_.call_comes_soon();
-        if (balance_.resting()) return 1;
-        return soon || waiting_ > 0 || elements >= elements_worth_waking ? threads : 1;
+        if (balance_.resting()) return false;
+        return soon || waiting_ > 0 || elements >= elements_worth_waking;
     }
 
     // Whether it did: if as many callers as there are jobs share work already, each thread has enough of its own.
@@ -376,7 +380,13 @@ class Pool {
     [[noreturn]] void serve() {
         for (;;) {
             const unsigned seen = posted_;
-            for (Job& job : jobs_) job.help();
+            for (Job& job : jobs_) {
+                if (!job.wants_help()) continue;
+                if (job.leave_caller())
+                    job.help();
+                else
+                    balance_.rest();
+            }
             const auto posted = [&] { return posted_ != seen; };
             ++waiting_;
             const bool found = wait_for(posted);
@@ -402,8 +412,10 @@ class Pool {
 }  // namespace
 
 int threads_for(std::ptrdiff_t elements) {
-    // Little work never gets to the pool.
-    return elements < 4 * elements_per_chunk ? 1 : Pool::get().threads_for(elements);
+    const std::ptrdiff_t worth = elements / (2 * elements_per_chunk);
+    if (worth < 2) return 1;
+    const int threads = static_cast<int>(std::min<std::ptrdiff_t>(worth, get_num_threads()));
+    return threads > 1 && Pool::get().is_worth_sharing(elements) ? threads : 1;
 }
 
 void run_shared(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
