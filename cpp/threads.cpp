@@ -92,8 +92,9 @@ constexpr std::chrono::milliseconds patience{6};
 // A thread that waits and sees the clock jump by this much did not have its processor meanwhile.
 constexpr std::chrono::microseconds jump{500};
 
-// Gains count up to this much against losses: a hiccup now and then does no harm, a lost time slice (4 ms) ends sharing.
-constexpr std::chrono::milliseconds most_credit{1};
+// Gains count up to this much, and losses twice: a time slice (4 ms) lost now and then goes unnoticed, one after the
+// other ends sharing.
+constexpr std::chrono::milliseconds most_credit{10}, most_debt{1};
 
 // How long calls then keep to one thread: at first, and at most, after it has doubled each time that sharing failed
 // again soon. One lost time slice in so long makes no difference to a mean or a 99th percentile.
@@ -205,16 +206,20 @@ class alignas(64) Job {
         ticket_ = static_cast<std::uint64_t>(helpers) * place + static_cast<std::uint64_t>(chunks_);
     }
 
-    // Chunks that this thread computed until none was left.
-    std::ptrdiff_t work(int thread) {
-        std::ptrdiff_t own = 0;
+    // Computes chunks until none is left. Returns the time of the fastest, which was not interrupted though others may
+    // have been; 0 if none was whole.
+    Nanoseconds work(int thread) {
+        Nanoseconds least = 0, begin = now();
         for (std::uint64_t ticket = ticket_; chunks_of(ticket) > 0;) {
             if (!ticket_.compare_exchange_weak(ticket, ticket - 1)) continue;
             compute(ticket, thread);
-            ++own;
+            const Nanoseconds end = now();
+            const bool whole = chunks_of(ticket) > 1 || count_ % chunk_ == 0;
+            if (whole && (least == 0 || end - begin < least)) least = end - begin;
+            begin = end;
             ticket = ticket_;
         }
-        return own;
+        return least;
     }
 
     // Whether there is work and a place for a helper.
@@ -287,9 +292,9 @@ class Balance {
 
     // Time gained, or lost if below 0.
     void add(Nanoseconds gain) {
-        const Nanoseconds balance = std::min(balance_ + gain, in_ns(most_credit));
+        const Nanoseconds balance = std::min(balance_ + (gain < 0 ? 2 * gain : gain), in_ns(most_credit));
         balance_ = balance;
-        if (balance < -in_ns(most_credit)) rest();
+        if (balance < -in_ns(most_debt)) rest();
     }
 
     // Lets calls keep to one thread for a while.
@@ -335,14 +340,12 @@ class Pool {
             posted_bell_.ring(missing);
             start(helpers);
         }
-        const std::ptrdiff_t own = job->work(0);
-        const Nanoseconds own_end = now();
-        const Nanoseconds of_a_chunk = (own_end - begin) / std::max<std::ptrdiff_t>(own, 1);
+        const Nanoseconds of_a_chunk = job->work(0), own_end = now();
         while (!look([job] { return job->is_done(); }))
             if (now() > own_end + of_a_chunk + in_ns(join_spin)) job->sleep_until_done();
         const Nanoseconds end = now();
         // Against the time that this thread would have taken for all chunks.
-        if (own > 0) balance_.add(of_a_chunk * job->chunks() - (end - begin));
+        if (of_a_chunk > 0) balance_.add(of_a_chunk * job->chunks() - (end - begin));
         balance_.call_ended(end);
         job->release();
         return true;
