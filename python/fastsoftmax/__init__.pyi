@@ -1,9 +1,9 @@
-"""The types of the public functions, as checkers and editors see them; `reference` has the same.
+"""The types of the public functions, as type checkers and editors see them; `reference` has the same.
 
-They stand here and not beside the code, which has fewer lines than its overloads. Of overloads the first that fits
-counts: a scalar is array_like, too. Those by dtype have one that keeps the dtype first, since an array of unknown dtype
-fits all. An array is taken to have axes, as in NumPy's own hints: an overload for 0-d arrays would fit all those of
-unknown shape. ml_dtypes says of bfloat16 that it is np.generic, array.array and memoryview tell of no float32.
+They are in a stub because the overloads are longer than the code they describe. The first overload that fits counts;
+the one that keeps the dtype comes first, because an array of unknown dtype fits all. Three things cannot be told: that
+a 0-d array gives a scalar, since an overload for it would fit all arrays of unknown shape; bfloat16, which to ml_dtypes
+is a np.generic; float32 in an array.array or a memoryview, which to their types are sequences of numbers.
 """
 
 from collections.abc import Sequence
@@ -38,14 +38,14 @@ __all__ = [
 
 __version__: str
 
-_F = TypeVar("_F", bound=np.floating)
+_F = TypeVar("_F", bound=np.floating[Any])
 _Wide = TypeVar("_Wide", bound=np.float32 | np.float64)
 _Out = TypeVar("_Out", bound=NDArray[Any])
 
 # Finite, because a str is a sequence of sequences without end.
 _Numbers: TypeAlias = Sequence[float | Sequence[float | Sequence[float | Sequence[float]]]]
-_Float64Arrays: TypeAlias = NDArray[np.integer | np.bool] | _Numbers
-_Float64Scalar: TypeAlias = float | np.integer | np.bool
+_Float64Arrays: TypeAlias = NDArray[np.integer[Any] | np.bool] | _Numbers
+_Float64Scalar: TypeAlias = float | np.integer[Any] | np.bool
 _Scalar: TypeAlias = float | np.generic
 _DType: TypeAlias = type[_F] | np.dtype[_F]
 
@@ -322,7 +322,7 @@ def cross_entropy(
 ) -> Any: ...
 @overload
 def cross_entropy(
-    logits: ArrayLike, targets: int | np.integer, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    logits: ArrayLike, targets: int | np.integer[Any], axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
     ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
     reduction: Literal["none"],
 ) -> Any: ...
@@ -402,7 +402,7 @@ def cross_entropy_with_grad(
 ) -> tuple[Any, NDArray[Any]]: ...
 @overload
 def cross_entropy_with_grad(
-    logits: ArrayLike, targets: int | np.integer, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    logits: ArrayLike, targets: int | np.integer[Any], axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
     ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
     reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
 ) -> tuple[Any, NDArray[Any]]: ...
