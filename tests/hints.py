@@ -47,12 +47,9 @@ assert_type(fs.cross_entropy(single, labels, np.int64(1)), np.float32)
 assert_type(fs.cross_entropy(single, labels, ignore_index=np.int64(-1)), np.float32)
 assert_type(fs.cross_entropy_grad(single, labels, ignore_index=np.uint8(255)), NDArray[np.float32])
 fs.cross_entropy_with_grad(single, labels, axis=np.int8(-1), ignore_index=np.argmin([0, 1]))
-threads = fs.get_num_threads()
-assert_type(fs.set_num_threads(np.int64(2)), None)
-fs.set_num_threads(np.array(2, np.uint8))
 with fs.num_threads(np.max(labels) + 1):
-    pass
-fs.set_num_threads(threads)
+    assert_type(fs.set_num_threads(np.int64(2)), None)
+    fs.set_num_threads(np.array(2, np.uint8))
 
 refused(lambda: fs.softmax(single, axis="x"))  # type: ignore[call-overload]
 refused(lambda: fs.softmax(single, axis=[0, 1]))  # type: ignore[call-overload]
