@@ -77,11 +77,15 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types of the package and the benchmark, and the stub against the compiled module."""
+    """Types of the package, the benchmark and tests/hints.py, and the stubs against what they describe."""
     session.install(".[bench]")
     install_groups(session, "types")
     session.run("mypy")
-    session.run("stubtest", "fastsoftmax._core", env={"MYPYPATH": ""})
+    # A stub hides its module from mypy, unless that is named.
+    hidden = [stub.with_suffix(".py") for stub in sorted(Path("python").rglob("*.pyi"))]
+    session.run("mypy", *(str(module) for module in hidden if module.exists()))
+    session.run("basedpyright")
+    session.run("stubtest", "fastsoftmax", env={"MYPYPATH": ""})
 
 
 @nox.session

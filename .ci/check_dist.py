@@ -24,7 +24,7 @@ SDIST = (
 )
 WHEEL = (
     r"fastsoftmax/\w+\.py",
-    r"fastsoftmax/_core\.pyi",
+    *(r"fastsoftmax/__init__\.pyi", r"fastsoftmax/_core\.pyi", r"fastsoftmax/reference\.pyi"),
     r"fastsoftmax/py\.typed",
     r"fastsoftmax/_core\.[\w.-]+\.(so|pyd)",
     r"fastsoftmax-[\w.]+\.dist-info/(METADATA|RECORD|WHEEL|licenses/LICENSE)",

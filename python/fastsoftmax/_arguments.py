@@ -11,7 +11,7 @@ from itertools import zip_longest
 from math import inf
 from numbers import Real
 from operator import index
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 from numpy import ndarray
@@ -23,12 +23,13 @@ from . import _core
 
 Array = NDArray[Any]
 DType = np.dtype[Any]
-Axis = int | tuple[int, ...] | None
+Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
+Flag = bool | np.bool
 
 FLOAT32: DType = np.dtype(np.float32)
 FLOAT64: DType = np.dtype(np.float64)
 _BOOL: DType = np.dtype(np.bool)
-_FLOATS = (np.float16, np.float32, np.float64)
+_FLOATS: tuple[type, ...] = (np.float16, np.float32, np.float64)
 _PYTHON_NUMBERS = (bool, int, float)
 
 # An exact answer can take exponential time: past this effort, "perhaps" counts as an overlap, which costs a copy only.
@@ -237,7 +238,7 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     return (to_axis(axis, ndim),)
 
 
-def to_axis(axis: int, ndim: int) -> int:
+def to_axis(axis: SupportsIndex, ndim: int) -> int:
     """One axis, not negative."""
     number = to_integer(axis, "axis")
     # NumPy's own check takes no integer beyond 32 bits, and its error has no text for one with thousands of digits.
@@ -247,7 +248,7 @@ def to_axis(axis: int, ndim: int) -> int:
     return number % ndim
 
 
-def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool = False) -> tuple[int, ...]:
+def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: Flag = False) -> tuple[int, ...]:
     """`shape` without `axes`, or with extent 1 there."""
     if len(axes) == len(shape) and not keepdims:
         return ()
@@ -409,9 +410,9 @@ def logsumexp_arguments(
 def loss_arguments(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int,
+    axis: SupportsIndex,
     weight: ArrayLike | None,
-    ignore_index: int | None,
+    ignore_index: Any,
     label_smoothing: Any,
     temperature: Any,
     reduction: Any,

@@ -1,6 +1,6 @@
 """Cross-entropy with its gradient: arguments checked, then one call of the core."""
 
-from typing import Any
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 from numpy.typing import ArrayLike
 
@@ -18,13 +18,13 @@ from ._arguments import (
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     *,
     weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    temperature: float = 1.0,
-    reduction: str = "mean",
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> Any:
     """The cross-entropy of targets and softmax probabilities, from the logits.
 
@@ -103,13 +103,13 @@ def cross_entropy(
 def cross_entropy_grad(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     *,
     weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    temperature: float = 1.0,
-    reduction: str = "mean",
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -174,13 +174,13 @@ def cross_entropy_grad(
 def cross_entropy_with_grad(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     *,
     weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    temperature: float = 1.0,
-    reduction: str = "mean",
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: ArrayLike | None = None,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
@@ -235,11 +235,11 @@ def cross_entropy_with_grad(
 def _differentiate(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int,
+    axis: SupportsIndex,
     weight: ArrayLike | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    temperature: float,
+    ignore_index: SupportsIndex | None,
+    label_smoothing: SupportsFloat,
+    temperature: SupportsFloat,
     reduction: str,
     upstream: ArrayLike | None,
     out: Array | None,

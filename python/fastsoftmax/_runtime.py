@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from . import _core
 from ._arguments import shown, to_integer
 
 
-def set_num_threads(n: int) -> None:
+def set_num_threads(n: SupportsIndex) -> None:
     """Let no call of this process use more than `n` threads.
 
     Parameters
@@ -42,7 +42,7 @@ def set_num_threads(n: int) -> None:
     _exchange_limit(n)
 
 
-def _exchange_limit(n: int) -> int:
+def _exchange_limit(n: SupportsIndex) -> int:
     """Set the limit; returns the earlier one, which may be more than OpenMP allows at the moment."""
     n = min(to_integer(n, "n"), 2**31 - 1)
     if n < 1:
@@ -68,7 +68,7 @@ def get_num_threads() -> int:
 
 
 @contextmanager
-def num_threads(n: int) -> Iterator[None]:
+def num_threads(n: SupportsIndex) -> Iterator[None]:
     """A context in which `set_num_threads(n)` holds; the earlier limit comes back at its end.
 
     The limit is the process's, not the thread's: calls in other Python threads see it, too.
@@ -97,7 +97,11 @@ def num_threads(n: int) -> Iterator[None]:
         set_num_threads(earlier)
 
 
-def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:
     """Print or return version, compiler, SIMD targets, OpenMP and threads, as `numpy.show_config` does for NumPy.
 
     Parameters

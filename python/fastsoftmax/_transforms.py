@@ -1,6 +1,6 @@
 """Probabilities, their logarithms and the gradients of both: arguments checked, then one call of the core."""
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 from numpy.typing import ArrayLike, DTypeLike
 
@@ -8,6 +8,7 @@ from . import _core
 from ._arguments import (
     Array,
     Axis,
+    Flag,
     delivered,
     logsumexp_arguments,
     reduced_shape,
@@ -22,7 +23,7 @@ def softmax(
     x: ArrayLike,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
     out: Array | None = None,
@@ -95,7 +96,7 @@ def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
     out: Array | None = None,
@@ -171,8 +172,8 @@ def logsumexp(
     *,
     b: ArrayLike | None = None,
     where: ArrayLike | None = None,
-    keepdims: bool = False,
-    return_sign: bool = False,
+    keepdims: Flag = False,
+    return_sign: Flag = False,
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Any:
@@ -259,7 +260,7 @@ def softmax_grad(
     dy: ArrayLike,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -327,7 +328,7 @@ def log_softmax_grad(
     dy: ArrayLike,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:

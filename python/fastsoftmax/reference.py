@@ -5,7 +5,7 @@ else in float64; what is divided by a temperature, too. The formulas are the tex
 exponentiate, sum.
 """
 
-from typing import Any
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import numpy as np
 from numpy import inf, nan
@@ -17,6 +17,7 @@ from ._arguments import (
     Array,
     Axis,
     DType,
+    Flag,
     check_out,
     delivered,
     logsumexp_arguments,
@@ -77,7 +78,7 @@ def softmax(
     x: ArrayLike,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
     out: Array | None = None,
@@ -94,7 +95,7 @@ def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
     out: Array | None = None,
@@ -113,8 +114,8 @@ def logsumexp(
     *,
     b: ArrayLike | None = None,
     where: ArrayLike | None = None,
-    keepdims: bool = False,
-    return_sign: bool = False,
+    keepdims: Flag = False,
+    return_sign: Flag = False,
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Any:
@@ -147,7 +148,7 @@ def softmax_grad(
     dy: ArrayLike,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -166,7 +167,7 @@ def log_softmax_grad(
     dy: ArrayLike,
     axis: Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -183,13 +184,13 @@ def log_softmax_grad(
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     *,
     weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    temperature: float = 1.0,
-    reduction: str = "mean",
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> Any:
     """-sum_c a_c log p_c, with a_c = w_c ((1 - e) q_c + e / C), reduced over the batch."""
     loss, _ = _cross_entropy(
@@ -202,13 +203,13 @@ def cross_entropy(
 def cross_entropy_grad(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     *,
     weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    temperature: float = 1.0,
-    reduction: str = "mean",
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -224,13 +225,13 @@ def cross_entropy_grad(
 def cross_entropy_with_grad(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int = -1,
+    axis: SupportsIndex = -1,
     *,
     weight: ArrayLike | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    temperature: float = 1.0,
-    reduction: str = "mean",
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: ArrayLike | None = None,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
@@ -243,11 +244,11 @@ def cross_entropy_with_grad(
 def _cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
-    axis: int,
+    axis: SupportsIndex,
     weight: ArrayLike | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-    temperature: float,
+    ignore_index: SupportsIndex | None,
+    label_smoothing: SupportsFloat,
+    temperature: SupportsFloat,
     reduction: str,
     with_loss: bool,
     with_grad: bool,

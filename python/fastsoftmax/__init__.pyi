@@ -1,0 +1,438 @@
+"""The types of the public functions, as type checkers and editors see them; `reference` has the same.
+
+They are in a stub because the overloads are longer than the code they describe. The first overload that fits counts;
+the one that keeps the dtype comes first, because an array of unknown dtype fits all. Three things cannot be told: that
+a 0-d array gives a scalar, since an overload for it would fit all arrays of unknown shape; bfloat16, which to ml_dtypes
+is a np.generic; float32 in an array.array or a memoryview, which to their types are sequences of numbers.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypeVar, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from . import reference as reference
+from ._arguments import Axis, Flag
+from ._runtime import get_num_threads as get_num_threads
+from ._runtime import num_threads as num_threads
+from ._runtime import set_num_threads as set_num_threads
+from ._runtime import show_config as show_config
+
+__all__ = [
+    "__version__",
+    "cross_entropy",
+    "cross_entropy_grad",
+    "cross_entropy_with_grad",
+    "get_num_threads",
+    "log_softmax",
+    "log_softmax_grad",
+    "logsumexp",
+    "num_threads",
+    "reference",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "softmax_grad",
+]
+
+__version__: str
+
+_F = TypeVar("_F", bound=np.floating[Any])
+_Wide = TypeVar("_Wide", bound=np.float32 | np.float64)
+_Out = TypeVar("_Out", bound=NDArray[Any])
+
+# Finite, because a str is a sequence of sequences without end.
+_Numbers: TypeAlias = Sequence[float | Sequence[float | Sequence[float | Sequence[float]]]]
+_Float64Arrays: TypeAlias = NDArray[np.integer[Any] | np.bool] | _Numbers
+_Float64Scalar: TypeAlias = float | np.integer[Any] | np.bool
+_Scalar: TypeAlias = float | np.generic
+_DType: TypeAlias = type[_F] | np.dtype[_F]
+
+# Without the formatter's line for each parameter, so that the overloads of a function can be seen together.
+# fmt: off
+@overload
+def softmax(
+    x: NDArray[_F], axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: None = None, out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def softmax(
+    x: _Float64Arrays, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: None = None, out: None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def softmax(
+    x: _F, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, dtype: None = None,
+    out: None = None,
+) -> _F: ...
+@overload
+def softmax(
+    x: _Float64Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: None = None, out: None = None,
+) -> np.float64: ...
+@overload
+def softmax(
+    x: _Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, dtype: _DType[_F],
+    out: None = None,
+) -> _F: ...
+@overload
+def softmax(
+    x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: _DType[_F], out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def softmax(
+    x: _Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None, out: None = None,
+) -> Any: ...
+@overload
+def softmax(
+    x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None, out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def softmax(
+    x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None, out: _Out,
+) -> _Out: ...
+
+@overload
+def log_softmax(
+    x: NDArray[_F], axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: None = None, out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def log_softmax(
+    x: _Float64Arrays, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: None = None, out: None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def log_softmax(
+    x: _F, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, dtype: None = None,
+    out: None = None,
+) -> _F: ...
+@overload
+def log_softmax(
+    x: _Float64Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: None = None, out: None = None,
+) -> np.float64: ...
+@overload
+def log_softmax(
+    x: _Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, dtype: _DType[_F],
+    out: None = None,
+) -> _F: ...
+@overload
+def log_softmax(
+    x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: _DType[_F], out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def log_softmax(
+    x: _Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None, out: None = None,
+) -> Any: ...
+@overload
+def log_softmax(
+    x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None, out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def log_softmax(
+    x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None, out: _Out,
+) -> _Out: ...
+
+@overload
+def logsumexp(
+    x: NDArray[_F] | _F, axis: None = None, *, b: None = None, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, return_sign: Literal[False] = False, dtype: None = None, out: None = None,
+) -> _F: ...
+@overload
+def logsumexp(
+    x: _Float64Arrays | _Float64Scalar, axis: None = None, *, b: None = None, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, return_sign: Literal[False] = False, dtype: None = None, out: None = None,
+) -> np.float64: ...
+@overload
+def logsumexp(
+    x: ArrayLike, axis: None = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, return_sign: Literal[False] = False, dtype: _DType[_F], out: None = None,
+) -> _F: ...
+@overload
+def logsumexp(
+    x: NDArray[_F], axis: Axis = None, *, b: None = None, where: ArrayLike | None = None, keepdims: Literal[True],
+    return_sign: Literal[False] = False, dtype: None = None, out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def logsumexp(
+    x: _Float64Arrays, axis: Axis = None, *, b: None = None, where: ArrayLike | None = None, keepdims: Literal[True],
+    return_sign: Literal[False] = False, dtype: None = None, out: None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def logsumexp(
+    x: NDArray[Any] | _Numbers, axis: Axis = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
+    keepdims: Literal[True], return_sign: Literal[False] = False, dtype: _DType[_F], out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def logsumexp(
+    x: NDArray[_F] | _F, axis: None = None, *, b: None = None, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, return_sign: Literal[True], dtype: None = None, out: None = None,
+) -> tuple[_F, _F]: ...
+@overload
+def logsumexp(
+    x: _Float64Arrays | _Float64Scalar, axis: None = None, *, b: None = None, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, return_sign: Literal[True], dtype: None = None, out: None = None,
+) -> tuple[np.float64, np.float64]: ...
+@overload
+def logsumexp(
+    x: ArrayLike, axis: None = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, return_sign: Literal[True], dtype: _DType[_F], out: None = None,
+) -> tuple[_F, _F]: ...
+@overload
+def logsumexp(
+    x: NDArray[_F], axis: Axis = None, *, b: None = None, where: ArrayLike | None = None, keepdims: Literal[True],
+    return_sign: Literal[True], dtype: None = None, out: None = None,
+) -> tuple[NDArray[_F], NDArray[_F]]: ...
+@overload
+def logsumexp(
+    x: _Float64Arrays, axis: Axis = None, *, b: None = None, where: ArrayLike | None = None, keepdims: Literal[True],
+    return_sign: Literal[True], dtype: None = None, out: None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+@overload
+def logsumexp(
+    x: NDArray[Any] | _Numbers, axis: Axis = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
+    keepdims: Literal[True], return_sign: Literal[True], dtype: _DType[_F], out: None = None,
+) -> tuple[NDArray[_F], NDArray[_F]]: ...
+@overload
+def logsumexp(
+    x: ArrayLike, axis: Axis = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
+    keepdims: Flag = False, return_sign: Literal[False] = False, dtype: DTypeLike | None = None, out: _Out,
+) -> _Out: ...
+@overload
+def logsumexp(
+    x: ArrayLike, axis: Axis = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
+    keepdims: Flag = False, return_sign: Literal[True], dtype: DTypeLike | None = None, out: None = None,
+) -> tuple[Any, Any]: ...
+@overload
+def logsumexp(
+    x: ArrayLike, axis: Axis = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
+    keepdims: Flag = False, return_sign: Literal[True], dtype: DTypeLike | None = None, out: _Out,
+) -> tuple[_Out, Any]: ...
+@overload
+def logsumexp(
+    x: ArrayLike, axis: Axis = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
+    keepdims: Flag = False, return_sign: Flag = False, dtype: DTypeLike | None = None, out: NDArray[Any] | None = None,
+) -> Any: ...
+
+@overload
+def softmax_grad(
+    y: ArrayLike, dy: NDArray[_F], axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def softmax_grad(
+    y: ArrayLike, dy: _Float64Arrays, axis: Axis = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, out: None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def softmax_grad(
+    y: ArrayLike, dy: _F, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    out: None = None,
+) -> _F: ...
+@overload
+def softmax_grad(
+    y: ArrayLike, dy: _Float64Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, out: None = None,
+) -> np.float64: ...
+@overload
+def softmax_grad(
+    y: ArrayLike, dy: _Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    out: None = None,
+) -> Any: ...
+@overload
+def softmax_grad(
+    y: ArrayLike, dy: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def softmax_grad(
+    y: ArrayLike, dy: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    out: _Out,
+) -> _Out: ...
+
+@overload
+def log_softmax_grad(
+    logp: ArrayLike, dy: NDArray[_F], axis: Axis = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def log_softmax_grad(
+    logp: ArrayLike, dy: _Float64Arrays, axis: Axis = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, out: None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def log_softmax_grad(
+    logp: ArrayLike, dy: _F, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    out: None = None,
+) -> _F: ...
+@overload
+def log_softmax_grad(
+    logp: ArrayLike, dy: _Float64Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, out: None = None,
+) -> np.float64: ...
+@overload
+def log_softmax_grad(
+    logp: ArrayLike, dy: _Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    out: None = None,
+) -> Any: ...
+@overload
+def log_softmax_grad(
+    logp: ArrayLike, dy: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def log_softmax_grad(
+    logp: ArrayLike, dy: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, out: _Out,
+) -> _Out: ...
+
+@overload
+def cross_entropy(
+    logits: NDArray[_Wide], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> _Wide: ...
+@overload
+def cross_entropy(
+    logits: _Float64Arrays, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> np.float64: ...
+@overload
+def cross_entropy(
+    logits: NDArray[np.float16], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> np.float32: ...
+@overload
+def cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Any: ...
+@overload
+def cross_entropy(
+    logits: ArrayLike, targets: int | np.integer[Any], axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"],
+) -> Any: ...
+@overload
+def cross_entropy(
+    logits: NDArray[_Wide], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"],
+) -> NDArray[_Wide]: ...
+@overload
+def cross_entropy(
+    logits: _Float64Arrays, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"],
+) -> NDArray[np.float64]: ...
+@overload
+def cross_entropy(
+    logits: NDArray[np.float16], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"],
+) -> NDArray[np.float32]: ...
+@overload
+def cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"],
+) -> NDArray[Any]: ...
+
+@overload
+def cross_entropy_grad(
+    logits: NDArray[_F], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def cross_entropy_grad(
+    logits: _Float64Arrays, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def cross_entropy_grad(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def cross_entropy_grad(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: _Out,
+) -> _Out: ...
+
+@overload
+def cross_entropy_with_grad(
+    logits: NDArray[_Wide], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[_Wide, NDArray[_Wide]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: _Float64Arrays, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[np.float64, NDArray[np.float64]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: NDArray[np.float16], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[np.float32, NDArray[np.float16]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[Any, NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: ArrayLike, targets: int | np.integer[Any], axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[Any, NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: NDArray[_Wide], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[NDArray[_Wide], NDArray[_Wide]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: _Float64Arrays, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: NDArray[np.float16], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float16]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: _Out,
+) -> tuple[Any, _Out]: ...

@@ -1,0 +1,21 @@
+"""The reference's functions have the types of those that they define."""
+
+from . import cross_entropy as cross_entropy
+from . import cross_entropy_grad as cross_entropy_grad
+from . import cross_entropy_with_grad as cross_entropy_with_grad
+from . import log_softmax as log_softmax
+from . import log_softmax_grad as log_softmax_grad
+from . import logsumexp as logsumexp
+from . import softmax as softmax
+from . import softmax_grad as softmax_grad
+
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_grad",
+    "cross_entropy_with_grad",
+    "log_softmax",
+    "log_softmax_grad",
+    "logsumexp",
+    "softmax",
+    "softmax_grad",
+]
