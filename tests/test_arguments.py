@@ -93,12 +93,11 @@ def test_the_package_offers_what_the_contract_lists_and_nothing_else():
 
 def test_what_few_calls_need_is_imported_when_asked_for(environment):
     code = """if True:
-        import sys, numpy, fastsoftmax
-        late = {"fastsoftmax.reference", "importlib.metadata"} - set(sys.modules)
-        assert fastsoftmax.reference.softmax(0.0) == 1.0 and fastsoftmax.__version__
-        print(sorted(late - set(sys.modules)), sorted(late))"""
+        import sys, fastsoftmax
+        late = "fastsoftmax.reference" not in sys.modules
+        print(late, fastsoftmax.reference.softmax(0.0), "fastsoftmax.reference" in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
-    assert done.stdout == "[] ['fastsoftmax.reference', 'importlib.metadata']\n", done.stderr
+    assert done.stdout == "True 1.0 True\n", done.stderr
 
 
 # dtypes and kinds of array
