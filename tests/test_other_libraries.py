@@ -127,8 +127,9 @@ def test_cubed():
 
 
 def test_dask_dataframe():
-    dask_dataframe = pytest.importorskip("dask.dataframe")
     pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")  # without it, dask has no DataFrames
+    dask_dataframe = pytest.importorskip("dask.dataframe")
     not_in_memory(dask_dataframe.from_pandas(pandas.DataFrame(X), npartitions=1), COMPUTE)
 
 
