@@ -354,7 +354,7 @@ class Sparse:
 
 
 @each_array
-def test_of_sparse_matrices_it_says_how_to_convert_them(name, argument):
+def test_the_refusal_of_a_sparse_matrix_says_how_to_convert_it(name, argument):
     for given in (Sparse(), [Sparse()]):
         how = r"sparse matrix of type test_arguments\.Sparse; .*toarray\(\)"
         refuses(name, TypeError, rf"{argument} .* {how}", **reduction_for(argument), **{argument: given})

@@ -38,7 +38,7 @@ _INDICES_OR_PROBABILITIES = "class indices (integers) or class probabilities (fl
 _PLAIN = frozenset({*_PYTHON_NUMBERS, complex, str, bytes, ndarray})
 _MOST_AXES = 64  # of NumPy's arrays
 _ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
-# Of what computes, or gives access to its memory.
+# They mark an array that computes or gives access to its memory.
 _MEMORY_PROTOCOLS = ("__add__", "__array_interface__", "__array_struct__", "__arrow_c_array__", "__arrow_c_stream__")
 
 # An exact answer can take exponential time: past this effort, "perhaps" counts as an overlap, which costs a copy only.
@@ -135,9 +135,9 @@ def to_real_array(value: ArrayLike, name: str, expected: str = _SUPPORTED) -> Ar
 
 
 def _from_other(value: Any, name: str, columns: DType = FLOAT64, outer: tuple[int, ...] = ()) -> Array:
-    """What NumPy makes of `value`, as a plain array; refused if that would lose a mask, read a file or compute a graph.
+    """`value` as NumPy converts it, as a plain array; refused if that loses a mask, reads a file or computes a graph.
 
-    Columns of numbers or bools that NumPy has no common dtype for become `columns`.
+    Columns of numbers or bools without a common dtype in NumPy become `columns`.
     """
     if type(value) not in (list, tuple) and not _is_plain(type(value)):
         _check_memory(value, name)
@@ -186,7 +186,7 @@ def _is_plain(kind: type) -> bool:
 
 
 def _is_sequence(value: Any) -> bool:
-    """Whether NumPy takes it apart: what has elements, and no array, memory or text of its own."""
+    """Whether NumPy takes it apart: it has elements, and is no array, buffer or text."""
     kind = type(value)
     if kind in (list, tuple):
         return True
@@ -208,7 +208,7 @@ def _is_buffer(value: Any) -> bool:
 
 
 def _inside(value: Any) -> Any:
-    """What a quantity of pint's, or an object of xarray's that is not on NumPy alone, is about; else `value` itself."""
+    """The array in a pint quantity, or in an xarray object that is not simply on NumPy; else `value` itself."""
     kind = value.__class__
     if hasattr(kind, "magnitude"):
         return _inside(value.magnitude)
@@ -226,8 +226,9 @@ def _check_mask(value: Any, name: str) -> None:
 
 
 def _carries_mask(value: Any) -> bool:
-    """NumPy's masked arrays, subclasses of other libraries that have a mask, and masks of the array interface. Whether
-    anything is masked does not matter.
+    """Whether it is a masked array of NumPy's or another library's, or has a mask by the array interface.
+
+    Its elements do not matter: with none masked it is refused all the same.
     """
     if isinstance(value, ndarray):
         return hasattr(value.__class__, "mask")
@@ -247,8 +248,8 @@ def _check_memory(value: Any, name: str) -> None:
 def _is_in_memory(value: Any) -> bool:
     """Whether NumPy can convert it without reading a file or computing a graph, as far as it can be told.
 
-    No protocol says so. Not in memory is what has a graph of dask's; and what can be indexed like an array, but is in
-    chunks, or neither computes nor gives access to its memory, like all handles on files.
+    No protocol says so. It cannot if `value` has a dask graph; or if it can be indexed like an array, but is in chunks,
+    or neither computes nor gives access to its memory, as is the case with all handles on files.
     """
     kind = value.__class__
     if issubclass(kind, ndarray):
@@ -284,7 +285,7 @@ def _refuse_objects(value: Any, name: str) -> NoReturn:
             "toarray() gives"
         )
     raise TypeError(
-        f"{name} is or holds an object of type {_type_of(value)}, of which NumPy makes no numbers (dtype object); "
+        f"{name} is or holds an object of type {_type_of(value)}, which NumPy does not convert to numbers; "
         "expected an array or nested lists of numbers"
     )
 

@@ -81,15 +81,14 @@ def softmax(
     For `numpy.random.Generator.multinomial` ask for ``dtype=np.float64``: it refuses probabilities whose sum exceeds 1
     by 1e-12, and sums of float32 miss 1 by more.
 
-    Every array argument of this package may be whatever `numpy.asarray` makes numbers of, provided that nothing is lost
-    and that nothing has to be read or computed for it:
+    Every array argument of this package may be anything that `numpy.asarray` turns into numbers, provided that nothing
+    is lost and that nothing has to be read or computed for it:
 
     - A masked array is refused, also one of another library, one in a list, and one that an object converts to.
-    - An array that is not in memory is refused: one with a graph of dask's; and one that can be indexed, but is in
-      chunks, or neither computes nor gives access to its memory (as a buffer, by the array interface, by Arrow). So are
-      those of h5py, h5netcdf, netCDF4, PyTables, zarr and nibabel's ``dataobj``. Of an xarray object and of a pint
-      quantity it is the data that count. Pass ``x[...]``, or ``x.compute()`` where there is such a method. A
-      `numpy.memmap` is taken.
+    - An array that is not in memory is refused. It is one if it has a dask graph; or if it can be indexed, but is in
+      chunks (zarr, blosc2), or neither computes nor gives access to its memory as a buffer, by the array interface or
+      by Arrow (h5py, h5netcdf, netCDF4, PyTables, nibabel's ``dataobj``). For an xarray object or a pint quantity, its
+      data decide. Pass ``x[...]``, or ``x.compute()`` where there is such a method. A `numpy.memmap` is taken.
     - A DataFrame of numbers and bools that have no common dtype in NumPy is taken as ``x.to_numpy(float)``, in which
       NA is NaN; as `where`, one of nullable bools as ``where.to_numpy(bool)``.
 
