@@ -84,7 +84,8 @@ def to_dtype(dtype: DTypeLike, own: DType, *inputs: DType) -> DType:
         asked = np.dtype(dtype).newbyteorder("=")
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"dtype is {shown(dtype)}; expected {_allowed(own, inputs)}") from error
-    if asked == own or (asked in (FLOAT32, FLOAT64) and not _narrows(asked, inputs)):
+    wider = asked.itemsize > own.itemsize  # known first, because it is the usual case
+    if asked == own or (asked in (FLOAT32, FLOAT64) and (wider or not _narrows(asked, inputs))):
         return np.dtype(asked.type)
     raise TypeError(f"dtype is {asked}; expected {_allowed(own, inputs)}")
 
@@ -210,6 +211,8 @@ def _is_buffer(value: Any) -> bool:
 def _inside(value: Any) -> Any:
     """The array in a pint quantity, or in an xarray object that is not simply on NumPy; else `value` itself."""
     kind = value.__class__
+    if issubclass(kind, ndarray):
+        return value
     if hasattr(kind, "magnitude"):
         return _inside(value.magnitude)
     if hasattr(kind, "_in_memory") and not value._in_memory:
