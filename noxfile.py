@@ -62,6 +62,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def interop(session: nox.Session) -> None:
+    """The tests with arrays, tables and files of other libraries."""
+    session.install(".[test]")
+    install_groups(session, "interop")
+    session.run("python", "-m", "pytest", "tests/test_other_libraries.py", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Formatting and lint of Python, C++ and what other tools read; with `-- fix`, put right what can be."""
     install_groups(session, "lint")

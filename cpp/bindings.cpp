@@ -464,6 +464,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         throw py::import_error(error.what());
     }
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
+    m.attr("__version__") = FASTSOFTMAX_VERSION;
     m.def("set_num_threads", set_num_threads);
     m.def("get_num_threads", get_num_threads);
     m.def("describe", describe);

@@ -50,6 +50,11 @@ def saying(**answers: Any) -> type:
     return type("Says" + "".join(answers), (), methods)
 
 
+def saying_interface(**entries: Any) -> Any:
+    array = normal()
+    return type("Interface", (), {"array": array, "__array_interface__": array.__array_interface__ | entries})()
+
+
 class Subclass(np.ndarray):
     """With hooks of its own, none of which is to be called on the way."""
 
@@ -88,9 +93,9 @@ class bfloat16(np.void):  # noqa: N801 - named as the one that is supported
     pass
 
 
-def cyclic() -> list:
-    items: list = [1.0]
-    items.append(items)
+def cyclic(kind: type = list) -> list:
+    items = kind([1.0])
+    items += [items, items]
     return items
 
 
@@ -155,6 +160,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "empty list": list,
     "empty lists": lambda: [[], []],
     "cyclic": cyclic,
+    "cyclic deque": lambda: cyclic(collections.deque),
     "nested 64": lambda: nested(64),
     "nested 65": lambda: nested(65),
     "nested 5000": lambda: nested(5000),
@@ -198,9 +204,15 @@ OBJECTS: dict[str, Callable[[], Any]] = {
             *({"len": 2**62, "getitem": 1.0}, {"len": -1, "getitem": 1.0}, {"len": 3}, {"eq": True}, {"eq": None}),
             *({"array": 1}, {"array": [1.0]}, {"array": None}, {"repr": 1}, {"array": np.ones((3, 4), complex)}),
             *({"array": np.ones((3, 4), np.float32)}, {"array": np.arange(3)}, {"str": "mean"}),
+            *({"array": np.ma.array(np.ones((3, 4)))}, {"getitem": 1.0, "array": np.ones((3, 4))}),
         )
     },
     "class with chunks": lambda: type("Chunked", (), {"chunks": 1})(),
+    "handle on a file": lambda: type("Handle", (), {"shape": (3, 4), "__getitem__": lambda self, k: 1.0})(),
+    "object of rows": lambda: collections.UserList(normal()),
+    "object of masked rows": lambda: collections.UserList(np.ma.array(normal())),
+    "interface with a mask": lambda: saying_interface(mask=normal() > 0),
+    "interface": lambda: saying_interface(mask=None),
     "matrix": lambda: normal().view(np.matrix),
     "masked": lambda: np.ma.masked_greater(normal(), 0),
     "masked constant": lambda: np.ma.masked,

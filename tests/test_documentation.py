@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import fastsoftmax as fs
+import numpy as np
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
@@ -54,3 +55,39 @@ def test_the_python_blocks_of_the_readme_run_in_order(capsys, monkeypatch, tmp_p
             namespace.update(test.globs)
         else:
             exec(compile("\n" * line + code, str(README), "exec"), namespace)
+
+
+# What the docstrings advise
+
+
+def test_probabilities_in_float64_are_good_for_multinomial(rng):
+    scores = rng.normal(0, 3, (2000, 50)).astype(np.float32)
+    scores[:, -1] = -40
+    with pytest.raises(ValueError, match="> 1"):
+        rng.multinomial(1, fs.softmax(scores))
+    assert rng.multinomial(3, fs.softmax(scores, dtype=np.float64)).sum() == 3 * len(scores)
+
+
+def test_a_sum_divided_by_the_count_is_the_mean_or_0_if_all_are_ignored(rng):
+    logits, targets = rng.normal(0, 3, (5, 4)), np.array([0, 3, 2, 3, 1])
+    total = fs.cross_entropy(logits, targets, ignore_index=3, reduction="sum")
+    np.testing.assert_allclose(total / 3, fs.cross_entropy(logits, targets, ignore_index=3), 1e-14)
+    ignored = np.full(5, 3)
+    assert np.isnan(fs.cross_entropy(logits, ignored, ignore_index=3))
+    assert fs.cross_entropy(logits, ignored, ignore_index=3, reduction="sum") / 1 == 0
+
+
+def test_weights_of_samples_are_an_upstream(rng):
+    """The gradient of the weighted sum, against central differences of it."""
+    logits, targets, weights = rng.normal(0, 3, (3, 4)), np.array([0, 3, 2]), np.array([0.5, 0.0, 2.0])
+    grad = fs.cross_entropy_grad(logits, targets, reduction="none", upstream=weights)
+    for place in np.ndindex(logits.shape):
+        step = np.zeros_like(logits)
+        step[place] = 1e-5
+        above, below = (weights @ fs.cross_entropy(logits + s, targets, reduction="none") for s in (step, -step))
+        np.testing.assert_allclose(grad[place], (above - below) / 2e-5, rtol=0, atol=1e-9)
+
+
+def test_the_weights_of_logsumexp_are_no_third_argument():
+    with pytest.raises(TypeError, match="positional"):
+        fs.logsumexp([1.0, 2.0], None, [1.0, -1.0])

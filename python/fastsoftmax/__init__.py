@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ._core import __version__
 from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
 from ._transforms import log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
@@ -26,15 +27,9 @@ __all__ = [
 if TYPE_CHECKING:
     from . import reference
 
-__version__: str
-
 
 def __getattr__(name: str) -> Any:
-    """What takes as long to import as all the rest of this package: `__version__` and `reference`, when asked for."""
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("fastsoftmax")
+    """`reference` when asked for: it takes as long to import as all the rest of this package."""
     if name == "reference":
         from importlib import import_module
 

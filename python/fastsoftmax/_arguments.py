@@ -6,7 +6,7 @@ looks first for the plain case (an exact ndarray, an int, None), where even call
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import zip_longest
 from math import inf
 from numbers import Real
@@ -31,6 +31,16 @@ FLOAT64: DType = np.dtype(np.float64)
 _BOOL: DType = np.dtype(np.bool)
 _FLOATS: tuple[type, ...] = (np.float16, np.float32, np.float64)
 _PYTHON_NUMBERS = (bool, int, float)
+_SUPPORTED = "float16, bfloat16, float32, float64, an integer dtype or bool"
+
+_INDICES_OR_PROBABILITIES = "class indices (integers) or class probabilities (floating)"
+
+# Types, beside those of NumPy's scalars, that NumPy converts with nothing to lose.
+_PLAIN = frozenset({*_PYTHON_NUMBERS, complex, str, bytes, ndarray})
+_MOST_AXES = 64  # of NumPy's arrays
+_ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
+# They mark an array that computes or gives access to its memory.
+_MEMORY_PROTOCOLS = ("__add__", "__array_interface__", "__array_struct__", "__arrow_c_array__", "__arrow_c_stream__")
 
 # An exact answer can take exponential time: past this effort, "perhaps" counts as an overlap, which costs a copy only.
 _OVERLAP_EFFORT: Any = 1000  # Any, because NumPy's stubs know of 0 and -1 alone
@@ -38,7 +48,7 @@ _OVERLAP_EFFORT: Any = 1000  # Any, because NumPy's stubs know of 0 and -1 alone
 # The dtype of a result by the dtype of its input, for those met so far: looking up is much faster than deciding.
 _result_dtypes: dict[DType, DType] = {}
 
-_ALL_AXES = tuple(tuple(range(ndim)) for ndim in range(65))  # NumPy's arrays have 64 at most
+_ALL_AXES = tuple(tuple(range(ndim)) for ndim in range(_MOST_AXES + 1))
 
 
 # --- dtypes -----------------------------------------------------------------------------------------------------------
@@ -54,7 +64,7 @@ def _is_bfloat16(dtype: DType) -> bool:
     )
 
 
-def result_dtype(dtype: DType, name: str) -> DType:
+def result_dtype(dtype: DType, name: str, expected: str = _SUPPORTED) -> DType:
     """The dtype that the argument `name`, of this dtype, gives a result; TypeError if it is not supported."""
     known = _result_dtypes.get(dtype)
     if known is not None:
@@ -64,35 +74,44 @@ def result_dtype(dtype: DType, name: str) -> DType:
     elif dtype.type in _FLOATS or _is_bfloat16(dtype):  # by type: a float8 is of kind f, too
         result = np.dtype(dtype.type)  # in native byte order, and the one object that NumPy itself uses for it
     else:
-        raise TypeError(
-            f"{name} has dtype {dtype}; expected float16, bfloat16, float32, float64, an integer dtype or bool"
-        )
+        raise TypeError(f"{name} has dtype {dtype}; expected {expected}")
     _result_dtypes[dtype] = result
     return result
 
 
-def to_dtype(dtype: DTypeLike, own: DType) -> DType:
-    """The dtype asked for; `own` is what the input gives by itself."""
+def to_dtype(dtype: DTypeLike, own: DType, *inputs: DType) -> DType:
+    """The dtype asked for; `own` is what the inputs, of these dtypes, give by themselves."""
     try:
         asked = np.dtype(dtype).newbyteorder("=")
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"dtype is {shown(dtype)}; expected {own}, float32 or float64") from error
-    if asked == own or (asked in (FLOAT32, FLOAT64) and asked.itemsize > own.itemsize):
+        raise TypeError(f"dtype is {shown(dtype)}; expected {_allowed(own, inputs)}") from error
+    wider = asked.itemsize > own.itemsize  # known first, because it is the usual case
+    if asked == own or (asked in (FLOAT32, FLOAT64) and (wider or not _narrows(asked, inputs))):
         return np.dtype(asked.type)
-    raise TypeError(f"dtype is {asked}; expected {own}, as the input gives, or a wider one of float32 and float64")
+    raise TypeError(f"dtype is {asked}; expected {_allowed(own, inputs)}")
 
 
-def joint_dtype(x: Array, x_given: ArrayLike, b: Array, b_given: ArrayLike) -> DType:
-    """That of `numpy.result_type(x, b)`, where a Python number leaves the dtype to the other argument."""
+def _narrows(asked: DType, inputs: tuple[DType, ...]) -> bool:
+    """Whether a floating input is wider than the dtype asked for; integers may be."""
+    return any(given.kind not in "iub" and given.itemsize > asked.itemsize for given in inputs)
+
+
+def _allowed(own: DType, inputs: tuple[DType, ...]) -> str:
+    wider = [str(dtype) for dtype in (FLOAT32, FLOAT64) if dtype != own and not _narrows(dtype, inputs)]
+    return " or ".join([str(own), *wider]) + ", as the input's dtype allows"
+
+
+def joint_dtypes(x: Array, x_given: ArrayLike, b: Array, b_given: ArrayLike) -> tuple[DType, ...]:
+    """The dtype of `numpy.result_type(x, b)`, and those that it comes from: a Python number leaves it to the other."""
     if isinstance(b_given, _PYTHON_NUMBERS) and not isinstance(b_given, np.generic):
-        return result_dtype(x.dtype, "x")
+        return result_dtype(x.dtype, "x"), x.dtype
     if isinstance(x_given, _PYTHON_NUMBERS) and not isinstance(x_given, np.generic):
-        return result_dtype(b.dtype, "b")
+        return result_dtype(b.dtype, "b"), b.dtype
     try:
         joint = np.result_type(x.dtype, b.dtype)
     except DTypePromotionError:  # bfloat16 has no common dtype with float16 and with most integers
         joint = FLOAT64 if x.dtype.kind in "iu" or b.dtype.kind in "iu" else FLOAT32
-    return result_dtype(joint, "x and b")
+    return result_dtype(joint, "x and b"), x.dtype, b.dtype
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -106,54 +125,183 @@ def to_array(value: ArrayLike, name: str) -> Array:
     return array
 
 
-def to_real_array(value: ArrayLike, name: str) -> Array:
+def to_real_array(value: ArrayLike, name: str, expected: str = _SUPPORTED) -> Array:
     """Like `to_array`, but a longdouble is welcome: it becomes a float64."""
     array = value if type(value) is ndarray else _from_other(value, name)
     if array.dtype not in _result_dtypes:
         if array.dtype.kind == "f" and array.dtype.itemsize > 8:
             with np.errstate(all="ignore"):
                 return array.astype(FLOAT64)
-        result_dtype(array.dtype, name)
+        result_dtype(array.dtype, name, expected)
     return array
 
 
-def _from_other(value: ArrayLike, name: str) -> Array:
-    if isinstance(value, (list, tuple)):
-        _check_elements(value, name)
-    else:
-        _check_type(type(value), name)
+def _from_other(value: Any, name: str, columns: DType = FLOAT64, outer: tuple[int, ...] = ()) -> Array:
+    """`value` as NumPy converts it, as a plain array; refused if that loses a mask, reads a file or computes a graph.
+
+    Columns of numbers or bools without a common dtype in NumPy become `columns`.
+    """
+    if type(value) not in (list, tuple) and not _is_plain(type(value)):
+        _check_memory(value, name)
+        _check_mask(value, name)
+    given = _arrays_of(value, name, outer) if _is_sequence(value) else value
+    array = _converted(np.asanyarray, given, name)
+    _check_mask(array, name)
+    if array.dtype.kind == "O" and not isinstance(value, ndarray):
+        if array.ndim == 0 or not _has_columns_of(value, "b" if columns is _BOOL else "iufb"):
+            _refuse_objects(value, name)
+        array = _converted(value.to_numpy, columns, name)
+    return np.asarray(array)
+
+
+def _converted(convert: Callable[[Any], Any], value: Any, name: str) -> Any:
     try:
-        return np.asarray(value)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
+        return convert(value)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{name} does not make an array: {error}") from error
 
 
-def _check_elements(values: Sequence[Any], name: str, depth: int = 64) -> None:
-    """Of elements nested deeper than NumPy's arrays have axes it is NumPy that complains."""
-    for kind in set(map(type, values)) if depth else ():
-        if issubclass(kind, (list, tuple)):
-            for value in values:
-                if type(value) is kind:
-                    _check_elements(value, name, depth - 1)
-        else:
-            _check_type(kind, name)
+def _arrays_of(values: Any, name: str, outer: tuple[int, ...]) -> Any:
+    """The elements of a sequence, each that is not plain as an array; `outer` are the sequences that it is in."""
+    if id(values) in outer:
+        raise ValueError(f"{name} holds a {_type_of(values)} that holds itself")
+    if len(outer) == _MOST_AXES:  # deeper, it is NumPy that complains
+        return values
+    elements = values if type(values) in (list, tuple) else _converted(list, values, name)
+    others = {kind for kind in set(map(type, elements)) if not _is_plain(kind)}
+    if not others:
+        return elements
+    outer += (id(values),)
+    arrays = []
+    for element in elements:
+        if type(element) in (list, tuple):
+            element = _arrays_of(element, name, outer)
+        elif type(element) in others:
+            element = _from_other(element, name, outer=outer)
+        arrays.append(element)
+    return arrays
 
 
-def _check_type(kind: type, name: str) -> None:
-    """Refuse what NumPy would convert without a word: a mask would be lost, a lazy array computed or read from disk."""
-    if issubclass(kind, np.ma.MaskedArray):
-        raise TypeError(f"{name} is or holds a masked array; pass its data, and for a transform its mask as `where`")
-    if hasattr(kind, "__dask_graph__") or hasattr(kind, "chunks"):  # dask, xarray; zarr, h5py
+def _is_plain(kind: type) -> bool:
+    return kind in _PLAIN or issubclass(kind, np.generic)
+
+
+def _is_sequence(value: Any) -> bool:
+    """Whether NumPy takes it apart: it has elements, and is no array, buffer or text."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return True
+    if not hasattr(kind, "__getitem__") or isinstance(value, (str, bytes, dict)):
+        return False
+    try:
+        len(value)
+    except Exception:  # as NumPy; a sparse matrix has no length, for example
+        return False
+    return not any(hasattr(kind, protocol) for protocol in _ARRAY_PROTOCOLS) and not _is_buffer(value)
+
+
+def _is_buffer(value: Any) -> bool:
+    try:
+        memoryview(value)
+    except (TypeError, ValueError, BufferError):
+        return False
+    return True
+
+
+def _inside(value: Any) -> Any:
+    """The array in a pint quantity, or in an xarray object that is not simply on NumPy; else `value` itself."""
+    kind = value.__class__
+    if issubclass(kind, ndarray):
+        return value
+    if hasattr(kind, "magnitude"):
+        return _inside(value.magnitude)
+    if hasattr(kind, "_in_memory") and not value._in_memory:
+        return _inside(getattr(value, "variable", value)._data)
+    return value
+
+
+def _check_mask(value: Any, name: str) -> None:
+    if _carries_mask(_inside(value)):
         raise TypeError(
-            f"{name} is or holds a {kind.__module__}.{kind.__qualname__}, which may not be in memory; "
-            "convert it to a NumPy array first"
+            f"{name} is, holds or becomes a masked array ({_type_of(value)}), whose mask would be lost; "
+            "pass its data, and for a transform the inverse of its mask as `where`"
         )
+
+
+def _carries_mask(value: Any) -> bool:
+    """Whether it is a masked array of NumPy's or another library's, or has a mask by the array interface.
+
+    Its elements do not matter: with none masked it is refused all the same.
+    """
+    if isinstance(value, ndarray):
+        return hasattr(value.__class__, "mask")
+    interface = getattr(value, "__array_interface__", None)
+    return isinstance(interface, dict) and interface.get("mask") is not None
+
+
+def _check_memory(value: Any, name: str) -> None:
+    if not _is_in_memory(_inside(value)):
+        how = "its method compute()" if hasattr(type(value), "compute") else "indexing it with [...]"
+        raise TypeError(
+            f"{name} is or holds an object of type {_type_of(value)}, which may not be in memory; "
+            f"convert it to a NumPy array first, by {how}"
+        )
+
+
+def _is_in_memory(value: Any) -> bool:
+    """Whether NumPy can convert it without reading a file or computing a graph, as far as it can be told.
+
+    No protocol says so. It cannot if `value` has a dask graph; or if it can be indexed like an array, but is in chunks,
+    or neither computes nor gives access to its memory, as is the case with all handles on files.
+    """
+    kind = value.__class__
+    if issubclass(kind, ndarray):
+        return True
+    if hasattr(kind, "__dask_graph__") and value.__dask_graph__() is not None:
+        return False
+    if not hasattr(kind, "__getitem__") or not (hasattr(kind, "shape") or hasattr(value, "shape")):
+        return True
+    if any(hasattr(kind, protocol) for protocol in _MEMORY_PROTOCOLS) or _is_buffer(value):
+        return not isinstance(getattr(value, "chunks", None), tuple)
+    return hasattr(kind, "data") and isinstance(value.data, ndarray)
+
+
+def _has_columns_of(value: Any, kinds: str) -> bool:
+    """Whether it is a DataFrame of nothing but such dtypes, NumPy's or not, or one of its columns."""
+    if not hasattr(type(value), "to_numpy"):
+        return False
+    dtypes = getattr(value, "dtypes", None)
+    if dtypes is None or hasattr(dtypes, "kind"):
+        dtypes = [getattr(value, "dtype", None)]
+    return all(getattr(dtype, "kind", "O") in kinds for dtype in dtypes)
+
+
+def _refuse_objects(value: Any, name: str) -> NoReturn:
+    if _is_sequence(value) or isinstance(value, int):
+        raise TypeError(
+            f"{name} is or holds an integer beyond 64 bits, or holds elements that have no common dtype but object; "
+            "expected numbers"
+        )
+    if hasattr(type(value), "toarray"):
+        raise TypeError(
+            f"{name} is or holds a sparse matrix of type {_type_of(value)}; expected a dense array, as its method "
+            "toarray() gives"
+        )
+    raise TypeError(
+        f"{name} is or holds an object of type {_type_of(value)}, which NumPy does not convert to numbers; "
+        "expected an array or nested lists of numbers"
+    )
+
+
+def _type_of(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def to_mask(where: ArrayLike, shape: tuple[int, ...]) -> Array:
     """`where` as a view of `shape`."""
-    mask = to_array(where, "where")
+    mask = where if type(where) is ndarray else _from_other(where, "where", _BOOL)
     if mask.dtype != _BOOL:
         raise TypeError(f"where has dtype {mask.dtype}; expected bool")
     return mask if mask.shape == shape else _broadcast(mask, shape, "where")
@@ -181,7 +329,7 @@ def _number(value: Any, name: str) -> float:
     """`value` as a float; an integer beyond the floats is inf."""
     if isinstance(value, (ndarray, np.generic)):
         real = value.ndim == 0 and (value.dtype.kind in "iuf" or _is_bfloat16(value.dtype))
-        real = real and not isinstance(value, np.ma.MaskedArray)
+        real = real and not _carries_mask(value)
     else:
         real = isinstance(value, Real) and not isinstance(value, bool)
     if not real:
@@ -192,17 +340,19 @@ def _number(value: Any, name: str) -> float:
         return inf
 
 
-def to_integer(value: Any, name: str) -> int:
+def to_integer(value: Any, name: str, expected: str = "an integer") -> int:
     try:
-        if isinstance(value, (bool, np.bool)):
+        if isinstance(value, (bool, np.bool)) or _carries_mask(value):
             raise TypeError
         return index(value)
     except TypeError:
-        raise TypeError(f"{name} is {shown(value)}; expected an integer") from None
+        raise TypeError(f"{name} is {shown(value)}; expected {expected}") from None
 
 
 def to_flag(value: Any, name: str) -> bool:
     try:
+        if _carries_mask(value):
+            raise TypeError
         return bool(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} is {shown(value)}; expected True or False") from error
@@ -233,7 +383,8 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
         return _ALL_AXES[ndim]
     if isinstance(axis, tuple):
         return tuple(sorted(normalize_axis_tuple(tuple(to_axis(a, ndim) for a in axis), ndim)))
-    if ndim == 0 and to_integer(axis, "axis") in (-1, 0):
+    axis = to_integer(axis, "axis", "an integer, a tuple of integers or None")
+    if ndim == 0 and axis in (-1, 0):
         return ()
     return (to_axis(axis, ndim),)
 
@@ -263,8 +414,8 @@ def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: Flag 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: DType) -> None:
     """Refuse an `out` that cannot take the result."""
-    if not issubclass(type(out), ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out is a {type(out).__name__}; expected a numpy.ndarray")
+    if not issubclass(type(out), ndarray) or _carries_mask(out):
+        raise TypeError(f"out is a {type(out).__name__}; expected a numpy.ndarray without a mask")
     out = np.asarray(out)  # the attributes of a subclass may be others than those of its memory
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; expected {shape}")
@@ -362,7 +513,7 @@ def transform_arguments(
     if type(temperature) is not float or not 0.0 < temperature < inf:
         temperature = to_temperature(temperature)
     mask = None if where is None else to_mask(where, array.shape)
-    return array, axes, temperature, mask, own if dtype is None else to_dtype(dtype, own)
+    return array, axes, temperature, mask, own if dtype is None else to_dtype(dtype, own, array.dtype)
 
 
 def transform_grad_arguments(
@@ -389,11 +540,11 @@ def logsumexp_arguments(
 ) -> tuple[Array, tuple[int, ...], Array | None, Array | None, DType]:
     """Those of logsumexp: `x`, `b` and `where` in their common shape, `dtype` being the result's."""
     array = x if type(x) is ndarray else to_array(x, "x")
-    own = _result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x")
+    dtypes: tuple[DType, ...] = (_result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x"), array.dtype)
     weights = None
     if b is not None:
         weights = to_array(b, "b")
-        own = joint_dtype(array, x, weights, b)
+        dtypes = joint_dtypes(array, x, weights, b)
         # Not by broadcast_shapes, which takes 32 axes at most.
         lengths = zip_longest(reversed(array.shape), reversed(weights.shape), fillvalue=1)
         shape = tuple(n if m == 1 else m for m, n in lengths)[::-1]
@@ -404,7 +555,7 @@ def logsumexp_arguments(
     ndim = array.ndim
     axes = _ALL_AXES[ndim] if axis is None else to_axes(axis, ndim)
     mask = None if where is None else to_mask(where, array.shape)
-    return array, axes, weights, mask, own if dtype is None else to_dtype(dtype, own)
+    return array, axes, weights, mask, dtypes[0] if dtype is None else to_dtype(dtype, *dtypes)
 
 
 def loss_arguments(
@@ -428,13 +579,15 @@ def loss_arguments(
     if type(targets) is not ndarray:
         targets = _to_new_targets(targets)
     if targets.dtype.kind in "iu":
+        ignored = None
         if ignore_index is not None:
-            ignore_index = _as_element(to_integer(ignore_index, "ignore_index"), targets.dtype)
-        position = _core.find_invalid_target(targets, logits, axis, ignore_index)
+            ignored = _as_element(to_integer(ignore_index, "ignore_index"), targets.dtype)
+        position = _core.find_invalid_target(targets, logits, axis, ignored)
         if position is not None:
             _refuse_indices(targets, position, shape, axis, ignore_index)
+        ignore_index = ignored
     else:
-        targets = _to_probabilities(targets, shape, ignore_index)
+        targets = _to_probabilities(targets, shape, axis, ignore_index)
     if weight is not None:
         weight = _to_weight(weight, shape[axis])
     if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
@@ -453,11 +606,16 @@ def _to_new_targets(given: ArrayLike) -> Array:
     return targets
 
 
-def _to_probabilities(targets: Array, shape: tuple[int, ...], ignore_index: int | None) -> Array:
-    targets = to_real_array(targets, "targets")
+def _to_probabilities(targets: Array, shape: tuple[int, ...], axis: int, ignore_index: int | None) -> Array:
+    targets = to_real_array(targets, "targets", _INDICES_OR_PROBABILITIES)
     if targets.dtype.kind == "b":
-        raise TypeError("targets has dtype bool; expected class indices (integers) or class probabilities (floating)")
+        raise TypeError(f"targets has dtype bool; expected {_INDICES_OR_PROBABILITIES}")
     if targets.shape != shape:
+        if targets.shape == reduced_shape(shape, (axis,)):
+            raise ValueError(
+                f"targets has dtype {targets.dtype} and the shape of class indices, {targets.shape}; those must be "
+                f"integers: numpy.asarray(targets, int); class probabilities have the shape of logits, {shape}"
+            )
         raise ValueError(f"targets, class probabilities, has shape {targets.shape}; expected {shape}, as logits")
     if ignore_index is not None:
         raise ValueError(f"ignore_index is {shown(ignore_index)}; expected None with class probabilities as targets")
@@ -469,14 +627,21 @@ def _refuse_indices(
 ) -> NoReturn:
     batch = reduced_shape(shape, (axis,))
     if position < 0:
+        if targets.shape == shape:
+            raise ValueError(
+                f"targets has dtype {targets.dtype} and the shape of class probabilities, that of logits, {shape}; "
+                f"those must be floating: numpy.asarray(targets, float); class indices have shape {batch}"
+            )
         raise ValueError(
             f"targets, class indices, has shape {targets.shape}; expected {batch}, that of logits without axis {axis}"
         )
     place = tuple(int(k) for k in np.unravel_index(position, batch))
-    raise ValueError(
-        f"targets{list(place) if place else ''} is {targets[place]}; expected a class index in [0, {shape[axis]})"
-        + (" or ignore_index" if ignore_index is not None else "")
-    )
+    message = f"targets{list(place) if place else ''} is {targets[place]}; expected a class index in [0, {shape[axis]})"
+    if ignore_index is not None:
+        message += " or ignore_index"
+        if _as_element(index(ignore_index), targets.dtype) is None:
+            message += f", {shown(ignore_index)}, which cannot occur in {targets.dtype}"
+    raise ValueError(message)
 
 
 def _as_element(value: int, dtype: DType) -> int | None:

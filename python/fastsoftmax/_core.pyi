@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 _Array = NDArray[Any]
 _DType = np.dtype[Any]
 
+__version__: str
+
 def softmax(
     x: _Array, out: _Array | None, dtype: _DType, axes: tuple[int, ...], temperature: float, where: _Array | None, /
 ) -> _Array: ...

@@ -84,7 +84,12 @@ def cross_entropy(
     contributes 0, whatever its log p.
 
     NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN; a target whose logit is -inf gives +inf. The
-    mean is NaN if there are no samples, if all are ignored, or if the weights of those that count sum to 0.
+    mean is NaN if there are no samples, if all are ignored, or if the weights of those that count sum to 0. If all may
+    be ignored and the loss is then to be 0, take ``reduction="sum"`` and divide by the number of samples that count, or
+    by 1 if there are none.
+
+    To weight samples, multiply the losses that ``reduction="none"`` gives by the weights, and pass the weights to
+    `cross_entropy_grad` as `upstream`, also with ``reduction="none"``.
 
     Examples
     --------
@@ -121,7 +126,7 @@ def cross_entropy_grad(
         As for `cross_entropy`.
     upstream : float or array_like, optional
         The gradient of what follows with respect to the (reduced) loss, of any real dtype: a number, or, with
-        ``reduction="none"``, an array of the loss's shape. None is 1.
+        ``reduction="none"``, an array of the loss's shape, such as weights of the samples. None is 1.
     out : ndarray, optional
         Receives the gradient: its shape and dtype, any strides. ``out=logits`` turns the logits into their gradient in
         place.
@@ -134,8 +139,8 @@ def cross_entropy_grad(
     Raises
     ------
     TypeError
-        As `cross_entropy`; or if `upstream` has an unsupported dtype or is a masked array, or `out` is no array or has
-        another dtype.
+        As `cross_entropy`; or if `upstream` has an unsupported dtype, is a masked array or not in memory, or `out` is
+        no array or has another dtype.
     ValueError
         As `cross_entropy`; or if `upstream` has a wrong shape, or `out` has another shape, is read-only or has elements
         that overlap each other.

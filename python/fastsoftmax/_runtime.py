@@ -128,11 +128,9 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     # What is no str may not know whether it equals one.
     if not isinstance(mode, str) or mode not in ("stdout", "dicts"):  # type: ignore[redundant-expr]
         raise ValueError(f"mode is {shown(mode)}; expected 'stdout' or 'dicts'")
-    from . import __version__
-
     core = _core.describe()
     config = {
-        "fastsoftmax": __version__,
+        "fastsoftmax": _core.__version__,
         "python": sys.version.split()[0],
         "numpy": np.__version__,
         "compiler": core["compiler"],

@@ -41,7 +41,8 @@ def softmax(
     where : array_like of bool, optional
         Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: their probability is 0.
     dtype : dtype, optional
-        Of the result: that of `x`, or a wider one of float32 and float64. By default that of `x`; float64 for integers.
+        Of the result: that of `x`, or a wider one of float32 and float64; either for integers and bool. By default that
+        of `x`; float64 for integers and bool.
     out : ndarray, optional
         Receives the result: its shape and dtype, any strides. It may be `x`.
 
@@ -54,7 +55,7 @@ def softmax(
     ------
     TypeError
         If the dtype of `x` is another one, `x` is a masked array or not in memory, `axis` is a bool or a list,
-        `temperature` is no number, `where` is not bool, `dtype` is narrower than the input's, or `out` is no array or
+        `temperature` is no number, `where` is not bool, `dtype` is another than those allowed, or `out` is no array or
         has another dtype.
     ValueError
         If an axis repeats, `temperature` is not positive and finite, `where` does not broadcast to the shape of `x`,
@@ -77,6 +78,20 @@ def softmax(
 
     A slice that holds NaN or +inf, or nothing but -inf, is NaN in every entry that takes part. Otherwise -inf has
     probability exactly 0. A slice with no True entry in `where` is 0. Empty input gives an empty result.
+
+    For `numpy.random.Generator.multinomial` ask for ``dtype=np.float64``: it refuses probabilities whose sum exceeds 1
+    by 1e-12, and sums of float32 miss 1 by more.
+
+    Every array argument of this package may be anything that `numpy.asarray` turns into numbers, provided that nothing
+    is lost and that nothing has to be read or computed for it:
+
+    - A masked array is refused, also one of another library, one in a list, and one that an object converts to.
+    - An array that is not in memory is refused. It is one if it has a dask graph; or if it can be indexed, but is in
+      chunks (zarr, blosc2), or neither computes nor gives access to its memory as a buffer, by the array interface or
+      by Arrow (h5py, h5netcdf, netCDF4, PyTables, nibabel's ``dataobj``). For an xarray object or a pint quantity, its
+      data decide. Pass ``x[...]``, or ``x.compute()`` where there is such a method. A `numpy.memmap` is taken.
+    - A DataFrame of numbers and bools that have no common dtype in NumPy is taken as ``x.to_numpy(float)``, in which
+      NA is NaN; as `where`, one of nullable bools as ``where.to_numpy(bool)``.
 
     Examples
     --------
@@ -114,7 +129,8 @@ def log_softmax(
     where : array_like of bool, optional
         Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: their result is -inf.
     dtype : dtype, optional
-        Of the result: that of `x`, or a wider one of float32 and float64. By default that of `x`; float64 for integers.
+        Of the result: that of `x`, or a wider one of float32 and float64; either for integers and bool. By default that
+        of `x`; float64 for integers and bool.
     out : ndarray, optional
         Receives the result: its shape and dtype, any strides. It may be `x`.
 
@@ -127,7 +143,7 @@ def log_softmax(
     ------
     TypeError
         If the dtype of `x` is another one, `x` is a masked array or not in memory, `axis` is a bool or a list,
-        `temperature` is no number, `where` is not bool, `dtype` is narrower than the input's, or `out` is no array or
+        `temperature` is no number, `where` is not bool, `dtype` is another than those allowed, or `out` is no array or
         has another dtype.
     ValueError
         If an axis repeats, `temperature` is not positive and finite, `where` does not broadcast to the shape of `x`,
@@ -187,7 +203,8 @@ def logsumexp(
         The axes to sum over, of `x` and `b` broadcast together; None is all of them, () makes every element a slice.
     b : array_like, optional
         Weights of the terms, of any real dtype that `x` may have, broadcast against `x`. They may be negative. A term
-        of weight 0 takes no part, whatever its `x` holds.
+        of weight 0 takes no part, whatever its `x` holds. A keyword only: SciPy's third argument is `b`, and
+        ``scipy.special.logsumexp(x, axis, b)`` is ``logsumexp(x, axis, b=b)``.
     where : array_like of bool, optional
         Broadcasts to the shape of `x` and `b`. Terms that are False take no part, whatever they hold.
     keepdims : bool, default False
@@ -195,8 +212,8 @@ def logsumexp(
     return_sign : bool, default False
         Return the sign of the sum, too, and the logarithm of its absolute value.
     dtype : dtype, optional
-        Of the result: that of `x` (with an array `b`, of ``numpy.result_type(x, b)``), or a wider one of float32 and
-        float64. By default the former; float64 for integers.
+        Of the result: that of `x` (with an array `b`, of ``numpy.result_type(x, b)``), or one of float32 and float64
+        that is no narrower than a floating `x` or `b`. By default the former; float64 for integers and bool.
     out : ndarray, optional
         Receives the logarithm: the result's shape and dtype, any strides.
 
@@ -211,7 +228,7 @@ def logsumexp(
     ------
     TypeError
         If the dtype of `x` or `b` is another one, one of them is a masked array or not in memory, `axis` is a bool or a
-        list, `where` is not bool, `dtype` is narrower than the input's, or `out` is no array or has another dtype.
+        list, `where` is not bool, `dtype` is another than those allowed, or `out` is no array or has another dtype.
     ValueError
         If an axis repeats, `b` does not broadcast with `x` or `where` to them, or `out` has another shape, is read-only
         or has elements that overlap each other.
