@@ -24,7 +24,7 @@ each_number_of_classes = pytest.mark.parametrize("classes", CLASSES)
 
 @pytest.fixture(autouse=True)
 def _digits():
-    with mpmath.workprec(4000):
+    with mpmath.workprec(1500):
         yield
 
 
@@ -154,21 +154,24 @@ TERMS = {
 }
 
 
+# In float32 a probability below 2^-190 is 0.
 @each_number_of_classes
 @pytest.mark.parametrize("dtype", [float32, float64], ids=str)
 @pytest.mark.parametrize("terms", TERMS)
 def test_a_factor_out_of_range_meets_the_difference_first_with_any_coefficients(terms, dtype, classes):
     quotients, temperature, upstream, options = TERMS[terms]
     classes = classes or 3
+    if dtype == float32:
+        quotients = [v if v > -100 else -1e6 for v in quotients]
     x = padded(np.array(quotients) * temperature, classes, -np.inf, dtype)
     smoothing = options.get("label_smoothing", 0.0)
     weight = padded(options.get("weight", [1, 1, 1]), classes, 1, float64)[0]
     q = padded(options.get("q", [1, 0, 0]), classes, 0, dtype)
     share = [
         mpf(w) * ((1 - mpf(smoothing)) * mpf(float(p)) + mpf(smoothing) / classes)
-        for w, p in zip(weight, q[0], strict=True)
+        for w, p in zip(weight[:4], q[0, :4], strict=True)
     ]
-    share[3:] = [sum(share[3:])] if classes > 3 else []
+    share[3:] = [a * (classes - 3) for a in share[3:]]  # all others
     wanted, unit = loss_gradient([*x[0, :3], *x[0, 3:4]], share, temperature, mpf(upstream))
     given = {"temperature": temperature, "reduction": "sum", "upstream": upstream, "label_smoothing": smoothing}
     if "weight" in options:
@@ -327,7 +330,7 @@ def test_log_softmax_grad_of_many_gradients_whose_sum_overflows_only_together(cl
 GRADIENTS = {
     "six of the smallest": (float32, [0.1, 0.9], [6 * tiny] * 2, 1),
     "six and minus six": (float32, [0.5, 0.5], [6 * tiny, -6 * tiny], 1),
-    "one in three": (float32, [0.25, 0.25, 0.5], [tiny, 3 * tiny, 7 * tiny], 1),
+    "two, four and seven": (float32, [0.25, 0.25, 0.5], [2 * tiny, 4 * tiny, 7 * tiny], 1),
     "of float64": (float64, [0.1, 0.9], [6 * 5e-324] * 2, 1),
     "of bfloat16": (bfloat16, [0.125, 0.875], [6 * 2.0**-133] * 2, 1),
     "of float16": (float16, [0.125, 0.875], [6 * 2.0**-24] * 2, 1),

@@ -470,19 +470,18 @@ struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
         return gradient.temperature == 1 ? value * back : over_temperature(value, back, gradient.temperature);
     }
 
-    // exp(logp) sum / 2^n, logp not below `least`.
-    FASTSOFTMAX_INLINE static Pack<double> product(Pack<double> logp, Pack<double> sum, double least,
-                                                   Pack<double>& n) {
-        logp = max(broadcast(least), logp);
-        n = round_to_integer(logp * broadcast(ExpConstants<double>::log2e));
-        return exp_reduced(widen(logp), n).high * sum;
+    // exp(logp) sum 2^raise, logp not below -4000.
+    FASTSOFTMAX_INLINE static Pack<double> product(Pack<double> logp, Pack<double> sum, Pack<double> raise) {
+        logp = max(broadcast(-4000.0), logp);
+        const Pack<double> n = round_to_integer(logp * broadcast(ExpConstants<double>::log2e));
+        // Half of the sum, since the exponential's mantissa may be above 1.
+        const Pack<double> mantissa = exp_reduced(widen(logp), n).high * (sum * broadcast(0.5));
+        return times_power(mantissa, n + raise + broadcast(1.0));
     }
 
     FASTSOFTMAX_INLINE Pack<float> farther(Pack<float> logp, Pack<float> dy) const {
         const auto half = [&](Pack<double> x, Pack<double> d, Pack<double> s) __attribute__((always_inline)) {
-            Pack<double> n;
-            const Pack<double> subtracted = product(x, s, -700, n) * power_of_two(n);
-            return (d - subtracted) / broadcast(gradient.temperature);
+            return (d - product(x, s, broadcast(0.0))) / broadcast(gradient.temperature);
         };
         const DoublePair x = to_double(logp), d = to_double(dy);
         return to_float({half(x.low, d.low, sum.low), half(x.high, d.high, sum.high)});
@@ -491,16 +490,14 @@ struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
     // Both terms are raised by 2^1060, so that neither is subnormal before it is divided by the temperature. Beside a
     // larger dy the other term is nothing.
     FASTSOFTMAX_INLINE Pack<double> farther(Pack<double> logp, Pack<double> dy) const {
-        constexpr double raise = 1060;
-        Pack<double> n;
-        const Pack<double> mantissa = product(logp, sum.high, -4000, n);
-        const Pack<double> difference = times_power(dy, broadcast(raise)) - times_power(mantissa, n + reference + broadcast(raise));
+        const Pack<double> raise = broadcast(1060.0);
+        const Pack<double> difference = times_power(dy, raise) - product(logp, sum.high, reference + raise);
         const Pack<double> whole = broadcast(gradient.temperature);
         const Mask<double> tiny = less(whole, broadcast(0x1p-1000));
         const Pack<double> normal = select(tiny, whole * broadcast(0x1p100), whole);
         const Pack<double> exponent = exponent_of(normal);
         const Pack<double> quotient = difference / times_power(normal, -exponent);
-        const Pack<double> lowered = select(tiny, broadcast(100.0), broadcast(0.0)) - exponent - broadcast(raise);
+        const Pack<double> lowered = select(tiny, broadcast(100.0), broadcast(0.0)) - exponent - raise;
         const Pack<double> value = times_power(quotient, lowered);
         return select(less(max(dy, -dy), broadcast(0x1p-60)), value, broadcast(0.0));
     }
