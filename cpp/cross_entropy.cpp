@@ -55,8 +55,7 @@ class OrderedSum {
             low_[k] = std::ldexp(low_[k], exponent_ - largest);
         }
         exponent_ = largest;
-        for (std::ptrdiff_t i = 0; i < count; ++i)
-            add(std::ldexp(values[i], static_cast<int>(units[i]) - exponent_));
+        for (std::ptrdiff_t i = 0; i < count; ++i) add(std::ldexp(values[i], static_cast<int>(units[i]) - exponent_));
     }
 
     // For sums of such values alone.
@@ -299,8 +298,7 @@ class CrossEntropy {
     // also where both are to be multiplied by what is tiny.
     Scaled far_scale(double upstream, int unit, double sum) const {
         int u, d, t;
-        const double x =
-            std::frexp(upstream, &u) / std::frexp(divisor_.x, &d) / std::frexp(loss_.temperature, &t);
+        const double x = std::frexp(upstream, &u) / std::frexp(divisor_.x, &d) / std::frexp(loss_.temperature, &t);
         if (x == 0 || !std::isfinite(x)) return {plain_scale(upstream), 0};
         const int exponent = u - d - divisor_.exponent - t + unit;
         const int size = exponent + (sum > 1 && std::isfinite(sum) ? std::ilogb(sum) : 0);
@@ -401,8 +399,7 @@ class CrossEntropy {
             const std::ptrdiff_t lanes = batch_.loop() == Loop::tiles ? batch_.unit_slices() : 1;
             const std::ptrdiff_t tiles = (length + lanes - 1) / lanes;
             for (std::ptrdiff_t i = 0; i < tiles * classes * lanes; ++i)
-                terms[i] =
-                    stored_term<T>(weight_of(i / lanes % classes) * smoothed(static_cast<double>(terms[i])));
+                terms[i] = stored_term<T>(weight_of(i / lanes % classes) * smoothed(static_cast<double>(terms[i])));
         });
     }
 
@@ -424,7 +421,8 @@ class CrossEntropy {
         for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) {
             const Scaled t = term(c);
             const double scaled = std::ldexp(t.x, t.exponent - unit);
-            terms[position(slice, c)] = scaled == 0 && t.x != 0 ? std::numeric_limits<T>::denorm_min() : stored_term<T>(scaled);
+            terms[position(slice, c)] =
+                scaled == 0 && t.x != 0 ? std::numeric_limits<T>::denorm_min() : stored_term<T>(scaled);
         }
         return unit;
     }

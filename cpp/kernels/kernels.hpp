@@ -71,11 +71,11 @@ struct Run {
     // Cross-entropy: loss = chosen * -log p[target] + sum over classes of terms * -log p; its gradient times `scale`.
     const std::int64_t* target = nullptr;  // null: `terms` alone; an entry that is no class: an ignored slice
     const double* chosen = nullptr;
-    const double* scale = nullptr;  // gradient alone
+    const double* scale = nullptr;     // gradient alone
     const double* exponent = nullptr;  // of a power of two that multiplies it besides; null: none
-    const void* terms = nullptr;    // of the type computed in, one a class for all slices; null: none
-    double spread = 0;              // the sum of these
-    bool own_terms = false;         // or one a class for each slice, in rows or tiles as the scores are
+    const void* terms = nullptr;       // of the type computed in, one a class for all slices; null: none
+    double spread = 0;                 // the sum of these
+    bool own_terms = false;            // or one a class for each slice, in rows or tiles as the scores are
 };
 
 // What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are

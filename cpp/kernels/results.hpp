@@ -423,9 +423,8 @@ struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
     FASTSOFTMAX_INLINE FarTransformGradient(const Measured<T>& m, double temperature)
         : gradient(m, temperature), sum(m.sum), reference(m.reference) {
         const Pack<double> least = broadcast(far_from<op, T>(temperature));
-        const auto is_far = [=](Pack<double> s) __attribute__((always_inline)) {
-            return less(least, max(s, -s)) & finite(s);
-        };
+        const auto is_far = [=](Pack<double> s)
+                                __attribute__((always_inline)) { return less(least, max(s, -s)) & finite(s); };
         if constexpr (sizeof(T) == 4) {
             far = to_int32(is_far(m.sum.low), is_far(m.sum.high));
         } else {

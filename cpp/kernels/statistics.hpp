@@ -258,9 +258,7 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
 constexpr double far_unit = 64;
 
 FASTSOFTMAX_INLINE Mask<double> finite(Pack<double> a) { return equal(a - a, broadcast(0.0)); }
-FASTSOFTMAX_INLINE bool all_finite(Pack<double> a) {
-    return lane_bits(finite(a)) == (1u << Pack<double>::lanes) - 1;
-}
+FASTSOFTMAX_INLINE bool all_finite(Pack<double> a) { return lane_bits(finite(a)) == (1u << Pack<double>::lanes) - 1; }
 
 // A sum in units of 2^reference, one slice a lane: in units of 2^`unit`.
 FASTSOFTMAX_INLINE Double2 in_unit(Double2 sum, double reference, double unit) {
@@ -272,7 +270,8 @@ FASTSOFTMAX_INLINE Double2 in_unit(Double2 sum, double reference, double unit) {
 FASTSOFTMAX_ONCE void merge_sums(Statistics& left, const Statistics& right) {
     double unit = left.reference < right.reference ? right.reference : left.reference;
     const auto sum = [&](double in) {
-        return in_unit(broadcast2(left.rest), left.reference, in) + in_unit(broadcast2(right.rest), right.reference, in);
+        return in_unit(broadcast2(left.rest), left.reference, in) +
+               in_unit(broadcast2(right.rest), right.reference, in);
     };
     Double2 total = sum(unit);
     if (unit == 0 && !all_finite(total.high)) {

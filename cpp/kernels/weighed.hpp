@@ -143,8 +143,7 @@ void add_exactly(fastsoftmax::ExactSum& sum, const double* x, const double* b, s
         const Double2 value = exp_reduced({score, zero}, n);
         const Pack<double> mantissa = select(absent, zero, weight.mantissa);
         const Pack<double> high = value.high * mantissa, low = value.low * mantissa;
-        const Pack<double> parts[] = {high, fma(value.high, mantissa, -high), low,
-                                      fma(value.low, mantissa, -low)};
+        const Pack<double> parts[] = {high, fma(value.high, mantissa, -high), low, fma(value.low, mantissa, -low)};
         // The reference is the largest exponent, or nearly.
         const Pack<double> k = min(broadcast(16.0), n + weight.exponent - broadcast(sum.reference));
         for (int i = 0; i < lanes; ++i)

@@ -153,11 +153,12 @@ def cross_entropy_grad(
 
         g_c = u (p_c sum_k a_k - a_c) / T
 
-    where u is `upstream`, divided by what the mean divides by. No factor overflows on the way to a result that does not.
+    where u is `upstream`, divided by what the mean divides by. No factor overflows on the way to a result that does
+    not.
 
-    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN, whatever multiplies it. An ignored sample has gradient 0, whatever
-    its logits and `upstream` hold; so have all if all are ignored. If the weights of those that count sum to 0, their
-    mean has gradient NaN. Empty input gives an empty result.
+    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN, whatever multiplies it. An ignored sample has
+    gradient 0, whatever its logits and `upstream` hold; so have all if all are ignored. If the weights of those that
+    count sum to 0, their mean has gradient NaN. Empty input gives an empty result.
 
     Examples
     --------

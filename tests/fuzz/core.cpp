@@ -702,7 +702,8 @@ class Case {
         transform(operation_, slices_, temperature_);
         const Memory& out = output_memory();
         const Format& f = formats[out.type];
-        // Beyond `most`, sums of what is no probability are not the contract's; `least` may be lost before the division.
+        // Beyond `most`, sums of what is no probability are not the contract's; `least` may be lost before the
+        // division.
         const Real most = std::min(f.largest, formats[float64].largest) / 16;
         const bool in_float = temperature_ == 1 && y.type < float64 && dy.type < float64;
         const Real least = 4 * formats[in_float ? float32 : float64].smallest_subnormal() / temperature_;
