@@ -355,7 +355,8 @@ class CrossEntropy {
             batch_.for_runs(begin, end, threads, loss_.probabilities ? rows : most, memory,
                             [&](const Offsets& at, std::ptrdiff_t first, std::ptrdiff_t length, double* scratch) {
                                 const std::ptrdiff_t i = first - origin;
-                                compute_run(at, length, scratch, reduced() ? held.get() + i : nullptr, units + i);
+                                compute_run(at, length, scratch, reduced() ? held.get() + i : nullptr,
+                                            in_units_ ? units + i : nullptr);
                             });
             if (reduced()) add_losses(held.get(), units, batch_.slice_of(end) - origin);
         }

@@ -122,7 +122,8 @@ FASTSOFTMAX_INLINE void add_exactly(fastsoftmax::ExactSum& sum, double value, st
     const auto bits = same_bits<std::uint64_t>(value);
     const std::uint64_t field = bits >> 52 & 0x7ff, mantissa = (bits & 0xfffffffffffff) | std::uint64_t{1} << 52;
     const std::int64_t place = static_cast<std::int64_t>(field) - 1075 + exponent + fastsoftmax::exact_bits;
-    if (field == 0 || place < 0) return;
+    // Another thread may have made anything of the numbers since they were measured.
+    if (field == 0 || place < 0 || place > fastsoftmax::exact_bits + 64) return;
     const std::uint64_t low = (mantissa & 0xffffffff) << place % 32, high = (mantissa >> 32) << place % 32;
     const std::int64_t sign = bits >> 63 ? -1 : 1;
     std::int64_t* digits = sum.digits + place / 32;
@@ -145,7 +146,7 @@ void add_exactly(fastsoftmax::ExactSum& sum, const double* x, const double* b, s
         const Pack<double> high = value.high * mantissa, low = value.low * mantissa;
         const Pack<double> parts[] = {high, fma(value.high, mantissa, -high), low, fma(value.low, mantissa, -low)};
         // The reference is the largest exponent, or nearly.
-        const Pack<double> k = min(broadcast(16.0), n + weight.exponent - broadcast(sum.reference));
+        const Pack<double> k = min(n + weight.exponent - broadcast(sum.reference), broadcast(16.0));
         for (int i = 0; i < lanes; ++i)
             for (const auto& part : parts) add_exactly(sum, lane(part, i), static_cast<std::int64_t>(lane(k, i)));
     });
