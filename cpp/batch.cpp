@@ -195,6 +195,7 @@ Run Batch::advanced(Run run, std::ptrdiff_t i) {
     if (run.target) run.target += i;
     if (run.chosen) run.chosen += i;
     if (run.scale) run.scale += i;
+    if (run.exponent) run.exponent += i;
     return run;
 }
 

@@ -15,6 +15,12 @@ namespace {
 // Losses to be reduced are held for so many slices at a time.
 constexpr std::ptrdiff_t losses_held = 65536;
 
+// Of a number x * 2^exponent whose x alone a double holds.
+struct Scaled {
+    double x;
+    int exponent;
+};
+
 // A sum in order of position alone: eight partial sums of two doubles each, so that it is right to the last digit.
 class OrderedSum {
   public:
@@ -38,7 +44,28 @@ class OrderedSum {
     }
     void add(double value) { add(&value, 1); }
 
-    double total() const {
+    // Of values[i] * 2^units[i]. The sum is then held in units of the largest so far.
+    void add(const double* values, const double* units, std::ptrdiff_t count) {
+        int largest = exponent_;
+        for (std::ptrdiff_t i = 0; i < count; ++i)
+            if (values[i] != 0 && std::isfinite(values[i]))
+                largest = std::max(largest, std::ilogb(values[i]) + static_cast<int>(units[i]));
+        for (int k = 0; k < 8; ++k) {
+            high_[k] = std::ldexp(high_[k], exponent_ - largest);
+            low_[k] = std::ldexp(low_[k], exponent_ - largest);
+        }
+        exponent_ = largest;
+        for (std::ptrdiff_t i = 0; i < count; ++i) add(std::ldexp(values[i], static_cast<int>(units[i]) - exponent_));
+    }
+
+    // For sums of such values alone.
+    static OrderedSum in_units() {
+        OrderedSum none;
+        none.exponent_ = -100'000;  // below all
+        return none;
+    }
+
+    Scaled total() const {
         OrderedSum all;
         double plain = 0;
         for (int k = 0; k < 8; ++k) {
@@ -47,7 +74,7 @@ class OrderedSum {
             plain += high_[k];
         }
         // The error of an infinite sum is NaN; the sum itself is right.
-        return std::isfinite(plain) ? all.high_[0] + all.low_[0] : plain;
+        return {std::isfinite(plain) ? all.high_[0] + all.low_[0] : plain, exponent_};
     }
 
   private:
@@ -55,6 +82,7 @@ class OrderedSum {
 
     double high_[8] = {}, low_[8] = {};
     std::ptrdiff_t position_ = 0;
+    int exponent_ = 0;
 
     void add_to(std::ptrdiff_t k, double x) { add_to(high_[k], low_[k], x); }
 
@@ -72,21 +100,25 @@ class CrossEntropy {
         : slices_(slices),
           loss_(loss),
           batch_(slices.has(output) ? cross_entropy_grad : cross_entropy, slices, loss.temperature, reduced(),
-                 loss.probabilities || loss.label_smoothing > 0) {
-        normalise_weights();
+                 loss.probabilities || loss.label_smoothing > 0),
+          weight_(loss.weight),
+          in_units_(weights_are_far_from_one()),
+          sum_(in_units_ ? OrderedSum::in_units() : OrderedSum()) {
         if (!loss.probabilities && loss.label_smoothing > 0) {
+            if (in_units_) normalise_weights();
             shared_terms_.reset(new double[batch_.classes()]);
             batch_.in_type([&](auto* type) {
                 auto* terms = reinterpret_cast<decltype(type)>(shared_terms_.get());
                 OrderedSum sum;
                 for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) {
-                    terms[c] = stored_term<std::remove_pointer_t<decltype(type)>>(term(c, 0));
+                    terms[c] = stored_term<std::remove_pointer_t<decltype(type)>>(weight_of(c) * smoothed(0));
                     sum.add(terms[c]);
                 }
-                shared_spread_ = sum.total();
+                shared_spread_ = sum.total().x;
             });
         }
         count_samples();
+        scale_ = plain_scale(loss.upstream);
     }
 
     void compute() {
@@ -96,11 +128,12 @@ class CrossEntropy {
         else
             compute_batch(threads);
         if (reduced() && slices_.has(value)) {
-            const double total = sum_.total();
-            const bool mean = loss_.reduction == Reduction::mean;
-            const double undefined = std::numeric_limits<double>::quiet_NaN();
-            const double result =
-                mean ? none_counts_ ? undefined : total / divisor_ * weight_unit() : total * weight_unit();
+            Scaled total = sum_.total();
+            if (loss_.reduction == Reduction::mean) {
+                total.x = none_counts_ ? std::numeric_limits<double>::quiet_NaN() : total.x / divisor_.x;
+                total.exponent -= divisor_.exponent;
+            }
+            const double result = std::ldexp(total.x, total.exponent);
             write_doubles(slices_.arrays[value], 0, 0, 1, &result);
         }
     }
@@ -111,23 +144,30 @@ class CrossEntropy {
     const Batch batch_;
     std::unique_ptr<double[]> shared_terms_;  // of label smoothing, in the type computed in
     double shared_spread_ = 0;
-    const double* weight_ = nullptr;  // in units of weight_unit_
-    std::unique_ptr<double[]> normalised_;
-    double weight_unit_ = 1;
-    double divisor_ = 1;  // of a mean
+    const double* weight_;
+    // Whether each sample has its coefficients, and its loss, in units of a power of two of its own, so that float
+    // holds them: where weights are far from 1.
+    const bool in_units_;
+    std::unique_ptr<double[]> normalised_;  // weights, with label smoothing
+    double shared_unit_ = 0;                // their exponent
+    Scaled divisor_ = {1, 0};               // of a mean
+    double scale_ = 1;                      // of the gradient of every sample, unless there is an `upstream` array
     bool none_counts_ = false;
     OrderedSum sum_;
 
     bool reduced() const { return loss_.reduction != Reduction::none; }
 
-    // What weighed sums are to be multiplied by; it cancels where the weights of a mean's samples divide them.
-    double weight_unit() const { return loss_.reduction == Reduction::mean && !loss_.probabilities ? 1 : weight_unit_; }
+    bool weights_are_far_from_one() const {
+        return weight_ && std::any_of(weight_, weight_ + batch_.classes(),
+                                      [](double w) { return w != 0 && !(w > 0x1p-30 && w < 0x1p30); });
+    }
 
-    // What multiplies -log p of class c, from its probability.
-    double term(std::ptrdiff_t c, double probability) const {
+    double weight_of(std::ptrdiff_t c) const { return weight_ ? weight_[c] : 1; }
+
+    // What multiplies a weight, from the probability of its class.
+    double smoothed(double probability) const {
         const double even = loss_.label_smoothing / static_cast<double>(batch_.classes());
-        const double smoothed = (1 - loss_.label_smoothing) * probability + even;
-        return weight_ ? weight_[c] * smoothed : smoothed;
+        return (1 - loss_.label_smoothing) * probability + even;
     }
 
     // A term that is not 0 does not become 0.
@@ -137,28 +177,25 @@ class CrossEntropy {
         return stored == 0 && term != 0 ? std::numeric_limits<T>::denorm_min() : stored;
     }
 
-    // Weights far from 1 are brought there by a power of two, so that float holds their products.
+    // All samples have all classes' terms, and so one unit, that of the largest weight.
     void normalise_weights() {
-        weight_ = loss_.weight;
-        if (!weight_ || batch_.classes() == 0) return;
-        const double largest = *std::max_element(weight_, weight_ + batch_.classes());
-        if (largest == 0 || (largest > 0x1p-30 && largest < 0x1p30)) return;
         int exponent;
-        std::frexp(largest, &exponent);
-        weight_unit_ = std::ldexp(1, exponent - 1);
+        std::frexp(*std::max_element(weight_, weight_ + batch_.classes()), &exponent);
         normalised_.reset(new double[batch_.classes()]);
-        for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) normalised_[c] = loss_.weight[c] / weight_unit_;
+        for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) normalised_[c] = std::ldexp(weight_[c], -exponent);
+        shared_unit_ = exponent;
         weight_ = normalised_.get();
     }
 
     void count_samples() {
         if (loss_.reduction != Reduction::mean) return;
         if (loss_.probabilities || !(weight_ || loss_.ignore_index)) {
-            divisor_ = static_cast<double>(batch_.count());
+            divisor_.x = static_cast<double>(batch_.count());
             none_counts_ = batch_.count() == 0;
             return;
         }
-        OrderedSum weights;
+        OrderedSum weights = in_units_ ? OrderedSum::in_units() : OrderedSum();
+        constexpr double unit = 0;
         none_counts_ = true;
         slices_.batch.for_stretches(0, batch_.count(), [&](const Offsets& at, std::ptrdiff_t, std::ptrdiff_t length) {
             std::int64_t targets[slices_per_call];
@@ -168,12 +205,16 @@ class CrossEntropy {
                 for (std::ptrdiff_t i = 0; i < some; ++i) {
                     if (!is_class(targets[i], batch_.classes())) continue;
                     none_counts_ = false;
-                    weights.add(weight_ ? weight_[targets[i]] : 1);
+                    if (in_units_)
+                        weights.add(loss_.weight + targets[i], &unit, 1);
+                    else
+                        weights.add(weight_of(targets[i]));
                 }
             }
         });
+        divisor_ = weights.total();
         // Weights that sum to 0 leave nothing defined, whatever smoothing adds.
-        divisor_ = weights.total() == 0 ? std::numeric_limits<double>::quiet_NaN() : weights.total();
+        if (divisor_.x == 0) divisor_.x = std::numeric_limits<double>::quiet_NaN();
     }
 
     // The targets of neighbouring slices; what is no class, as -1: ignored. Another thread may have put anything there
@@ -185,24 +226,17 @@ class CrossEntropy {
             if (targets[i] == *loss_.ignore_index) targets[i] = -1;
     }
 
-    // What kernels need of neighbouring slices.
+    // What kernels need of neighbouring slices, and the exponents of their units.
     struct Samples {
         std::int64_t targets[slices_per_call];
-        double chosen[slices_per_call], scale[slices_per_call], losses[slices_per_call];
+        double chosen[slices_per_call], losses[slices_per_call], units[slices_per_call];
+        double upstream[slices_per_call], scale[slices_per_call], exponent[slices_per_call];
     };
 
-    void read_samples(const Offsets& first, std::ptrdiff_t length, Samples& s) const {
-        if (!slices_.has(output)) {
-            // No gradient: no scale.
-        } else if (slices_.has(upstream)) {
-            read_doubles(slices_.arrays[upstream], first[upstream], slices_.batch.last().strides[upstream], length,
-                         s.scale);
-            for (std::ptrdiff_t i = 0; i < length; ++i)
-                s.scale[i] = s.scale[i] / divisor_ * weight_unit() / loss_.temperature;
-        } else {
-            std::fill(s.scale, s.scale + length, loss_.upstream / divisor_ * weight_unit() / loss_.temperature);
-        }
-        if (loss_.probabilities) return;
+    // Targets and their coefficients.
+    void read_samples(const Offsets& first, std::ptrdiff_t length, Samples& s, Run& run) const {
+        run.target = s.targets;
+        run.chosen = s.chosen;
         read_targets(first, length, s.targets);
         if (!weight_ && !loss_.ignore_index) {
             std::fill(s.chosen, s.chosen + length, 1 - loss_.label_smoothing);
@@ -210,16 +244,98 @@ class CrossEntropy {
         }
         for (std::ptrdiff_t i = 0; i < length; ++i) {
             const bool counts = is_class(s.targets[i], batch_.classes());
-            s.chosen[i] = counts ? (1 - loss_.label_smoothing) * (weight_ ? weight_[s.targets[i]] : 1) : 0;
-            if (!counts) s.scale[i] = 0;  // whatever comes from above
+            double weight = counts ? weight_of(s.targets[i]) : 0;
+            if (in_units_) {
+                int exponent = static_cast<int>(shared_unit_);
+                if (!normalised_) weight = std::frexp(weight, &exponent);
+                s.units[i] = exponent;
+            }
+            s.chosen[i] = (1 - loss_.label_smoothing) * weight;
         }
     }
 
-    void write_losses(const Offsets& first, std::ptrdiff_t length, double* losses) const {
-        if (weight_unit_ != 1)
-            for (std::ptrdiff_t i = 0; i < length; ++i) losses[i] *= weight_unit_;
+    // upstream / (divisor T), in no units.
+    double plain_scale(double upstream) const { return upstream / divisor_.x / loss_.temperature; }
+
+    // Whether that is right to the last digits, and its product with any sum of coefficients is in range.
+    bool is_plain(double upstream, double scale) const {
+        const auto in_range = [](double x) { return std::fabs(x) > 0x1p-960 && std::fabs(x) < 0x1p512; };
+        return upstream == 0 || (in_range(upstream / divisor_.x) && in_range(scale));
+    }
+
+    // Factors of the gradients, where something is to be multiplied: of samples with these coefficients.
+    void read_scales(const Offsets& first, std::ptrdiff_t length, const double* terms, Samples& s, Run& run) const {
+        if (!slices_.has(output)) return;
+        run.scale = s.scale;
+        bool plain = !in_units_;
+        if (slices_.has(upstream)) {
+            read_doubles(slices_.arrays[upstream], first[upstream], slices_.batch.last().strides[upstream], length,
+                         s.upstream);
+            for (std::ptrdiff_t i = 0; i < length; ++i) {
+                s.scale[i] = plain_scale(s.upstream[i]);
+                plain &= is_plain(s.upstream[i], s.scale[i]);
+            }
+        } else {
+            std::fill(s.scale, s.scale + length, scale_);
+            plain &= is_plain(loss_.upstream, scale_);
+            if (!plain) std::fill(s.upstream, s.upstream + length, loss_.upstream);
+        }
+        if (!plain) {
+            run.exponent = s.exponent;
+            for (std::ptrdiff_t i = 0; i < length; ++i) {
+                const double sum = loss_.probabilities ? size_of_terms(terms, i) : s.chosen[i] + shared_spread_;
+                const Scaled scale = far_scale(s.upstream[i], in_units_ ? static_cast<int>(s.units[i]) : 0, sum);
+                s.scale[i] = scale.x;
+                s.exponent[i] = scale.exponent;
+            }
+        }
+        if (!loss_.ignore_index) return;
+        for (std::ptrdiff_t i = 0; i < length; ++i)
+            if (!is_class(s.targets[i], batch_.classes())) s.scale[i] = 0;  // whatever comes from above
+    }
+
+    // upstream / (divisor T) times a sample's unit, such that a double holds its x and the product of that with `sum`,
+    // also where both are to be multiplied by what is tiny.
+    Scaled far_scale(double upstream, int unit, double sum) const {
+        int u, d, t;
+        const double x = std::frexp(upstream, &u) / std::frexp(divisor_.x, &d) / std::frexp(loss_.temperature, &t);
+        if (x == 0 || !std::isfinite(x)) return {plain_scale(upstream), 0};
+        const int exponent = u - d - divisor_.exponent - t + unit;
+        const int size = exponent + (sum > 1 && std::isfinite(sum) ? std::ilogb(sum) : 0);
+        const int apart = size > 980 ? size - 600 : size < -960 ? size + 600 : 0;
+        return {std::ldexp(x, exponent - apart), apart};
+    }
+
+    // Where terms of neighbouring slices are, beside the scores: in rows or tiles.
+    std::ptrdiff_t position(std::ptrdiff_t slice, std::ptrdiff_t c) const {
+        const std::ptrdiff_t lanes = batch_.loop() == Loop::tiles ? batch_.unit_slices() : 1;
+        return slice / lanes * batch_.classes() * lanes + c * lanes + slice % lanes;
+    }
+
+    double size_of_terms(const double* from, std::ptrdiff_t slice) const {
+        double sum = 0;
+        batch_.in_type([&](auto* type) {
+            const auto* terms = reinterpret_cast<const std::remove_pointer_t<decltype(type)>*>(from);
+            for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c)
+                sum += std::fabs(static_cast<double>(terms[position(slice, c)]));
+        });
+        return sum;
+    }
+
+    void write_losses(const Offsets& first, std::ptrdiff_t length, Samples& s) const {
+        if (in_units_)
+            for (std::ptrdiff_t i = 0; i < length; ++i)
+                s.losses[i] = std::ldexp(s.losses[i], static_cast<int>(s.units[i]));
         if (slices_.has(value))
-            write_doubles(slices_.arrays[value], first[value], slices_.batch.last().strides[value], length, losses);
+            write_doubles(slices_.arrays[value], first[value], slices_.batch.last().strides[value], length, s.losses);
+    }
+
+    // To the sum: losses of slices that follow each other.
+    void add_losses(const double* losses, const double* units, std::ptrdiff_t length) {
+        if (in_units_)
+            sum_.add(losses, units, length);
+        else
+            sum_.add(losses, length);
     }
 
     void compute_batch(int threads) {
@@ -229,69 +345,101 @@ class CrossEntropy {
         const std::ptrdiff_t terms = loss_.probabilities ? rows * batch_.classes() : 0;
         const std::ptrdiff_t extra = batch_.in_float() ? (terms + 1) / 2 : terms;  // in doubles
         Scratch memory = batch_.memory_for_runs(threads, extra);
-        Scratch held(reduced() ? std::min(batch_.count(), losses_held) : 0);
+        // Losses, then their units.
+        const std::ptrdiff_t held_at_once = reduced() ? std::min(batch_.count(), losses_held) : 0;
+        Scratch held(in_units_ ? 2 * held_at_once : held_at_once);
+        double* units = held.get() + held_at_once;
         const std::ptrdiff_t step = reduced() ? losses_held / batch_.unit_slices() : batch_.units();
         for (std::ptrdiff_t begin = 0; begin < batch_.units(); begin += step) {
             const std::ptrdiff_t end = std::min(begin + step, batch_.units()), origin = batch_.slice_of(begin);
             batch_.for_runs(begin, end, threads, loss_.probabilities ? rows : most, memory,
                             [&](const Offsets& at, std::ptrdiff_t first, std::ptrdiff_t length, double* scratch) {
-                                compute_run(at, length, scratch, reduced() ? held.get() + (first - origin) : nullptr);
+                                const std::ptrdiff_t i = first - origin;
+                                compute_run(at, length, scratch, reduced() ? held.get() + i : nullptr,
+                                            in_units_ ? units + i : nullptr);
                             });
-            if (reduced()) sum_.add(held.get(), batch_.slice_of(end) - origin);
+            if (reduced()) add_losses(held.get(), units, batch_.slice_of(end) - origin);
         }
     }
 
-    // Neighbouring slices; their losses go to `held`, or to the array of losses.
-    void compute_run(const Offsets& first, std::ptrdiff_t length, double* scratch, double* held) const {
+    // Neighbouring slices; their losses go to `held`, and their units, or to the array of losses.
+    void compute_run(const Offsets& first, std::ptrdiff_t length, double* scratch, double* held,
+                     double* held_units) const {
         Samples samples;
-        read_samples(first, length, samples);
         Run run;
         run.value = held ? held : samples.losses;
-        run.scale = samples.scale;
         if (loss_.probabilities) {
             double* terms = scratch + batch_.scratch_size();
-            gather_terms(first, length, terms);
+            gather_terms(first, length, samples, terms);
             run.terms = terms;
             run.own_terms = true;
+            read_scales(first, length, terms, samples, run);
         } else {
-            run.target = samples.targets;
-            run.chosen = samples.chosen;
+            read_samples(first, length, samples, run);
             run.terms = shared_terms_.get();
             run.spread = shared_spread_;
+            read_scales(first, length, nullptr, samples, run);
         }
         batch_.apply(run, first, length, scratch);
-        if (!held) write_losses(first, length, samples.losses);
+        if (!held) return write_losses(first, length, samples);
+        if (in_units_) std::copy(samples.units, samples.units + length, held_units);
     }
 
     // Probabilities as terms: rows, or tiles as the scores are.
-    void gather_terms(const Offsets& first, std::ptrdiff_t length, double* to) const {
+    void gather_terms(const Offsets& first, std::ptrdiff_t length, Samples& s, double* to) const {
         batch_.gather(second, first, length, to);
         if (!weight_ && loss_.label_smoothing == 0) return;
         batch_.in_type([&](auto* type) {
             using T = std::remove_pointer_t<decltype(type)>;
             T* terms = reinterpret_cast<T*>(to);
+            if (in_units_) {
+                for (std::ptrdiff_t i = 0; i < length; ++i) s.units[i] = weigh_in_unit(terms, i);
+                return;
+            }
             const std::ptrdiff_t classes = batch_.classes();
             const std::ptrdiff_t lanes = batch_.loop() == Loop::tiles ? batch_.unit_slices() : 1;
             const std::ptrdiff_t tiles = (length + lanes - 1) / lanes;
             for (std::ptrdiff_t i = 0; i < tiles * classes * lanes; ++i)
-                terms[i] = stored_term<T>(term(i / lanes % classes, static_cast<double>(terms[i])));
+                terms[i] = stored_term<T>(weight_of(i / lanes % classes) * smoothed(static_cast<double>(terms[i])));
         });
+    }
+
+    // The terms of one slice in a unit such that the largest is near 1; its exponent.
+    template <class T>
+    int weigh_in_unit(T* terms, std::ptrdiff_t slice) const {
+        const auto term = [&](std::ptrdiff_t c) {
+            int exponent;
+            const double weight = std::frexp(weight_[c], &exponent);
+            return Scaled{weight * smoothed(static_cast<double>(terms[position(slice, c)])), exponent};
+        };
+        constexpr int none = std::numeric_limits<int>::min();
+        int unit = none;
+        for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) {
+            const Scaled t = term(c);
+            if (t.x != 0 && std::isfinite(t.x)) unit = std::max(unit, t.exponent + std::ilogb(t.x));
+        }
+        if (unit == none) unit = 0;
+        for (std::ptrdiff_t c = 0; c < batch_.classes(); ++c) {
+            const Scaled t = term(c);
+            const double scaled = std::ldexp(t.x, t.exponent - unit);
+            terms[position(slice, c)] =
+                scaled == 0 && t.x != 0 ? std::numeric_limits<T>::denorm_min() : stored_term<T>(scaled);
+        }
+        return unit;
     }
 
     void compute_shared(int threads) {
         batch_.for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* scratch) {
             Samples s;
-            read_samples(first, length, s);
             Run run;
             run.value = s.losses;
-            run.target = s.targets;
-            run.chosen = s.chosen;
-            run.scale = s.scale;
+            read_samples(first, length, s, run);
+            read_scales(first, length, nullptr, s, run);
             batch_.apply_blocks(run, first, length, threads, scratch);
             if (reduced())
-                sum_.add(s.losses, length);
+                add_losses(s.losses, s.units, length);
             else
-                write_losses(first, length, s.losses);
+                write_losses(first, length, s);
         });
     }
 };

@@ -28,31 +28,48 @@ void write_logs(const Slices& slices, const Offsets& first, std::ptrdiff_t lengt
     write_to(slices, sign, first, length, signs);
 }
 
+// Whether a sum of so many terms, the largest of them near 1, lacks digits that cancelled.
+bool cancels(const WeighedSum& sum, std::ptrdiff_t terms) {
+    const bool finite = sum.some && !sum.undefined && !sum.positive && !sum.negative;
+    return finite && std::fabs(sum.sum[0]) < 0x1p-40 * static_cast<double>(terms);
+}
+
 void reduce_weighed(Slices& slices) {
     const Batch batch(logsumexp, slices, 1, false);
     const std::ptrdiff_t classes = batch.classes(), block = std::min(classes, block_classes);
     const int threads = batch.threads_for(batch.count());
     Scratch memory = batch.memory_for_runs(threads, 2 * block);
-    batch.for_runs(0, batch.units(), threads, batch.count(), memory,
-                   [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* scratch) {
-                       double* x = scratch + batch.scratch_size();
-                       double* weights = x + block;
-                       for (std::ptrdiff_t i = 0; i < length; ++i) {
-                           const Offsets at = slices.batch.moved(first, i);
-                           WeighedSum sum = {};
-                           for (std::ptrdiff_t begin = 0; begin < classes; begin += block) {
-                               const std::ptrdiff_t end = std::min(begin + block, classes);
-                               batch.gather_doubles(scores, at, begin, end, x);
-                               batch.gather_doubles(second, at, begin, end, weights);
-                               kernels().merge_weighed(sum, kernels().measure_weighed(x, weights, end - begin));
-                           }
-                           double log, sign_;
-                           kernels().conclude_weighed(sum, &log, &sign_);
-                           if (sign_ < 0 && !slices.has(sign)) log = nan;
-                           write_to(slices, value, at, 1, &log);
-                           if (slices.has(sign)) write_to(slices, sign, at, 1, &sign_);
-                       }
-                   });
+    batch.for_runs(
+        0, batch.units(), threads, batch.count(), memory,
+        [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* scratch) {
+            double* x = scratch + batch.scratch_size();
+            double* weights = x + block;
+            for (std::ptrdiff_t i = 0; i < length; ++i) {
+                const Offsets at = slices.batch.moved(first, i);
+                const auto for_blocks = [&](const auto& body) {
+                    for (std::ptrdiff_t begin = 0; begin < classes; begin += block) {
+                        const std::ptrdiff_t end = std::min(begin + block, classes);
+                        batch.gather_doubles(scores, at, begin, end, x);
+                        batch.gather_doubles(second, at, begin, end, weights);
+                        body(end - begin);
+                    }
+                };
+                WeighedSum sum = {};
+                for_blocks([&](std::ptrdiff_t count) {
+                    kernels().merge_weighed(sum, kernels().measure_weighed(x, weights, count));
+                });
+                if (cancels(sum, classes)) {
+                    ExactSum exact = {sum.shift, sum.reference, {}};
+                    for_blocks([&](std::ptrdiff_t count) { kernels().add_exactly(exact, x, weights, count); });
+                    sum = kernels().round_exact(exact);
+                }
+                double log, sign_;
+                kernels().conclude_weighed(sum, &log, &sign_);
+                if (sign_ < 0 && !slices.has(sign)) log = nan;
+                write_to(slices, value, at, 1, &log);
+                if (slices.has(sign)) write_to(slices, sign, at, 1, &sign_);
+            }
+        });
 }
 
 }  // namespace

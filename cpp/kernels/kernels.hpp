@@ -71,10 +71,11 @@ struct Run {
     // Cross-entropy: loss = chosen * -log p[target] + sum over classes of terms * -log p; its gradient times `scale`.
     const std::int64_t* target = nullptr;  // null: `terms` alone; an entry that is no class: an ignored slice
     const double* chosen = nullptr;
-    const double* scale = nullptr;  // gradient alone
-    const void* terms = nullptr;    // of the type computed in, one a class for all slices; null: none
-    double spread = 0;              // the sum of these
-    bool own_terms = false;         // or one a class for each slice, in rows or tiles as the scores are
+    const double* scale = nullptr;     // gradient alone
+    const double* exponent = nullptr;  // of a power of two that multiplies it besides; null: none
+    const void* terms = nullptr;       // of the type computed in, one a class for all slices; null: none
+    double spread = 0;                 // the sum of these
+    bool own_terms = false;            // or one a class for each slice, in rows or tiles as the scores are
 };
 
 // What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are
@@ -87,7 +88,8 @@ struct Statistics {
     double shift;         // 0, or max where max / temperature is too large to go without
     double reference;     // an integer
     double top[2];        // the exponential of the largest entry; NaN where max is infinite
-    double rest[2];       // the sum of the others', of softmax of all; of the gradients of the transforms: their sum
+    double rest[2];       // the sum of the others', of softmax of all; of the gradients of the transforms: their sum,
+                          // in units of 2^reference
     double target_score;  // of a loss: read before anything is written
 };
 
@@ -98,6 +100,14 @@ struct WeighedSum {
     bool some;                // something takes part
     bool positive, negative;  // there is an infinite term of that sign
     bool undefined;           // there is a NaN
+};
+
+// The same sum without rounding: of sum * 2^reference, digits of 32 bits, the last of weight 2^-exact_bits, each with
+// room for what it is to carry. What is below that is left out.
+constexpr int exact_bits = 32768, exact_digits = exact_bits / 32 + 8;
+struct ExactSum {
+    double shift, reference;
+    std::int64_t digits[exact_digits];
 };
 
 // A slice of more classes than this is summed in blocks of this many, from the first class on: a part of the order of
@@ -153,6 +163,9 @@ struct Kernels {
     WeighedSum (*measure_weighed)(const double* x, const double* b, std::ptrdiff_t count);
     void (*merge_weighed)(WeighedSum& left, const WeighedSum& right);
     void (*conclude_weighed)(const WeighedSum&, double* log, double* sign);
+    // Where a sum is nothing beside its terms: add each block, round.
+    void (*add_exactly)(ExactSum& sum, const double* x, const double* b, std::ptrdiff_t count);
+    WeighedSum (*round_exact)(ExactSum& sum);
 };
 
 }  // namespace fastsoftmax

@@ -76,7 +76,8 @@ struct Targets {
     }
 };
 
-// Losses of slices whose targets have the scores `scores`, with what the terms add: to run.value.
+// Losses of slices whose targets have the scores `scores`, with what the terms add: to run.value. Of an undefined slice
+// every log-probability is NaN, and so is the product, whatever it is multiplied by.
 template <class T>
 FASTSOFTMAX_INLINE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
                                         const LogTotal<T>& log, const Targets<T>& targets, Pack<T> scores,
@@ -85,7 +86,10 @@ FASTSOFTMAX_INLINE void conclude_losses(const Run& run, std::ptrdiff_t first, in
     const Doubles<T> minus_log = minus_log_probability<T>(m, scores, log.wide(), run.temperature);
     store_doubles<T>(losses, product_or_zero(targets.chosen, minus_log), count);
     if (from_terms)
-        for (int i = 0; i < count; ++i) losses[i] = targets.ignored(i) ? 0 : losses[i] + from_terms[i];
+        for (int i = 0; i < count; ++i) losses[i] = losses[i] + from_terms[i];
+    if (targets.any_ignored)
+        for (int i = 0; i < count; ++i)
+            if (targets.ignored(i)) losses[i] = 0;
 }
 
 // minus the log-probabilities of one class, or of a pack of classes: what terms weigh.
@@ -109,6 +113,12 @@ FASTSOFTMAX_INLINE void with_minus_log(const Measured<T>& m, const LogTotal<T>& 
     with_log_probability(m, log, temperature, [&](auto log_probability) __attribute__((always_inline)) {
         body(MinusLog<T, decltype(log_probability)>{log_probability, {m, log}});
     });
+}
+
+// Gradients times the power of two that their factor lacks.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> raised(Pack<T> gradient, Doubles<T> exponent) {
+    return narrow(times_power(to_doubles(gradient), exponent));
 }
 
 // The gradient of up to a pack of slices: scale * (total p - terms - chosen at the target). At the target and at a

@@ -282,26 +282,23 @@ FASTSOFTMAX_INLINE Two<Pack<float>> finite_in_two(DoublePair sum, double part) {
 template <Operation op>
 struct PlainTransformGradient;
 
-// 4 y (dy / 4 - sum / 4): where dy - sum overflows, the result, of a probability y, need not. Error: 2 ULP of
-// |y| (|dy| + |sum|), where the result's digits are nearly 2: up to 1 of the difference, to which the low part has
-// added no more than half of that, and the rounding.
+// y (dy - sum). Error: 2 ULP of |y| (|dy| + |sum|), where the result's digits are nearly 2: up to 1 of the difference,
+// to which the low part has added no more than half of that, and the rounding.
 template <>
 struct PlainTransformGradient<fastsoftmax::softmax_grad> {
-    Two<Pack<float>> quarter;
+    Two<Pack<float>> sum;
 
-    FASTSOFTMAX_INLINE explicit PlainTransformGradient(DoublePair sum)
-        : quarter(finite_in_two(sum * doubles<float>(0.25), 1)) {}
+    FASTSOFTMAX_INLINE explicit PlainTransformGradient(DoublePair sum) : sum(in_two(sum)) {}
 
     FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, int i)
-        : quarter{spread(all.quarter.high, i), spread(all.quarter.low, i)} {}
+        : sum{spread(all.sum.high, i), spread(all.sum.low, i)} {}
 
     FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, Pack<std::int32_t> slices)
-        : quarter{permuted(all.quarter.high, slices), permuted(all.quarter.low, slices)} {}
+        : sum{permuted(all.sum.high, slices), permuted(all.sum.low, slices)} {}
 
     // Each argument is used once: compilers load what is used twice from memory twice.
     FASTSOFTMAX_INLINE Pack<float> operator()(Pack<float> y, Pack<float> dy) const {
-        const Pack<float> difference = multiply_add(dy, broadcast(0.25f), -quarter.low) - quarter.high;
-        return y * broadcast(4.0f) * difference;
+        return y * ((dy - sum.low) - sum.high);
     }
 };
 
@@ -344,9 +341,171 @@ struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
     }
 };
 
+FASTSOFTMAX_INLINE bool all_below(Pack<double> a, double limit) {
+    return lane_bits(less(max(a, -a), broadcast(limit))) == (1u << Pack<double>::lanes) - 1;
+}
+// From which sum on those formulas fall short: dy - sum overflows, or exponentials vanish whose product with the sum,
+// over the temperature, does not.
+template <Operation op, class T>
+constexpr double far_from(double temperature) {
+    if (op == fastsoftmax::softmax_grad) return sizeof(T) == 4 ? 0x1p100 : 0x1p960;
+    return (sizeof(T) == 4 ? 0x1p38 : 0x1p140) * (temperature < 1 ? temperature : 1);
+}
+
+template <Operation op, class T>
+FASTSOFTMAX_INLINE bool any_far(const Measured<T>& m, double temperature) {
+    // Double holds all of this that is float.
+    if (op == fastsoftmax::softmax_grad && sizeof(T) == 4 && temperature != 1) return false;
+    const double least = far_from<op, T>(temperature);
+    if constexpr (sizeof(T) == 4)
+        return !(all_below(m.sum.low, least) && all_below(m.sum.high, least));
+    else
+        return !all_below(m.sum.high, least) || fold_max(m.reference) > 0;
+}
+
+// The same for slices with such sums; other slices beside them keep their bits.
+template <Operation op, class T>
+struct FarTransformGradient;
+
+// What is computed of a part, 1 / `back`, over a temperature.
+FASTSOFTMAX_INLINE Pack<double> over_temperature(Pack<double> value, Pack<double> back, double temperature) {
+    if (temperature < 4) return value / broadcast(temperature) * back;
+    return value / (broadcast(temperature) / back);
+}
+
+// 4 y (dy / 4 - sum / 4): where dy - sum overflows, the result, of a probability y, need not.
+template <class T>
+struct FarTransformGradient<fastsoftmax::softmax_grad, T> {
+    Pack<T> scale, back;
+    Two<Pack<T>> sum;  // scaled
+    double temperature;
+
+    FASTSOFTMAX_INLINE FarTransformGradient(const Measured<T>& m, double temperature) : temperature(temperature) {
+        const Pack<T> size = max(narrow(m.sum), -narrow(m.sum)), one = broadcast(T(1));
+        const Mask<T> near =
+            less(size, broadcast(sizeof(T) == 4 ? T(0x1p100) : T(0x1p960))) & equal(m.reference, broadcast(T(0)));
+        scale = select(near, one, broadcast(T(0.25)));
+        back = select(near, one, broadcast(T(4)));
+        if constexpr (sizeof(T) == 4) {
+            sum = finite_in_two(m.sum * to_doubles(scale), 1);
+        } else {
+            const Pack<double> unit = scale * power_of_two(m.reference);
+            sum = {m.sum.high * unit, m.sum.low * unit};
+        }
+    }
+
+    FASTSOFTMAX_INLINE FarTransformGradient(const FarTransformGradient& all, int i)
+        : scale(spread(all.scale, i)),
+          back(spread(all.back, i)),
+          sum{spread(all.sum.high, i), spread(all.sum.low, i)},
+          temperature(all.temperature) {}
+
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> y, Pack<T> dy) const {
+        if constexpr (sizeof(T) == 4) {
+            return y * back * ((dy * scale - sum.low) - sum.high);
+        } else {
+            const Pack<double> value = y * ((dy * scale - sum.high) - sum.low);
+            return temperature == 1 ? value * back : over_temperature(value, back, temperature);
+        }
+    }
+};
+
+// Where exponentials vanish, dy - exp(logp) sum with the exponent apart; where what is subtracted, or the difference,
+// overflows, of a part of both.
+template <class T>
+struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
+    static constexpr auto op = fastsoftmax::log_softmax_grad;
+    TransformGradient<op, T> gradient;
+    Wide<T> sum;
+    Pack<T> reference;
+    Mask<T> far;
+
+    FASTSOFTMAX_INLINE FarTransformGradient(const Measured<T>& m, double temperature)
+        : gradient(m, temperature), sum(m.sum), reference(m.reference) {
+        const Pack<double> least = broadcast(far_from<op, T>(temperature));
+        const auto is_far = [=](Pack<double> s)
+                                __attribute__((always_inline)) { return less(least, max(s, -s)) & finite(s); };
+        if constexpr (sizeof(T) == 4) {
+            far = to_int32(is_far(m.sum.low), is_far(m.sum.high));
+        } else {
+            far = is_far(m.sum.high) | less(broadcast(0.0), m.reference);
+            gradient.high = gradient.high * power_of_two(m.reference);
+            gradient.low = gradient.low * power_of_two(m.reference);
+        }
+    }
+
+    FASTSOFTMAX_INLINE FarTransformGradient(const FarTransformGradient& all, int i)
+        : gradient(all.gradient, i), reference(spread(all.reference, i)), far(spread(all.far, i)) {
+        if constexpr (sizeof(T) == 4)
+            sum = spread(all.sum, i);
+        else
+            sum = {spread(all.sum.high, i), spread(all.sum.low, i)};
+    }
+
+    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> logp, Pack<T> dy) const {
+        const Pack<T> near = nearly(logp, dy);
+        const Mask<T> vanishing = far & less(logp, broadcast(T(sizeof(T) == 4 ? -130 : -840)));
+        if (lane_bits(vanishing) == 0) return near;
+        const Pack<T> value = farther(logp, dy);
+        // Of what vanishes all the same, the sign is that of the rest.
+        return select(vanishing & less(broadcast(T(0)), max(value, -value)), value, near);
+    }
+
+  private:
+    FASTSOFTMAX_INLINE Pack<float> nearly(Pack<float> logp, Pack<float> dy) const {
+        if (gradient.temperature == 1) return PlainTransformGradient<op>(sum)(logp, dy);
+        return gradient(logp, dy);
+    }
+
+    FASTSOFTMAX_INLINE Pack<double> nearly(Pack<double> logp, Pack<double> dy) const {
+        const Pack<double> e = gradient.exp(bounded_log_probability(logp)).rounded();
+        // Of numbers as small as this a part might lose digits.
+        const Pack<double> one = broadcast(1.0), little = broadcast(0x1p-900), subtracted = e * gradient.high;
+        const Mask<double> small = less(max(dy, -dy), little) & less(max(subtracted, -subtracted), little);
+        const Mask<double> in_unit = less(broadcast(0.0), reference);
+        const Pack<double> part = select(in_unit, broadcast(0x1p-66), broadcast(0.25));
+        const Pack<double> scale = select(far, select(small, one, part), one), back = one / scale;
+        const Pack<double> value = fma(-e, gradient.high * scale, dy * scale) - e * (gradient.low * scale);
+        return gradient.temperature == 1 ? value * back : over_temperature(value, back, gradient.temperature);
+    }
+
+    // exp(logp) sum 2^raise, logp not below -4000.
+    FASTSOFTMAX_INLINE static Pack<double> product(Pack<double> logp, Pack<double> sum, Pack<double> raise) {
+        logp = max(broadcast(-4000.0), logp);
+        const Pack<double> n = round_to_integer(logp * broadcast(ExpConstants<double>::log2e));
+        // Half of the sum, since the exponential's mantissa may be above 1.
+        const Pack<double> mantissa = exp_reduced(widen(logp), n).high * (sum * broadcast(0.5));
+        return times_power(mantissa, n + raise + broadcast(1.0));
+    }
+
+    FASTSOFTMAX_INLINE Pack<float> farther(Pack<float> logp, Pack<float> dy) const {
+        const auto half = [&](Pack<double> x, Pack<double> d, Pack<double> s) __attribute__((always_inline)) {
+            return (d - product(x, s, broadcast(0.0))) / broadcast(gradient.temperature);
+        };
+        const DoublePair x = to_double(logp), d = to_double(dy);
+        return to_float({half(x.low, d.low, sum.low), half(x.high, d.high, sum.high)});
+    }
+
+    // Both terms are raised by 2^1060, so that neither is subnormal before it is divided by the temperature. Beside a
+    // larger dy the other term is nothing.
+    FASTSOFTMAX_INLINE Pack<double> farther(Pack<double> logp, Pack<double> dy) const {
+        const Pack<double> raise = broadcast(1060.0);
+        const Pack<double> difference = times_power(dy, raise) - product(logp, sum.high, reference + raise);
+        const Pack<double> whole = broadcast(gradient.temperature);
+        const Mask<double> tiny = less(whole, broadcast(0x1p-1000));
+        const Pack<double> normal = select(tiny, whole * broadcast(0x1p100), whole);
+        const Pack<double> exponent = exponent_of(normal);
+        const Pack<double> quotient = difference / times_power(normal, -exponent);
+        const Pack<double> lowered = select(tiny, broadcast(100.0), broadcast(0.0)) - exponent - raise;
+        const Pack<double> value = times_power(quotient, lowered);
+        return select(less(max(dy, -dy), broadcast(0x1p-60)), value, broadcast(0.0));
+    }
+};
+
 // Calls body(gradient) with the one of these that is needed.
 template <Operation op, class T, class Body>
 FASTSOFTMAX_INLINE void with_transform_gradient(const Measured<T>& m, double temperature, Body body) {
+    if (any_far<op>(m, temperature)) return body(FarTransformGradient<op, T>(m, temperature));
     if constexpr (sizeof(T) == 4)
         if (temperature == 1) return body(PlainTransformGradient<op>(m.sum));
     body(TransformGradient<op, T>(m, temperature));

@@ -168,6 +168,28 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
     return m;
 }
 
+// The sums of gradients over a block that are not finite, once more.
+template <Operation op>
+FASTSOFTMAX_ONCE void sum_far(const Rows<double>& rows, std::ptrdiff_t begin, std::ptrdiff_t end,
+                              Measured<double>& measured) {
+    const Pack<double> unit = power_of_two(broadcast(-far_unit));
+    double high[Pack<double>::lanes] = {}, low[Pack<double>::lanes] = {};
+    for (int r = 0; r < rows.count; ++r) {
+        const double* x = rows.x(r);
+        Accumulator<double> sum;
+        for_packs(rows.dy(r), begin, end, 0.0, [&](Pack<double> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
+            if constexpr (op == fastsoftmax::softmax_grad)
+                sum.add_product(load_in(x, i, end), dy * unit);
+            else
+                sum.add(dy * unit);
+        });
+        const Two<double> total = sum.total();
+        high[r] = total.high;
+        low[r] = total.low;
+    }
+    set_far_sums(measured, load_wide<double>(high, low));
+}
+
 // Sums of y * dy, or of dy, over a block.
 template <Operation op, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
@@ -200,6 +222,8 @@ FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff
     }
     Measured<T> measured = {};
     measured.sum = folded(sums);
+    if constexpr (sizeof(T) == 8)
+        if (!all_finite(measured.sum.high)) sum_far<op>(rows, begin, end, measured);
     return measured;
 }
 
@@ -352,6 +376,13 @@ FASTSOFTMAX_ONCE Pack<T> exponentials_of(const Measured<T>& m, double temperatur
     return e;
 }
 
+template <class T>
+FASTSOFTMAX_ONCE void raise_row(const Rows<T>& rows, int r, std::ptrdiff_t begin, std::ptrdiff_t end) {
+    const Doubles<T> exponent = doubles<T>(rows.run.exponent[rows.first + r]);
+    transform(rows.out(r), rows.out(r), begin, end,
+              [=](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return raised(v, exponent); });
+}
+
 template <bool kept, class T>
 FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& m, const Targets<T>& targets,
                                            Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end, T scale) {
@@ -378,6 +409,7 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T
         };
         put(targets.index[r], all.target_value);
         if (lane(all.max_apart, r)) put(m.argmax[r], all.max_value);
+        if (rows.run.exponent) raise_row(rows, r, begin, end);
     });
 }
 
@@ -444,7 +476,13 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
             const DoublePair total = sum.total();
             sums[r] = spans > 2 ? total.low + total.high : total.low;
         }
-        const PlainTransformGradient<op> all(DoublePair{fold_sums(sums), fold_sums(sums + lanes / 2)});
+        Measured<float> measured = {};
+        measured.sum = {fold_sums(sums), fold_sums(sums + lanes / 2)};
+        if (any_far<op>(measured, 1)) {
+            write_transform_gradient<op>(rows, measured, 0, classes);
+            continue;
+        }
+        const PlainTransformGradient<op> all(measured.sum);
         Position position = iota<std::int32_t>();
         const std::ptrdiff_t count = rows.count * classes;
         transform(dy, rows.out(0), 0, count, [&](Pack<float> v, std::ptrdiff_t i) __attribute__((always_inline)) {

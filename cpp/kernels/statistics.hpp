@@ -190,6 +190,21 @@ FASTSOFTMAX_INLINE Pack<double> power_of_two(Pack<double> k) {
     return bit_cast<double>(shift_left(bit_cast<std::int64_t>(field), 52));
 }
 
+// a * 2^k for integers k, rounded once: by three powers of two, the smallest steps first. Beyond 2^3000 as that.
+FASTSOFTMAX_INLINE Pack<double> times_power(Pack<double> a, Pack<double> k) {
+    const Pack<double> most = broadcast(1000.0);
+    Pack<double> steps[3];
+    for (auto& step : steps) {
+        step = max(-most, min(most, k));
+        k = k - step;
+    }
+    return a * power_of_two(steps[2]) * power_of_two(steps[1]) * power_of_two(steps[0]);
+}
+
+FASTSOFTMAX_INLINE DoublePair times_power(DoublePair a, DoublePair k) {
+    return {times_power(a.low, k.low), times_power(a.high, k.high)};
+}
+
 // floor(log2|a|) of normal numbers, -1023 of 0, 1024 of what is not finite.
 FASTSOFTMAX_INLINE Pack<double> exponent_of(Pack<double> a) {
     using Bits = Pack<std::int64_t>;
@@ -239,8 +254,37 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
     left = merged;
 }
 
-inline void merge_sums(Statistics& left, const Statistics& right) {
-    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
+// Of finite numbers a sum that is not finite is made anew in units of 2^`far_unit`: any number of them has one then.
+constexpr double far_unit = 64;
+
+FASTSOFTMAX_INLINE Mask<double> finite(Pack<double> a) { return equal(a - a, broadcast(0.0)); }
+FASTSOFTMAX_INLINE bool all_finite(Pack<double> a) { return lane_bits(finite(a)) == (1u << Pack<double>::lanes) - 1; }
+
+// A sum in units of 2^reference, one slice a lane: in units of 2^`unit`.
+FASTSOFTMAX_INLINE Double2 in_unit(Double2 sum, double reference, double unit) {
+    const Pack<double> scale = power_of_two(broadcast(reference - unit));
+    return {sum.high * scale, sum.low * scale};
+}
+
+// As one sum; lanes are alike.
+FASTSOFTMAX_ONCE void merge_sums(Statistics& left, const Statistics& right) {
+    double unit = left.reference < right.reference ? right.reference : left.reference;
+    const auto sum = [&](double in) {
+        return in_unit(broadcast2(left.rest), left.reference, in) +
+               in_unit(broadcast2(right.rest), right.reference, in);
+    };
+    Double2 total = sum(unit);
+    if (unit == 0 && !all_finite(total.high)) {
+        // The error of an infinite sum is NaN; the sum itself is right.
+        total = widen(broadcast(left.rest[0] + right.rest[0]));
+        const Double2 far = sum(far_unit);
+        if (all_finite(far.high)) {
+            unit = far_unit;
+            total = far;
+        }
+    }
+    set(left.rest, total);
+    left.reference = unit;
 }
 
 // The statistics of as many slices as a pack has lanes, over a block of classes.
@@ -250,9 +294,16 @@ struct Measured {
     Two<Pack<T>> top;   // the exponential of the largest entry; NaN where that is infinite
     Two<Pack<T>> all;   // the sum of all exponentials: of softmax
     Two<Pack<T>> rest;  // that of all but the largest: of the others that sum exponentials
-    Wide<T> sum;        // of the gradients of the transforms: their sum
+    Wide<T> sum;        // of the gradients of the transforms: their sum, in units of 2^reference
     std::int64_t argmax[Pack<T>::lanes];
 };
+
+// The sums of gradients that are not finite, from the same ones in units of 2^far_unit, where those are.
+FASTSOFTMAX_INLINE void set_far_sums(Measured<double>& m, Double2 far) {
+    const Mask<double> mended = select(finite(m.sum.high), broadcast<std::int64_t>(0), finite(far.high));
+    m.sum = select(mended, far, m.sum);
+    m.reference = select(mended, broadcast(far_unit), m.reference);
+}
 
 // What follows from the maxima of slices alone.
 template <class T>

@@ -93,6 +93,8 @@ Kernels make_kernels() {
     k.measure_weighed = ::measure_weighed;
     k.merge_weighed = ::merge_weighed;
     k.conclude_weighed = ::conclude_weighed;
+    k.add_exactly = ::add_exactly;
+    k.round_exact = ::round_exact;
     k.in_float.exp = plain_exp<float>;
     k.in_double.exp = plain_exp<double>;
     k.in_float.log1p = plain_log1p<float>;

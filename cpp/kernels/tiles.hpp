@@ -185,6 +185,21 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
     return m;
 }
 
+// As in rows.
+template <Operation op>
+FASTSOFTMAX_ONCE void sum_tile_far(const Run& run, const Tile<double>& tile, std::ptrdiff_t begin, std::ptrdiff_t end,
+                                   Measured<double>& measured) {
+    const Pack<double> unit = power_of_two(broadcast(-far_unit));
+    TileSum<double> sum(run.classes);
+    for (std::ptrdiff_t c = begin; c < end; ++c) {
+        if constexpr (op == fastsoftmax::softmax_grad)
+            sum.add_product(c, tile.score(c), tile.gradient(c) * unit);
+        else
+            sum.add(c, tile.gradient(c) * unit);
+    }
+    set_far_sums(measured, sum.total());
+}
+
 template <Operation op, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
                                                    std::ptrdiff_t end) {
@@ -208,6 +223,8 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>
     }
     Measured<T> measured = {};
     measured.sum = folded(partial, sums);
+    if constexpr (sizeof(T) == 8)
+        if (!all_finite(measured.sum.high)) sum_tile_far<op>(run, tile, begin, end, measured);
     return measured;
 }
 
@@ -279,6 +296,10 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
                 tile.put(at_max, gradient.max_value);
             }
         });
+        if (run.exponent) {
+            const Doubles<T> exponent = load_doubles<T>(run.exponent + first, count);
+            for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, raised(tile.score(c), exponent));
+        }
         if (targets.any_ignored)
             for (int i = 0; i < count; ++i)
                 for (std::ptrdiff_t c = 0; targets.ignored(i) && c < run.classes; ++c) tile.x[c * lanes + i] = 0;

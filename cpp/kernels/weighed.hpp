@@ -32,7 +32,8 @@ FASTSOFTMAX_INLINE void for_weighed(const double* x, const double* b, std::ptrdi
 }
 
 // Each term is split into a mantissa, exact to 2^-56, and an exponent of its own, so that neither can overflow. Error
-// of the result: 2^-55 (1 + sum |b| exp(x) / |sum b exp(x)|), and its rounding.
+// of the result: 2^-55 (1 + sum |b| exp(x) / |sum b exp(x)|), and its rounding; where the quotient is above 2^40 by the
+// number of terms, so that the sum has to be exact, terms of equal x count as one, with the sum of their b.
 fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::ptrdiff_t count) {
     const Pack<double> zero = broadcast(0.0), one = broadcast(1.0), none = broadcast(-infinity),
                        top = broadcast(infinity);
@@ -105,6 +106,76 @@ void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum&
     merged.positive = left.positive || right.positive;
     merged.negative = left.negative || right.negative;
     left = merged;
+}
+
+// Digits other than the first are then in [0, 2^32).
+FASTSOFTMAX_ONCE void carry(fastsoftmax::ExactSum& sum) {
+    for (int i = 0; i + 1 < fastsoftmax::exact_digits; ++i) {
+        const std::int64_t carried = sum.digits[i] >> 32;
+        sum.digits[i] -= carried * (std::int64_t{1} << 32);
+        sum.digits[i + 1] += carried;
+    }
+}
+
+// Adds value * 2^exponent.
+FASTSOFTMAX_INLINE void add_exactly(fastsoftmax::ExactSum& sum, double value, std::int64_t exponent) {
+    const auto bits = same_bits<std::uint64_t>(value);
+    const std::uint64_t field = bits >> 52 & 0x7ff, mantissa = (bits & 0xfffffffffffff) | std::uint64_t{1} << 52;
+    const std::int64_t place = static_cast<std::int64_t>(field) - 1075 + exponent + fastsoftmax::exact_bits;
+    // Another thread may have made anything of the numbers since they were measured.
+    if (field == 0 || place < 0 || place > fastsoftmax::exact_bits + 64) return;
+    const std::uint64_t low = (mantissa & 0xffffffff) << place % 32, high = (mantissa >> 32) << place % 32;
+    const std::int64_t sign = bits >> 63 ? -1 : 1;
+    std::int64_t* digits = sum.digits + place / 32;
+    digits[0] += sign * static_cast<std::int64_t>(low & 0xffffffff);
+    digits[1] += sign * static_cast<std::int64_t>((low >> 32) + (high & 0xffffffff));
+    digits[2] += sign * static_cast<std::int64_t>(high >> 32);
+}
+
+// Equal scores have equal exponentials, and products are exact: what cancels leaves nothing.
+void add_exactly(fastsoftmax::ExactSum& sum, const double* x, const double* b, std::ptrdiff_t count) {
+    constexpr int lanes = Pack<double>::lanes;
+    const Pack<double> zero = broadcast(0.0), none = broadcast(-infinity);
+    for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
+        const Split weight = split(w);
+        const Mask<double> absent = equal(w, zero) | equal(v, none);
+        const Pack<double> score = select(absent, zero, max(broadcast(-0x1p20), v - broadcast(sum.shift)));
+        const Pack<double> n = round_to_integer(score * broadcast(ExpConstants<double>::log2e));
+        const Double2 value = exp_reduced({score, zero}, n);
+        const Pack<double> mantissa = select(absent, zero, weight.mantissa);
+        const Pack<double> high = value.high * mantissa, low = value.low * mantissa;
+        const Pack<double> parts[] = {high, fma(value.high, mantissa, -high), low, fma(value.low, mantissa, -low)};
+        // The reference is the largest exponent, or nearly.
+        const Pack<double> k = min(n + weight.exponent - broadcast(sum.reference), broadcast(16.0));
+        for (int i = 0; i < lanes; ++i)
+            for (const auto& part : parts) add_exactly(sum, lane(part, i), static_cast<std::int64_t>(lane(k, i)));
+    });
+    carry(sum);
+}
+
+fastsoftmax::WeighedSum round_exact(fastsoftmax::ExactSum& sum) {
+    const auto first = [&] {
+        int i = fastsoftmax::exact_digits - 1;
+        while (i > 0 && sum.digits[i] == 0) --i;
+        return i;
+    };
+    int i = first();
+    const bool negative = sum.digits[i] < 0;
+    if (negative) {
+        for (auto& digit : sum.digits) digit = -digit;
+        carry(sum);
+        i = first();
+    }
+    fastsoftmax::WeighedSum s = {};
+    s.some = true;
+    s.shift = sum.shift;
+    s.reference = sum.reference + (32 * i - fastsoftmax::exact_bits);
+    Double2 rounded = widen(broadcast(0.0));
+    double unit = negative ? -1 : 1;
+    for (int k = i; k >= 0 && k > i - 5; --k, unit *= 0x1p-32)
+        rounded = rounded + widen(broadcast(static_cast<double>(sum.digits[k]) * unit));
+    set(s.sum, rounded);
+    return s;
 }
 
 void conclude_weighed(const fastsoftmax::WeighedSum& s, double* log, double* sign) {

@@ -120,9 +120,9 @@ FASTSOFTMAX_INLINE Double2 in_two(Double2 a) { return a; }
 FASTSOFTMAX_INLINE Two<Pack<float>> product_in_two(DoublePair a, DoublePair b) { return in_two(a * b); }
 FASTSOFTMAX_INLINE Double2 product_in_two(Pack<double> a, Pack<double> b) { return {a * b, fma(a, b, -(a * b))}; }
 
-// a * b, and 0 where a is, whatever b.
+// a * b, and 0 where a is, though b be infinite; NaN where either is.
 FASTSOFTMAX_INLINE Pack<double> product_or_zero(Pack<double> a, Pack<double> b) {
-    return select(equal(a, broadcast(0.0)), broadcast(0.0), a * b);
+    return select(equal(a, broadcast(0.0)) & equal(b, b), broadcast(0.0), a * b);
 }
 FASTSOFTMAX_INLINE DoublePair product_or_zero(DoublePair a, DoublePair b) {
     return {product_or_zero(a.low, b.low), product_or_zero(a.high, b.high)};

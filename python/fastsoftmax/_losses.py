@@ -81,12 +81,12 @@ def cross_entropy(
 
     as `torch.nn.functional.cross_entropy` defines it (label smoothing: C. Szegedy et al., "Rethinking the Inception
     Architecture for Computer Vision", 2016), except that a class whose weight or target probability is exactly 0
-    contributes 0, whatever its log p.
+    contributes 0 also where its log p is -inf.
 
-    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN; a target whose logit is -inf gives +inf. The
-    mean is NaN if there are no samples, if all are ignored, or if the weights of those that count sum to 0. If all may
-    be ignored and the loss is then to be 0, take ``reduction="sum"`` and divide by the number of samples that count, or
-    by 1 if there are none.
+    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN, whatever its weight, unless it is ignored; a
+    target whose logit is -inf gives +inf. The mean is NaN if there are no samples, if all are ignored, or if the
+    weights of those that count sum to 0. If all may be ignored and the loss is then to be 0, take ``reduction="sum"``
+    and divide by the number of samples that count, or by 1 if there are none.
 
     To weight samples, multiply the losses that ``reduction="none"`` gives by the weights, and pass the weights to
     `cross_entropy_grad` as `upstream`, also with ``reduction="none"``.
@@ -157,11 +157,12 @@ def cross_entropy_grad(
 
         g_c = u (p_c sum_k a_k - a_c) / T
 
-    where u is `upstream`, divided by what the mean divides by.
+    where u is `upstream`, divided by what the mean divides by. No factor overflows on the way to a result that does
+    not.
 
-    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN. An ignored sample has gradient 0, whatever
-    its logits and `upstream` hold; so have all if all are ignored. If the weights of those that count sum to 0, their
-    mean has gradient NaN. Empty input gives an empty result.
+    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN, whatever multiplies it. An ignored sample has
+    gradient 0, whatever its logits and `upstream` hold; so have all if all are ignored. If the weights of those that
+    count sum to 0, their mean has gradient NaN. Empty input gives an empty result.
 
     Examples
     --------

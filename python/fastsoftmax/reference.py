@@ -49,14 +49,13 @@ def _working_dtype(temperature: float, *dtypes: DType) -> DType:
 
 
 def _shifted(x: Array, axes: tuple[int, ...], temperature: float, mask: Array | None, dtype: DType) -> Array:
-    """`x / temperature` less its maximum in each slice; -inf where masked."""
+    """`x` less its maximum in each slice, over `temperature`; -inf where masked."""
     x = x.astype(_working_dtype(temperature, x.dtype, dtype), copy=False)
-    if temperature != 1.0:
-        x = x / temperature
     if mask is not None:
         x = np.where(mask, x, -inf)
     top: Array = x.max(axis=axes, keepdims=True, initial=-inf)
-    return x - top
+    d: Array = x - top
+    return d if temperature == 1.0 else d / temperature
 
 
 def _unmasked(result: Array, mask: Array | None, masked: float) -> Array:
@@ -292,7 +291,7 @@ def _cross_entropy(
     loss = grad = None
     if with_loss:
         logp_a = logp if chosen is None else np.take_along_axis(logp, chosen, axis)
-        terms = np.where(a == 0.0, 0.0, a * -logp_a)
+        terms = np.where((a == 0.0) & (logp_a == -inf), 0.0, a * -logp_a)
         losses = np.where(ignored, 0.0, terms.sum(axis=axis, keepdims=True))
         reduced = losses.reshape(batch) if reduction == "none" else losses.sum() / scale
         loss = _delivered(reduced, FLOAT32 if dtype.itemsize == 2 else dtype, None)
@@ -303,6 +302,6 @@ def _cross_entropy(
         else:
             np.put_along_axis(g, chosen, np.take_along_axis(g, chosen, axis) - a, axis)
         u = np.expand_dims(upstream, axis) if isinstance(upstream, np.ndarray) else upstream
-        u = np.asarray(u, FLOAT64) / scale / temperature
-        grad = _delivered(np.where(ignored, 0.0, g * u.astype(working)), dtype, out)
+        g = np.asarray(u, FLOAT64) * g / scale / temperature
+        grad = _delivered(np.where(ignored, 0.0, g), dtype, out)
     return loss, grad

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -703,13 +704,11 @@ class Case {
         transform(operation_, slices_, temperature_);
         const Memory& out = output_memory();
         const Format& f = formats[out.type];
-        // Beyond these, intermediate numbers are not the contract's: `least` may be lost before the division.
+        // Beyond `most`, sums of what is no probability are not the contract's; `least` may be lost before the
+        // division.
         const Real most = std::min(f.largest, formats[float64].largest) / 16;
         const bool in_float = temperature_ == 1 && y.type < float64 && dy.type < float64;
         const Real least = 4 * formats[in_float ? float32 : float64].smallest_subnormal() / temperature_;
-        // Exponentials that vanish in the type computed in do so whatever they are to be multiplied by.
-        const bool float_exponentials = y.type < float64 && dy.type < float64;
-        const Real vanished = formats[float_exponentials ? float32 : float64].vanishing() / temperature_;
         for (std::ptrdiff_t b = 0; b < batch_ && classes_ > 0; ++b) {
             const std::vector<Real> ys = slice_of(scores, b, 0), dys = slice_of(second, b, 0);
             Sum sum, size;
@@ -738,11 +737,11 @@ class Case {
                 const Real condition =
                     log ? std::fabs(dys[k]) + p * size.total() : std::fabs(p) * (std::fabs(dys[k]) + size.total());
                 const Real wanted = unscaled / temperature_, unit = condition / temperature_;
-                if (size.total() > most || std::fabs(dys[k]) > most || condition > most || unit > most) continue;
+                if (!log && size.total() > most) continue;
                 // A difference is no better than the subnormal numbers that it is of.
                 check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted,
                       bound(out.type, log && temperature_ == 1 ? 2 : 3), std::max(unit, f.smallest_normal()),
-                      log ? vanished * size.total() + least : least * static_cast<Real>(classes_));
+                      log ? least : least * static_cast<Real>(classes_));
             }
         }
         check_all_untouched();
@@ -798,16 +797,23 @@ class Case {
                 if (infinite || xs[c] == infinity) (ws[c] > 0 ? positive : negative) = true;
                 peak = std::max(peak, xs[c]);
             }
+            // Terms of equal scores count as one.
+            std::map<Real, Sum> weights;
             Sum sum, size;
+            bool far = false;
             if (!nan && !positive && !negative && peak > -infinity)
-                for (std::size_t c = 0; c < xs.size(); ++c) {
-                    const Two d = scaled_difference(xs[c], peak, 1);
-                    if (!(d.high > -11000)) continue;
-                    const Real term = ws[c] * (std::exp(d.high) * (1 + d.low));
-                    sum.add(term);
-                    size.add(std::fabs(term));
-                }
+                for (std::size_t c = 0; c < xs.size(); ++c)
+                    if (xs[c] > -infinity) weights[xs[c]].add(ws[c]);
+            for (const auto& [score, weight] : weights) {
+                const Two d = scaled_difference(score, peak, 1);
+                far = far || !(d.high > -11000);
+                if (!(d.high > -11000)) continue;
+                const Real term = weight.total() * (std::exp(d.high) * (1 + d.low));
+                sum.add(term);
+                size.add(std::fabs(term));
+            }
             const Real total = sum.total();
+            if (far && std::fabs(total) < 0x1p-8000L) continue;
             Real wanted, direction;
             if (nan || (positive && negative)) {
                 wanted = direction = nan_value;
@@ -964,13 +970,12 @@ class Case {
             std::vector<Real> share(static_cast<std::size_t>(classes_));
             Sum all;
             // Whether what the terms are made of has all its digits in the type computed in.
-            bool held = true, counts = false;
+            bool held = true;
             for (std::ptrdiff_t c = 0; c < classes_; ++c) {
                 const Real q = loss.probabilities ? before(second, b, c) : target_of(b) == c;
                 Real a = weight_of(c) * ((1 - smoothing) * q + even);
                 share[static_cast<std::size_t>(c)] = a;
                 all.add(a);
-                counts = counts || a != 0;
                 const Real relative = std::fabs(a) / largest_weight_;
                 held = held && relative >= 0 && relative < computed.largest / 0x1p60L &&
                        (a == 0 || relative > computed.smallest_normal() * (in_float ? 0x1p60L : 0x1p200L)) && q >= 0 &&
@@ -991,7 +996,7 @@ class Case {
                 const Real summed = sum.total() / std::max(largest_weight_, Real(0x1p-1000));
                 lost = lost || (std::isfinite(summed) && summed > widest.largest / 0x1p60L) ||
                        (terms && summed > 0 && summed < widest.smallest_normal() * static_cast<Real>(classes_));
-                const Real wanted = !counts ? 0 : s.defined() ? sum.total() : nan_value;
+                const Real wanted = s.defined() ? sum.total() : nan_value;
                 losses.add(wanted);
                 skipped = skipped || lost;
                 if (!reduced && !lost)
@@ -1015,17 +1020,9 @@ class Case {
         const Memory& out = output_memory();
         const Real from_above = slices_.has(upstream) ? before(upstream, b) : Real(loss.upstream);
         const Real scale = from_above / divisor / temperature_;
-        const Format &computed = formats[memory_[scores].type < float64 ? float32 : float64],
-                     &widest = formats[float64];
+        const Format& computed = formats[memory_[scores].type < float64 ? float32 : float64];
         const bool undefined = !s.defined() || std::isnan(scale);
-        // Each step towards the factor of the gradient is a float64.
-        const auto is_held = [&](Real x) {
-            return x == 0 ||
-                   (std::fabs(x) > widest.smallest_normal() * 0x1p60L && std::fabs(x) < widest.largest / 0x1p60L);
-        };
-        held = held && is_held(from_above) && is_held(from_above / divisor) && is_held(scale) &&
-               is_held(scale * total) && is_held(scale * largest_weight_) &&
-               is_held(from_above / divisor * largest_weight_);
+        held = held && std::isfinite(from_above);
         for (std::ptrdiff_t c = 0; c < classes_; ++c) {
             const auto k = static_cast<std::size_t>(c);
             const Real got = out.value(b, c);
