@@ -1,0 +1,271 @@
+"""Whether threads ever hurt: beside processes that want their cores, beside our own, and with work that is hardly worth
+them. Everything is timed with one thread and with several, by two processes that take turns of about a second, so that
+both see the same moods of the system's scheduler."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from itertools import chain
+from multiprocessing import get_context, get_start_method
+from statistics import median
+from typing import Any
+
+import fastsoftmax
+import numpy as np
+
+from . import machine
+from .cases import Array, Case
+from .contenders import Contender, Unsupported, ours
+from .measure import bar, console_of
+from .peers import Jax, LiteRt, Numba, OnnxRuntime, Torch
+from .race import OURS
+from .workers import Disagreement, Station, Worker, started
+
+TURN_SECONDS = 1.0
+OTHERS_SHARE = 0.1  # of the time that fastsoftmax is measured for
+
+# Beside our own: how often, and how long one process computes each time.
+ROUNDS = 5
+TASK_SECONDS = 0.4
+
+SIZES = (10_000, 20_000, 40_000, 60_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
+GAIN_SECONDS = 1.0
+PAUSE_SECONDS = 4e-3
+
+SPIN = """
+import os, sys
+print(flush=True)
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(100_000):
+        pass
+"""
+
+
+@dataclass
+class Figures:
+    """Of all calls of one process, in seconds."""
+
+    calls: int
+    median: float
+    mean: float
+    percentile: float  # the 99th
+    worst: float  # the mean of the turn, about a second, in which they took longest
+
+    @classmethod
+    def of(cls, turns: Sequence[Array]) -> "Figures":
+        every = np.concatenate(turns)
+        worst = max(float(turn.mean()) for turn in turns)
+        return cls(every.size, float(np.median(every)), float(every.mean()), float(np.percentile(every, 99)), worst)
+
+
+@dataclass
+class Beside:
+    """A contender in one case, while so many other processes spin."""
+
+    group: str
+    case: Case
+    spinning: int
+    name: str
+    one: Figures
+    several: Figures
+
+    def ratio(self, figure: str) -> float:
+        """How many times as long it takes with several threads."""
+        several, one = (float(getattr(figures, figure)) for figures in (self.several, self.one))
+        return several / one
+
+
+@dataclass
+class Together:
+    """Two processes that compute the same: side by side, over one process that does all of it; by how they start."""
+
+    case: Case
+    seconds: float  # of the one process
+    ratios: dict[str, float]
+
+
+@dataclass
+class Gain:
+    """How many times as long one thread takes, if calls follow each other and if each comes after a pause."""
+
+    case: Case
+    following: float
+    paused: float
+
+
+@dataclass
+class BusyRun:
+    threads: int
+    seconds: float
+    about: dict[str, Any]
+    beside: list[Beside]
+    absent: dict[str, dict[str, str]]  # why, by the names of contender and case
+    together: list[Together]
+    gains: list[Gain]
+
+
+def measure(selected: Sequence[tuple[str, Case]], threads: int, seconds: float) -> BusyRun:
+    others: list[Contender] = [Torch(), OnnxRuntime(), LiteRt(), Jax(), Numba()]
+    racers = [ours(), *(other for other in others if other.available())]
+    with fastsoftmax.num_threads(threads):
+        about = machine.describe(racers)
+    console = console_of(sys.stdout)
+    console.print(machine.sentence(about), machine.versions(about), sep="\n", style="dim", highlight=False)
+    run = BusyRun(threads, seconds, about, [], {racer.name: {} for racer in racers}, [], [])
+    with bar(console) as progress:
+        task = progress.add_task("", total=len(selected) * (len(racers) + 1) + len(SIZES))
+
+        def begin(what: str) -> None:
+            progress.update(task, description=what, refresh=True)
+            progress.advance(task)
+
+        for racer in racers:
+            # Two processes at a time, so that there is nobody else who might want a core.
+            with started((racer, 1), (racer, threads)) as pair:
+                for group, case in selected:
+                    begin(f"{racer.name}: {case.name}")
+                    try:
+                        for worker in pair:
+                            worker.do(Station.prepare, case, True)
+                    except Unsupported as reason:
+                        run.absent[racer.name][case.name] = str(reason)
+                        continue
+                    except Disagreement as reason:
+                        if racer.name == OURS:
+                            raise
+                        run.absent[racer.name][case.name] = str(reason)
+                        continue
+                    run.beside += beside(group, case, pair, seconds * (1 if racer.name == OURS else OTHERS_SHARE))
+        with started((ours(), threads), (ours(), threads)) as pair:
+            for _, case in selected:
+                begin(f"two processes: {case.name}")
+                run.together.append(together(case, pair))
+        with started((ours(), 1), (ours(), threads)) as pair:
+            for size in SIZES:
+                begin(f"gain of {size} elements")
+                cases = (
+                    Case("softmax", (size // 100, 100)),
+                    Case("cross_entropy_with_grad", (size // 100, 100)),
+                    Case("softmax", (size,)),
+                )
+                run.gains += [gain(case, pair) for case in cases]
+    order = [case for _, case in selected]
+    run.beside.sort(key=lambda each: order.index(each.case))
+    return run
+
+
+def loads() -> list[int]:
+    """How many processes spin: none, one less than there are cores, as many."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return sorted({0, cores - 1, cores})
+
+
+def beside(group: str, case: Case, pair: Sequence[Worker], seconds: float) -> Iterator[Beside]:
+    for load in loads():
+        with spinning(load):
+            one, several = (Figures.of(turns) for turns in take_turns(pair, seconds, TURN_SECONDS))
+        yield Beside(group, case, load, pair[0].name, one, several)
+
+
+def take_turns(pair: Sequence[Worker], seconds: float, turn: float, pause: float = 0.0) -> list[list[Array]]:
+    """The seconds of each call, by worker and turn."""
+    turns: list[list[Array]] = [[] for _ in pair]
+    for _ in range(max(2, round(seconds / turn))):
+        for worker, of_worker in zip(pair, turns, strict=True):
+            of_worker.append(worker.do(Station.calls, turn, pause))
+    return turns
+
+
+@contextmanager
+def spinning(count: int) -> Iterator[None]:
+    """So many other processes that never rest. They end with this block and with this process, however it ends."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            process = subprocess.Popen([sys.executable, "-c", SPIN, str(os.getpid())], stdout=subprocess.PIPE)
+            stack.enter_context(process)  # which waits for its end
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise RuntimeError("a process that was to spin did not start")
+        yield
+
+
+def together(case: Case, pair: Sequence[Worker]) -> Together:
+    first = pair[0]
+    for worker in pair:
+        worker.do(Station.prepare, case, False)
+    calls = max(1, round(TASK_SECONDS / float(np.median(first.do(Station.calls, TASK_SECONDS / 2, 0.0)))))
+
+    def side_by_side() -> None:
+        for running in [worker.submit(Station.repeat, calls) for worker in pair]:
+            running.result()
+
+    def clock(task: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        task()
+        return time.perf_counter() - start
+
+    rounds = [(clock(lambda: first.do(Station.repeat, 2 * calls)), clock(side_by_side)) for _ in range(ROUNDS)]
+    after, beside = (median(seconds) for seconds in zip(*rounds, strict=True))
+    for worker in pair:
+        worker.do(Station.release)
+    ratios = {"two processes": beside / after}
+    pools = {f"multiprocessing, {get_start_method()}": _multiprocessing, "joblib": _joblib}
+    for name, pool in pools.items():
+        if name != "joblib" or find_spec("joblib") is not None:
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                ratios[name] = process.submit(pool, case, calls).result() / after
+    return Together(case, after, ratios)
+
+
+def _multiprocessing(case: Case, calls: int) -> float:
+    with get_context().Pool(2) as pool:
+        return _clock_tasks(lambda calls: pool.starmap(_compute, [(case, calls)] * 2, chunksize=1), calls)
+
+
+def _joblib(case: Case, calls: int) -> float:
+    import joblib
+
+    with joblib.Parallel(n_jobs=2, batch_size=1) as parallel:
+        return _clock_tasks(lambda calls: parallel([joblib.delayed(_compute)(case, calls)] * 2), calls)
+
+
+def _clock_tasks(run: Callable[[int], Any], calls: int) -> float:
+    """Median seconds of two tasks, by processes that have what they need."""
+    seconds = []
+    run(1)
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        run(calls)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def _compute(case: Case, calls: int) -> None:
+    _prepared(case).repeat(calls)
+
+
+@cache
+def _prepared(case: Case) -> Station:
+    """In a pool's process, with the number of threads that it has from the start."""
+    station = Station(ours(), fastsoftmax.get_num_threads())
+    station.prepare(case, False)
+    return station
+
+
+def gain(case: Case, pair: Sequence[Worker]) -> Gain:
+    for worker in pair:
+        worker.do(Station.prepare, case, False)
+    gains = []
+    for pause in (0.0, PAUSE_SECONDS):
+        turns = take_turns(pair, GAIN_SECONDS, GAIN_SECONDS / 4, pause)
+        one, several = (float(np.median(list(chain(*of_worker)))) for of_worker in turns)
+        gains.append(one / several)
+    return Gain(case, *gains)
