@@ -18,8 +18,8 @@ RESULTS = Path(__file__).parent / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = console_of(sys.stdout)
-    groups = (cases.BUSY, cases.BUSY_QUICK) if options.busy else (cases.GROUPS, cases.QUICK)
-    selected = list(cases.select(options.case, options.quick, *groups))
+    groups, quick_ones = (cases.BUSY | cases.GAINS, cases.BUSY_QUICK) if options.busy else (cases.GROUPS, cases.QUICK)
+    selected = list(cases.select(options.case, options.quick, groups, quick_ones))
     if options.list:
         for _, case in selected:
             console.print(case.name, highlight=False)
@@ -75,12 +75,13 @@ def _busy(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]
     for line in busy_report.absences(run):
         console.print(line, highlight=False)
 
-    written = chart.draw_busy(options.chart or RESULTS / "busy", run)
+    picture = options.chart or RESULTS / "busy"
+    written = chart.draw_busy(picture, run) if run.beside else []
     if options.json:
         busy_report.write_json(options.json, run)
         written.append(options.json)
     if options.markdown:
-        busy_report.write_markdown(options.markdown, run, written[0])
+        busy_report.write_markdown(options.markdown, run, picture)
         written.append(options.markdown)
     return written
 

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain
-from multiprocessing import get_context, get_start_method
+from multiprocessing import Pool, get_start_method
 from statistics import median
 from typing import Any
 
@@ -21,7 +20,7 @@ import fastsoftmax
 import numpy as np
 
 from . import machine
-from .cases import Array, Case
+from .cases import BUSY, GAINS, Array, Case
 from .contenders import Contender, Unsupported, ours
 from .measure import bar, console_of
 from .peers import Jax, LiteRt, Numba, OnnxRuntime, Torch
@@ -35,8 +34,7 @@ OTHERS_SHARE = 0.1  # of the time that fastsoftmax is measured for
 ROUNDS = 5
 TASK_SECONDS = 0.4
 
-SIZES = (10_000, 20_000, 40_000, 60_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
-GAIN_SECONDS = 1.0
+GAIN_SECONDS = 0.4
 PAUSE_SECONDS = 4e-3
 
 SPIN = """
@@ -87,6 +85,7 @@ class Together:
     """Two processes that compute the same: side by side, over one process that does all of it; by how they start."""
 
     case: Case
+    calls: int  # of each of them
     seconds: float  # of the one process
     ratios: dict[str, float]
 
@@ -111,7 +110,9 @@ class BusyRun:
     gains: list[Gain]
 
 
-def measure(selected: Sequence[tuple[str, Case]], threads: int, seconds: float) -> BusyRun:
+def measure(asked: Sequence[tuple[str, Case]], threads: int, seconds: float) -> BusyRun:
+    selected = [(group, case) for group, case in asked if group in BUSY]
+    sizes = [case for group, case in asked if group in GAINS]
     others: list[Contender] = [Torch(), OnnxRuntime(), LiteRt(), Jax(), Numba()]
     racers = [ours(), *(other for other in others if other.available())]
     with fastsoftmax.num_threads(threads):
@@ -120,7 +121,7 @@ def measure(selected: Sequence[tuple[str, Case]], threads: int, seconds: float) 
     console.print(machine.sentence(about), machine.versions(about), sep="\n", style="dim", highlight=False)
     run = BusyRun(threads, seconds, about, [], {racer.name: {} for racer in racers}, [], [])
     with bar(console) as progress:
-        task = progress.add_task("", total=len(selected) * (len(racers) + 1) + len(SIZES))
+        task = progress.add_task("", total=len(selected) * (len(racers) + 2) + len(sizes))
 
         def begin(what: str) -> None:
             progress.update(task, description=what, refresh=True)
@@ -147,15 +148,13 @@ def measure(selected: Sequence[tuple[str, Case]], threads: int, seconds: float) 
             for _, case in selected:
                 begin(f"two processes: {case.name}")
                 run.together.append(together(case, pair))
+        for each in run.together:
+            begin(f"two processes of a pool: {each.case.name}")
+            each.ratios |= of_pools(each)
         with started((ours(), 1), (ours(), threads)) as pair:
-            for size in SIZES:
-                begin(f"gain of {size} elements")
-                cases = (
-                    Case("softmax", (size // 100, 100)),
-                    Case("cross_entropy_with_grad", (size // 100, 100)),
-                    Case("softmax", (size,)),
-                )
-                run.gains += [gain(case, pair) for case in cases]
+            for case in sizes:
+                begin(f"gain: {case.name}")
+                run.gains.append(gain(case, pair))
     order = [case for _, case in selected]
     run.beside.sort(key=lambda each: order.index(each.case))
     return run
@@ -207,45 +206,36 @@ def together(case: Case, pair: Sequence[Worker]) -> Together:
         for running in [worker.submit(Station.repeat, calls) for worker in pair]:
             running.result()
 
-    def clock(task: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        task()
-        return time.perf_counter() - start
-
-    rounds = [(clock(lambda: first.do(Station.repeat, 2 * calls)), clock(side_by_side)) for _ in range(ROUNDS)]
+    rounds = [(_clock(lambda: first.do(Station.repeat, 2 * calls)), _clock(side_by_side)) for _ in range(ROUNDS)]
     after, beside = (median(seconds) for seconds in zip(*rounds, strict=True))
     for worker in pair:
         worker.do(Station.release)
-    ratios = {"two processes": beside / after}
-    pools = {f"multiprocessing, {get_start_method()}": _multiprocessing, "joblib": _joblib}
-    for name, pool in pools.items():
-        if name != "joblib" or find_spec("joblib") is not None:
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                ratios[name] = process.submit(pool, case, calls).result() / after
-    return Together(case, after, ratios)
+    return Together(case, calls, after, {"two processes": beside / after})
 
 
-def _multiprocessing(case: Case, calls: int) -> float:
-    with get_context().Pool(2) as pool:
-        return _clock_tasks(lambda calls: pool.starmap(_compute, [(case, calls)] * 2, chunksize=1), calls)
+def of_pools(alone: Together) -> dict[str, float]:
+    """Likewise by two processes of multiprocessing and of joblib, as these start them."""
+    tasks = [(alone.case, alone.calls)] * 2
+    with Pool(2) as pool:
+        seconds = {f"multiprocessing, {get_start_method()}": _of_tasks(lambda: pool.starmap(_compute, tasks, 1))}
+    if find_spec("joblib") is not None:
+        import joblib
+
+        with joblib.Parallel(n_jobs=2, batch_size=1) as parallel:
+            seconds["joblib"] = _of_tasks(lambda: parallel([joblib.delayed(_compute)(*task) for task in tasks]))
+    return {name: lasted / alone.seconds for name, lasted in seconds.items()}
 
 
-def _joblib(case: Case, calls: int) -> float:
-    import joblib
+def _of_tasks(run: Callable[[], Any]) -> float:
+    """Median seconds, of processes that have what they need."""
+    run()
+    return median(_clock(run) for _ in range(ROUNDS))
 
-    with joblib.Parallel(n_jobs=2, batch_size=1) as parallel:
-        return _clock_tasks(lambda calls: parallel([joblib.delayed(_compute)(case, calls)] * 2), calls)
 
-
-def _clock_tasks(run: Callable[[int], Any], calls: int) -> float:
-    """Median seconds of two tasks, by processes that have what they need."""
-    seconds = []
-    run(1)
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        run(calls)
-        seconds.append(time.perf_counter() - start)
-    return median(seconds)
+def _clock(task: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
 
 
 def _compute(case: Case, calls: int) -> None:

@@ -1,6 +1,7 @@
 """What came out beside other work: tables for the terminal and in Markdown, and everything in JSON."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,8 @@ def legend(run: BusyRun) -> str:
 
 def tables(run: BusyRun, plain: bool = False) -> Iterator[tuple[str, str, Table]]:
     """(heading, what it shows, the table)."""
-    yield "Beside processes that spin", legend(run), beside(run, plain)
+    if run.beside:
+        yield "Beside processes that spin", legend(run), beside(run, plain)
     if run.together:
         yield "Two processes side by side", TOGETHER, together(run, plain)
     if run.gains:
@@ -43,7 +45,7 @@ TOGETHER = (
 )
 GAIN = (
     "Of fastsoftmax, on an idle machine: how many times as long one thread takes (median), if calls follow each other "
-    f"and, in brackets, if each comes after {PAUSE_SECONDS * 1e3:g} ms of sleep."
+    f"and if each comes after {PAUSE_SECONDS * 1e3:g} ms of sleep."
 )
 
 
@@ -84,13 +86,11 @@ def together(run: BusyRun, plain: bool) -> Table:
 
 
 def gains(run: BusyRun, plain: bool) -> Table:
-    grid = _grid(plain, ["elements"])
-    kinds = ("rows of 100: softmax", "loss + gradient", "one row: softmax")
-    for kind in kinds:
-        grid.add_column(kind, justify="right", no_wrap=True)
-    for start in range(0, len(run.gains), len(kinds)):
-        row = run.gains[start : start + len(kinds)]
-        grid.add_row(f"{row[0].case.elements:,}", *(f"{each.following:.2f} ({each.paused:.2f})" for each in row))
+    grid = _grid(plain, ["case"])
+    for heading in ("elements", "gain", f"after {PAUSE_SECONDS * 1e3:g} ms"):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    for each in run.gains:
+        grid.add_row(each.case.name, f"{each.case.elements:,}", f"{each.following:.2f}", f"{each.paused:.2f}")
     return grid
 
 
@@ -127,8 +127,10 @@ def write_json(path: Path, run: BusyRun) -> None:
 def write_markdown(path: Path, run: BusyRun, picture: Path) -> None:
     parts = [
         f"{machine.paragraph(run.about)} Written by `python -m bench --busy`.",
-        f"![ratios with several threads to those with one, by contender, case and load]({picture.name})",
     ]
+    if run.beside:
+        link = Path(os.path.relpath(picture.with_suffix(".png"), path.parent)).as_posix()
+        parts.append(f"![how many times as long calls take with several threads, by contender, case and load]({link})")
     for heading, what, grid in tables(run, plain=True):
         parts += [f"## {heading}", what, markdown(grid) if grid.rows else "None."]
         if heading == "Beside processes that spin":

@@ -318,6 +318,15 @@ BUSY: dict[str, list[Case]] = {
         Case("softmax", (1, 16_777_216)),
     ],
 }
+# Where several threads begin to pay, and to how many times as much.
+SIZES = (10_000, 20_000, 40_000, 60_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
+GAINS: dict[str, list[Case]] = {
+    "Gain": [
+        *(Case("softmax", (size // 100, 100)) for size in SIZES),
+        *(Case("cross_entropy_with_grad", (size // 100, 100)) for size in SIZES),
+        *(Case("softmax", (size,)) for size in SIZES),
+    ]
+}
 BUSY_QUICK = frozenset({Case("softmax", (10_000, 100)), Case("cross_entropy_with_grad", (10_000, 100))})
 
 
