@@ -183,8 +183,9 @@ def take_turns(pair: Sequence[Worker], seconds: float, turn: float, pause: float
 
 
 @contextmanager
-def spinning(count: int) -> Iterator[None]:
+def spinning(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """So many other processes that never rest. They end with this block and with this process, however it ends."""
+    processes = []
     with ExitStack() as stack:
         for _ in range(count):
             process = subprocess.Popen([sys.executable, "-c", SPIN, str(os.getpid())], stdout=subprocess.PIPE)
@@ -193,7 +194,8 @@ def spinning(count: int) -> Iterator[None]:
             assert process.stdout is not None
             if not process.stdout.readline():
                 raise RuntimeError("a process that was to spin did not start")
-        yield
+            processes.append(process)
+        yield processes
 
 
 def together(case: Case, pair: Sequence[Worker]) -> Together:

@@ -10,7 +10,7 @@ import matplotlib as mpl
 mpl.use("agg")
 
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import machine, marks
 from .busy import BusyRun
@@ -83,6 +83,8 @@ def draw_busy(path: Path, run: BusyRun) -> list[Path]:
             axes.axvline(marks.BESIDE[field], color=LOST, linewidth=0.8, zorder=1)
             axes.text(marks.BESIDE[field], -0.9, f" {marks.BESIDE[field]:g}", color=LOST, fontsize=8, va="center")
             _dress(axes, [case.name for _, case in rows], heights, headings if axes is panels[0] else {})
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(f"{label}, {run.threads} threads over 1", color=FAINT)
         for name in (OURS, *rivals):
             panels[0].plot([], [], linestyle="none", label=name, **styles[name])

@@ -1,6 +1,7 @@
 """A process for each contender: where pools of others wait for work in the same one, their threads spin beside it."""
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
@@ -18,10 +20,9 @@ from .contenders import Call, Contender, definition
 
 SAMPLE_SECONDS = 2e-4  # a sample repeats its call until it lasts this long
 
-# Other threads of a process that waits may spin for a while. They are asleep once it uses less than this of a core.
-ASLEEP = 0.2
-LOOK_SECONDS = 1e-3
-MOST_LOOKS = 100
+# The other threads of a process that waits may spin for a while.
+LOOK_SECONDS = 2e-3
+MOST_LOOKS = 50
 
 # How far two results may lie apart, relative to each and to the largest (or 1): some sum millions of classes in float32
 # one after another and lose three digits, and those that sum in half precision several per cent.
@@ -186,10 +187,19 @@ def limit_blas(threads: int) -> None:
 def rest() -> None:
     """Wait until the other threads of this process sleep, so that whoever is next has the machine."""
     for _ in range(MOST_LOOKS):
-        wall, cpu = time.perf_counter(), time.process_time()
         time.sleep(LOOK_SECONDS)
-        if time.process_time() - cpu < ASLEEP * (time.perf_counter() - wall):
+        if not any(map(_runs, Path("/proc/self/task").glob("*/stat"))):  # where it exists; their times come late
             return
+
+
+def _runs(stat: Path) -> bool:
+    """Whether this is a thread that runs or would, but not the calling one."""
+    if stat.parent.name == str(threading.get_native_id()):
+        return False
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] == "R"
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return False
 
 
 @contextmanager
