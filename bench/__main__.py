@@ -41,7 +41,7 @@ def _race(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]
     """The files that were written."""
     from . import chart
 
-    seconds = options.seconds or (0.8 if options.quick else 3.0)
+    seconds = options.seconds or (0.6 if options.quick else 3.0)
     runs = []
     for threads in options.threads:
         run = measure(selected, threads, options.peers, seconds)
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         metavar="S",
-        help="time for each case (default 3, 0.8 if quick); with --busy, for each number of threads and load, of which "
+        help="time for each case (default 3, 0.6 if quick); with --busy, for each number of threads and load, of which "
         "other libraries get a tenth (default 20, 2 if quick)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and the machine to FILE")

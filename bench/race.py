@@ -14,7 +14,7 @@ SLOW_SECONDS = 0.5
 MOST_ROUNDS = 51
 
 # Each contender has arrays of its own. Where all of them would be larger than this, one is timed after the other.
-MOST_BYTES = 4 * 2**30
+MOST_BYTES = 2 * 2**30
 
 OURS = "fastsoftmax"
 
@@ -70,9 +70,9 @@ def race(group: str, case: Case, racers: Sequence[Worker], limits: Sequence[Work
     preallocated = False
     for some in [workers] if together else [[worker] for worker in workers]:
         ready = []
-        for worker in some:
+        for worker, prepared in [(each, each.submit(Station.prepare, case, each in racers)) for each in some]:
             try:
-                preallocated = worker.do(Station.prepare, case, worker in racers)
+                preallocated = prepared.result()
             except Unsupported as reason:
                 absent[worker.name] = str(reason)
             except Disagreement as reason:

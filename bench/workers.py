@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -19,6 +20,10 @@ from .cases import Array, Case, Workload
 from .contenders import Call, Contender, definition
 
 SAMPLE_SECONDS = 2e-4  # a sample repeats its call until it lasts this long
+
+# Before a sample, calls find their arrays in the cache and their threads awake, as they are when many calls follow each
+# other. Threads of some libraries, ours among them, stay awake only then.
+WARM_SECONDS = 1e-3
 
 # The other threads of a process that waits may spin for a while.
 LOOK_SECONDS = 2e-3
@@ -42,7 +47,7 @@ class Timing:
 
     repeats: int
     samples: list[float] = field(default_factory=list)
-    wall: float = 0.0  # of all samples
+    wall: float = 0.0  # of all turns, with the calls before a sample
     cpu: float = 0.0  # of all threads, meanwhile
 
     @property
@@ -64,7 +69,6 @@ class Station:
 
     call: Call
     timing: Timing
-    spent: float  # seconds of all turns
 
     def __init__(self, contender: Contender, threads: int) -> None:
         limit_blas(threads)
@@ -86,22 +90,24 @@ class Station:
 
     def calibrate(self) -> None:
         self.timing = Timing(_repeats(self.call))
-        self.spent = 0.0
         rest()
 
     def turn(self) -> float:
         """Take one sample; the seconds spent so far."""
+        timing = self.timing
         with no_collection():
-            # Arrays are in the cache and threads awake, as they are when calls follow one another.
-            warm = _clock(self.call, 1)
-            cpu = time.process_time()
-            lasted = _clock(self.call, self.timing.repeats)
-            self.timing.cpu += time.process_time() - cpu
-        self.timing.wall += lasted
-        self.timing.samples.append(lasted / self.timing.repeats)
-        self.spent += warm + lasted
+            start, cpu = time.perf_counter(), time.process_time()
+            self.warm()
+            timing.samples.append(_clock(self.call, timing.repeats) / timing.repeats)
+            timing.wall += time.perf_counter() - start
+            timing.cpu += time.process_time() - cpu
         rest()
-        return self.spent
+        return timing.wall
+
+    def warm(self) -> None:
+        start = time.perf_counter()
+        while time.perf_counter() - start < WARM_SECONDS:
+            self.call()
 
     def release(self) -> None:
         """Give back the memory of the case."""
@@ -113,11 +119,10 @@ class Station:
         return self.timing
 
     def calls(self, seconds: float, pause: float) -> Array:
-        """Seconds of each of the calls that take this long together, after one that wakes the threads; a pause before
-        each."""
+        """Seconds of each of the calls that take this long together, a pause before each."""
         durations: list[float] = []
         with no_collection():
-            self.call()
+            self.warm()
             begin = end = time.perf_counter()
             while not durations or end - begin < seconds:
                 if pause:
@@ -142,7 +147,12 @@ class Worker:
         self._process = ProcessPoolExecutor(1, get_context("spawn"), _start, (contender, threads))
 
     def submit(self, task: Callable[[Station, Unpack[Arguments]], Result], *arguments: *Arguments) -> Future[Result]:
-        return self._process.submit(_do, task, *arguments)
+        try:
+            return self._process.submit(_do, task, *arguments)
+        except BrokenProcessPool as reason:  # it has ended before; the result says so, as when it ends now
+            broken: Future[Result] = Future()
+            broken.set_exception(reason)
+            return broken
 
     def do(self, task: Callable[[Station, Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
         return self.submit(task, *arguments).result()
