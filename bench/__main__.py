@@ -1,6 +1,7 @@
 """`python -m bench`: race fastsoftmax against its reference in NumPy, SciPy and, with --peers, other libraries."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,4 +124,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # Like Ctrl-C: the processes that were started end, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())
