@@ -1,17 +1,17 @@
 """`python -m bench`: race fastsoftmax against its reference in NumPy, SciPy and, with --peers, other libraries."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import fastsoftmax
+from rich.console import Console
 
-from . import cases, chart, marks, report
+from . import busy, busy_report, cases, marks, report
 from .measure import console_of, measure
-from .race import Disagreement
+from .workers import Disagreement
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,7 +19,8 @@ RESULTS = Path(__file__).parent / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = console_of(sys.stdout)
-    selected = list(cases.select(options.case, options.quick))
+    groups, quick_ones = (cases.BUSY | cases.GAINS, cases.BUSY_QUICK) if options.busy else (cases.GROUPS, cases.QUICK)
+    selected = list(cases.select(options.case, options.quick, groups, quick_ones))
     if options.list:
         for _, case in selected:
             console.print(case.name, highlight=False)
@@ -28,16 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"no case matches {options.case!r}; --list shows them", style="red")
         return 2
 
-    seconds = options.seconds or (0.8 if options.quick else 3.0)
+    try:
+        written = (_busy if options.busy else _race)(options, selected, console)
+    except Disagreement as reason:
+        console.print(f"wrong result: {reason}", style="bold red", highlight=False)
+        return 1
+    console.print("written:", ", ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _race(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]], console: Console) -> list[Path]:
+    """The files that were written."""
+    from . import chart
+
+    seconds = options.seconds or (0.6 if options.quick else 3.0)
     runs = []
     for threads in options.threads:
-        # A process for each number of threads: many libraries take theirs once and for all.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            try:
-                run = process.submit(measure, selected, threads, options.peers, seconds).result()
-            except Disagreement as reason:
-                console.print(f"wrong result: {reason}", style="bold red", highlight=False)
-                return 1
+        run = measure(selected, threads, options.peers, seconds)
         console.print(report.table(run))
         console.print(report.LEGEND, style="dim", highlight=False)
         for line in [*report.remarks(run), *report.summary(run)]:
@@ -46,15 +54,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.peers:
         console.print(marks.table(runs))
 
-    written = chart.draw(options.chart, runs[-1])
+    written = chart.draw(options.chart or RESULTS / "bench", runs[-1])
     if options.json:
         report.write_json(options.json, runs)
         written.append(options.json)
     if options.markdown:
         report.write_markdown(options.markdown, runs)
         written.append(options.markdown)
-    console.print("written:", ", ".join(map(str, written)), style="dim", highlight=False, soft_wrap=True)
-    return 0
+    return written
+
+
+def _busy(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]], console: Console) -> list[Path]:
+    """Likewise."""
+    from . import chart
+
+    run = busy.measure(selected, max(options.threads), options.seconds or (2.0 if options.quick else 20.0))
+    for heading, what, table in busy_report.tables(run):
+        table.title = heading
+        console.print(table)
+        console.print(what, style="dim", highlight=False)
+    for line in busy_report.absences(run):
+        console.print(line, highlight=False)
+
+    picture = options.chart or RESULTS / "busy"
+    written = chart.draw_busy(picture, run) if run.beside else []
+    if options.json:
+        busy_report.write_json(options.json, run)
+        written.append(options.json)
+    if options.markdown:
+        busy_report.write_markdown(options.markdown, run, picture)
+        written.append(options.markdown)
+    return written
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,19 +99,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--case", metavar="PATTERN", help="only cases whose name holds PATTERN, or is it, with * and ?")
     parser.add_argument("--peers", action="store_true", help="race the other libraries that are installed, too")
-    parser.add_argument("--seconds", type=float, metavar="S", help="time for each case (default 0.8 if quick, else 3)")
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="instead: one thread against as many as --threads says, alone and beside processes that want the cores",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="time for each case (default 3, 0.6 if quick); with --busy, for each number of threads and load, of which "
+        "other libraries get a tenth (default 20, 2 if quick)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and the machine to FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
     parser.add_argument(
         "--chart",
         type=Path,
         metavar="FILE",
-        default=RESULTS / "bench",
-        help="to FILE.png and FILE.svg (%(default)s)",
+        help=f"to FILE.png and FILE.svg ({RESULTS / 'bench'} or, with --busy, {RESULTS / 'busy'})",
     )
     parser.add_argument("--list", action="store_true", help="only print the names of the cases")
     return parser
 
 
 if __name__ == "__main__":
+    # Like Ctrl-C: the processes that were started end, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -1,7 +1,7 @@
 """The named cases: an operation, a shape, an axis and a dtype each, and the arrays that it works on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
@@ -302,10 +302,42 @@ QUICK = frozenset(
     }
 )
 
+# What is timed beside other work: from 10 µs to 100 ms with one thread.
+BUSY: dict[str, list[Case]] = {
+    "Rows": [
+        Case("softmax", (400, 100)),
+        Case("softmax", (10_000, 100)),
+        Case("softmax", (32_768, 4096)),
+    ],
+    "Losses": [
+        Case("cross_entropy_with_grad", (10_000, 100)),
+        Case("cross_entropy_with_grad", (1_000_000, 10)),
+    ],
+    "One row": [
+        Case("softmax", (100_000,)),
+        Case("softmax", (1, 16_777_216)),
+    ],
+}
+# Where several threads begin to pay, and to how many times as much.
+SIZES = (10_000, 20_000, 40_000, 60_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
+GAINS: dict[str, list[Case]] = {
+    "Gain": [
+        *(Case("softmax", (size // 100, 100)) for size in SIZES),
+        *(Case("cross_entropy_with_grad", (size // 100, 100)) for size in SIZES),
+        *(Case("softmax", (size,)) for size in SIZES),
+    ]
+}
+BUSY_QUICK = frozenset({Case("softmax", (10_000, 100)), Case("cross_entropy_with_grad", (10_000, 100))})
 
-def select(pattern: str | None = None, quick: bool = False) -> Iterator[tuple[str, Case]]:
+
+def select(
+    pattern: str | None = None,
+    quick: bool = False,
+    groups: Mapping[str, Sequence[Case]] = GROUPS,
+    quick_ones: Container[Case] = QUICK,
+) -> Iterator[tuple[str, Case]]:
     """(group, case) of every case asked for, in the order of the table."""
-    for group, cases in GROUPS.items():
+    for group, cases in groups.items():
         for case in cases:
-            if (case in QUICK or not quick) and (pattern is None or case.matches(pattern)):
+            if (case in quick_ones or not quick) and (pattern is None or case.matches(pattern)):
                 yield group, case

@@ -10,9 +10,10 @@ import matplotlib as mpl
 mpl.use("agg")
 
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from . import machine
+from . import machine, marks
+from .busy import BusyRun
 from .cases import QUICK
 from .race import OURS, CaseResult, Run
 from .report import names
@@ -46,46 +47,84 @@ def draw(path: Path, run: Run) -> list[Path]:
     # All cases would be more than one sees at a glance.
     results = [result for result in run.results if result.case in QUICK] or run.results
     rivals = names(results)
-    heights, headings = _layout(results)
+    heights, headings = _layout([result.group for result in results])
     with mpl.rc_context():
         mpl.rcParams.update(STYLE)
         figure, axes = plt.subplots(figsize=(10.5, 2.1 + 0.235 * max(heights)), layout="constrained")
         margin: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
         for result, height in zip(results, heights, strict=True):
             _draw_case(axes, result, height, rivals, margin)
-        for group, height in headings.items():
-            axes.text(-0.005, height, group, ha="right", weight="bold", **margin)
         axes.text(1.01, -0.9, "times as fast as\nthe fastest other", color=FAINT, fontsize=8, **margin)
-        _dress(axes, [result.case.name for result in results], heights)
+        _dress(axes, [result.case.name for result in results], heights, headings)
+        axes.set_xlabel("nanoseconds per element (log scale): left is faster", color=FAINT)
         _label_contenders(axes, rivals)
-        figure.legend(
-            loc="outside upper left",
-            ncols=4,
-            frameon=False,
-            handletextpad=0.3,
-            title="fastsoftmax beside " + _enumerate(["NumPy" if name == "reference" else name for name in rivals]),
-            title_fontproperties={"size": 14, "weight": "bold"},
-            alignment="left",
-        )
-        origin = f"{machine.sentence(about)}\n{fill(machine.versions(about), 150)}; {about['date']}"
-        figure.supxlabel(origin, x=0.01, ha="left", fontsize=7.5, color=FAINT)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        figure.savefig(written[0], dpi=150, facecolor="white")
-        figure.savefig(written[1], facecolor="white", metadata={"Date": None})
-        plt.close(figure)
+        others = ["NumPy" if name == "reference" else name for name in rivals]
+        return _finish(figure, path, "fastsoftmax beside " + _enumerate(others), about)
+
+
+def draw_busy(path: Path, run: BusyRun) -> list[Path]:
+    """Likewise, how many times as long several threads take as one: their medians, means and 99th percentiles."""
+    loads = sorted({each.spinning for each in run.beside})
+    cases = list(dict.fromkeys(each.case for each in run.beside))
+    rows = [(load, case) for load in loads for case in cases]
+    heights, headings = _layout([_load(load) for load, _ in rows])
+    rivals = list(dict.fromkeys(each.name for each in run.beside if each.name != OURS))
+    styles = {OURS: SELF, **dict(zip(rivals, OTHERS, strict=False))}
+    figures = {"median": "median", "mean": "mean", "percentile": "99th percentile"}
+    with mpl.rc_context():
+        mpl.rcParams.update(STYLE)
+        size = (10.5, 2.1 + 0.235 * max(heights))
+        figure, panels = plt.subplots(1, 3, figsize=size, layout="constrained", sharey=True)
+        for axes, (field, label) in zip(panels, figures.items(), strict=True):
+            for each in run.beside:
+                height = heights[rows.index((each.spinning, each.case))]
+                axes.plot(each.ratio(field), height, zorder=4 if each.name == OURS else 3, **styles[each.name])
+            axes.axvline(1, color=INK, linewidth=0.8, zorder=1)
+            axes.axvline(marks.BESIDE[field], color=LOST, linewidth=0.8, zorder=1)
+            axes.text(marks.BESIDE[field], -0.9, f" {marks.BESIDE[field]:g}", color=LOST, fontsize=8, va="center")
+            _dress(axes, [case.name for _, case in rows], heights, headings if axes is panels[0] else {})
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_xlabel(f"{label}, {run.threads} threads over 1", color=FAINT)
+        for name in (OURS, *rivals):
+            panels[0].plot([], [], linestyle="none", label=name, **styles[name])
+        title = "Threads beside other work: how many times as long as one (log scale)"
+        return _finish(figure, path, title, run.about)
+
+
+def _load(spinning: int) -> str:
+    return "alone" if spinning == 0 else f"beside {spinning} spinning"
+
+
+def _finish(figure: Any, path: Path, title: str, about: dict[str, Any]) -> list[Path]:
+    figure.legend(
+        loc="outside upper left",
+        ncols=4,
+        frameon=False,
+        handletextpad=0.3,
+        title=title,
+        title_fontproperties={"size": 14, "weight": "bold"},
+        alignment="left",
+    )
+    origin = f"{machine.sentence(about)}\n{fill(machine.versions(about), 150)}; {about['date']}"
+    figure.supxlabel(origin, x=0.01, ha="left", fontsize=7.5, color=FAINT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    figure.savefig(written[0], dpi=150, facecolor="white")
+    figure.savefig(written[1], facecolor="white", metadata={"Date": None})
+    plt.close(figure)
     return written
 
 
-def _layout(results: Sequence[CaseResult]) -> tuple[list[float], dict[str, float]]:
-    """The heights of the cases, and of the headings between them."""
+def _layout(groups: Sequence[str]) -> tuple[list[float], dict[str, float]]:
+    """The heights of the rows, each with its group, and of the headings between them."""
     heights: list[float] = []
     headings: dict[str, float] = {}
     height = 0.0
-    for result in results:
-        if result.group not in headings:
+    for group in groups:
+        if group not in headings:
             height += 0.35 if headings else 0
-            headings[result.group] = height
+            headings[group] = height
             height += 1
         heights.append(height)
         height += 1
@@ -110,14 +149,16 @@ def _draw_case(axes: Any, result: CaseResult, height: float, rivals: list[str], 
     axes.plot(ours, height, zorder=4, **SELF)
 
 
-def _dress(axes: Any, labels: list[str], heights: list[float]) -> None:
+def _dress(axes: Any, labels: list[str], heights: list[float], headings: dict[str, float]) -> None:
+    for heading, height in headings.items():
+        at = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "right"}
+        axes.text(-0.005, height, heading, weight="bold", **at)
     axes.set_yticks(heights, labels)
     axes.set_ylim(max(heights) + 0.8, -1.2)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(low * 0.8, high * 1.25)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("nanoseconds per element (log scale): left is faster", color=FAINT)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, colors=INK)

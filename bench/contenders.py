@@ -1,8 +1,10 @@
 """Who computes a case: fastsoftmax itself, its definition in NumPy, and SciPy. Others are in peers.py."""
 
+import copyreg
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
@@ -16,6 +18,9 @@ Call = Callable[[], Any]
 
 # Ends the names of those that run beside their likes with more threads, to see what these bring.
 ONE_THREAD = ", 1 thread"
+
+# Contenders are started in processes of their own; a module goes there by its name.
+copyreg.pickle(ModuleType, lambda module: (import_module, (module.__name__,)))
 
 
 class Unsupported(Exception):
@@ -38,9 +43,6 @@ class Contender(ABC):
         """Import the library and set its number of threads."""
         self.threads = threads
 
-    def turn(self) -> None:  # noqa: B027 - most have nothing to set
-        """What has to be set before it is timed each time."""
-
     @abstractmethod
     def prepare(self, work: Workload) -> Call:
         """A call without arguments that computes the case once; or raise `Unsupported`."""
@@ -62,11 +64,8 @@ class NumpyApi(Contender):
 
     def start(self, threads: int) -> None:
         super().start(threads)
-        self.turn()
-
-    def turn(self) -> None:
         if self._set_threads is not None:
-            self._set_threads(self.threads)
+            self._set_threads(threads)
 
     def prepare(self, work: Workload) -> Call:
         case = work.case
@@ -124,11 +123,15 @@ def ours(name: str = "fastsoftmax") -> Contender:
     return NumpyApi(name, fastsoftmax, fastsoftmax.set_num_threads)
 
 
-def contenders(peers: bool) -> list[Contender]:
-    """Those that are installed, fastsoftmax first."""
+def definition() -> Contender:
     from fastsoftmax import reference
 
-    racers: list[Contender] = [ours(), NumpyApi("reference", reference), Scipy()]
+    return NumpyApi("reference", reference)
+
+
+def contenders(peers: bool) -> list[Contender]:
+    """Those that are installed, fastsoftmax first."""
+    racers: list[Contender] = [ours(), definition(), Scipy()]
     if peers:
         from .peers import PEERS
 

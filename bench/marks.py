@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
+from .busy import BusyRun
 from .cases import Case
 from .contenders import ONE_THREAD
 from .race import OURS, CaseResult, Run
@@ -16,12 +17,24 @@ NOISE = 0.05
 # From here on, several threads have to be worth while.
 SHARED_ELEMENTS = 2**18
 
+# How many times as long as with one thread a call may take, beside other processes that want the cores, and alone.
+BESIDE = {"median": 1.1, "mean": 1.2, "percentile": 1.5}
+ALONE = 1.03
+# What several threads have to bring on an idle machine, from so many elements on; those before it, no loss.
+GAINS = ((1_000_000, 1.8), (100_000, 1.5), (0, 1 / ALONE))
+
 LEGEND = (
     "Wanted: 1.5 times as fast as the fastest other, 3 times with up to 32 classes or a class axis that is not the "
     "last; at most 1.4 times the time of exp, 2 times with up to 99 classes or such an axis; a call on fewer than 1000 "
     "numbers in 1 µs or 1.3 times the time of np.exp; with two threads 1.8 times as fast as with one, or as much as "
     "exp gains if that is less, and with any number never slower. [NOTES.md](NOTES.md) says what bounds the cases of "
     "each kind, and what was tried."
+)
+BUSY_LEGEND = (
+    "Wanted of fastsoftmax: beside processes that spin, at most 1.1 times the median with one thread, 1.2 times the "
+    "mean and 1.5 times the 99th percentile; alone, never more than 1.03 times; two processes side by side in no "
+    f"longer than one that does the work of both, within {NOISE:.0%}; a gain of 1.8 from a million elements on, 1.5 "
+    "from 100,000."
 )
 
 
@@ -63,6 +76,23 @@ def missed(result: CaseResult) -> Iterator[tuple[str, float, float]]:
             wanted = max(1.0, min(1.8, result.ratio("exp" + ONE_THREAD, "exp")))
         if gain < wanted - NOISE:
             yield "gain by threads", wanted, gain
+
+
+def missed_when_busy(run: BusyRun) -> Iterator[tuple[str, str, float, float]]:
+    """(case, mark, what is wanted, what was found)."""
+    for beside in run.beside:
+        for figure, most in BESIDE.items() if beside.spinning else [("median", ALONE)]:
+            if beside.name == OURS and (found := beside.ratio(figure)) > most:
+                yield beside.case.name, f"{figure} beside {beside.spinning} spinning", most, found
+    for together in run.together:
+        for name, ratio in together.ratios.items():
+            if ratio > 1 + NOISE:
+                yield together.case.name, f"{name}: side by side", 1.0, ratio
+    for gain in run.gains:
+        wanted = next(wanted for elements, wanted in GAINS if gain.case.elements >= elements)
+        for found, when in ((gain.following, "calls that follow each other"), (gain.paused, "calls after 4 ms")):
+            if found < wanted:
+                yield gain.case.name, f"gain of {when}", wanted, found
 
 
 def limit_of_exp(case: Case) -> float:

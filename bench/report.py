@@ -1,6 +1,7 @@
 """What came out: a table for the terminal, the same in Markdown, and everything in JSON."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from io import StringIO
@@ -15,6 +16,10 @@ from rich.table import Table
 from . import machine, marks
 from .contenders import ONE_THREAD
 from .race import OURS, CaseResult, Run
+
+# The parts of a written result.
+RACE = "Benchmark results"
+BUSY = "Beside other work"
 
 LEGEND = (
     "µs: median of a call of fastsoftmax; ns: of an element. rank: of fastsoftmax, among all that compute the case. Of "
@@ -133,7 +138,7 @@ def _json(run: Run) -> dict[str, Any]:
 
 
 def write_markdown(path: Path, runs: Sequence[Run]) -> None:
-    parts = ["# Benchmark results", "", LEGEND]
+    parts = [LEGEND]
     for run in runs:
         parts += [
             "",
@@ -147,8 +152,19 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
         ]
     missed = marks.table(runs, plain=True)
     parts += ["", "## Marks that are missed", "", marks.LEGEND, "", markdown(missed) if missed.rows else "None."]
+    write_part(path, RACE, "\n".join(parts))
+
+
+def write_part(path: Path, heading: str, text: str) -> None:
+    """One of both parts of the results; the other one stays as it is."""
+    parts = {RACE: "", BUSY: ""}
+    if path.exists():
+        for kept in re.split("^# ", path.read_text(), flags=re.MULTILINE)[1:]:
+            title, _, rest = kept.partition("\n")
+            parts[title] = rest.strip()
+    parts[heading] = text
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts) + "\n")
+    path.write_text("\n".join(f"# {title}\n\n{part}\n" for title, part in parts.items() if part))
 
 
 def threads(number: int) -> str:

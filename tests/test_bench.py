@@ -1,0 +1,213 @@
+"""The benchmark: who is timed, beside whom, and what is written. What it finds is not tested."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rich", reason="needs what the benchmark needs")
+pytest.importorskip("matplotlib", reason="needs what the benchmark needs")
+pytest.importorskip("threadpoolctl", reason="needs what the benchmark needs")
+
+from bench import busy, busy_report, chart, marks, report
+from bench.busy import Beside, BusyRun, Figures, Gain, Together
+from bench.cases import Case
+from bench.contenders import Contender, Unsupported, definition, ours
+from bench.race import race
+from bench.workers import Disagreement, Station, started
+
+TIME_LIMIT = 30
+SMALL = Case("softmax", (50, 30))
+
+
+class Wrong(Contender):
+    name = "wrong"
+    package = "numpy"
+
+    def prepare(self, work):
+        return lambda: work.x
+
+
+class Ending(Contender):
+    name = "ending"
+    package = "numpy"
+
+    def prepare(self, work):
+        os._exit(3)
+
+
+class Lacking(Contender):
+    name = "lacking"
+    package = "numpy"
+
+    def prepare(self, work):
+        raise Unsupported("no such operation")
+
+
+# The race
+
+
+def test_each_contender_computes_in_a_process_of_its_own_with_its_number_of_threads():
+    with started((ours(), 1), (ours(), 2), (definition(), 2)) as workers:
+        pids = {worker._process.submit(os.getpid).result() for worker in workers}
+        assert len(pids | {os.getpid()}) == 4
+        assert [worker.do(_threads) for worker in workers[:2]] == [1, min(2, busy.fastsoftmax.get_num_threads())]
+
+
+def _threads(station):
+    return busy.fastsoftmax.get_num_threads()
+
+
+def test_a_contender_that_is_wrong_or_ends_or_lacks_the_operation_is_absent_with_the_reason():
+    racers = [ours(), definition(), Wrong(), Ending(), Lacking()]
+    with started(*((racer, 1) for racer in racers)) as workers:
+        for _ in range(2):  # also once the process has ended
+            result = race("group", SMALL, workers, [], 0.01)
+            assert set(result.timings) == {"fastsoftmax", "reference"}
+            assert "disagrees" in result.absent["wrong"]
+            assert "fails" in result.absent["ending"]
+            assert result.absent["lacking"] == "no such operation"
+
+
+def test_a_wrong_result_of_our_own_ends_the_race():
+    wrong = Wrong()
+    wrong.name = "fastsoftmax"
+    with started((wrong, 1)) as workers, pytest.raises(Disagreement, match="fastsoftmax disagrees"):
+        race("group", SMALL, workers, [], 0.01)
+
+
+@pytest.mark.parametrize("most_bytes", [0, 2**30])
+def test_arrays_that_would_fill_the_memory_are_raced_one_after_the_other(most_bytes, monkeypatch):
+    monkeypatch.setattr("bench.race.MOST_BYTES", most_bytes)
+    with started((ours(), 1), (definition(), 1)) as workers:
+        result = race("group", SMALL, workers, [], 0.01)
+    assert all(timing.median > 0 for timing in result.timings.values())
+    assert result.rivals == ["reference"]
+
+
+# Beside other work
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_processes_that_spin_end_with_their_block(error):
+    try:
+        with busy.spinning(2) as processes:
+            assert [process.poll() for process in processes] == [None, None]
+            if error is not None:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    assert len(processes) == 2
+    assert all(process.returncode is not None for process in processes)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see whether a process runs")
+def test_processes_that_spin_end_when_their_parent_is_killed():
+    code = (
+        "import time\nfrom bench.busy import spinning\n"
+        "with spinning(1) as [process]: print(process.pid, flush=True); time.sleep(60)"
+    )
+    folder = Path(__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=folder) as parent:
+        pid = int(parent.stdout.readline())
+        assert _runs(pid)
+        parent.send_signal(signal.SIGKILL)
+    end = time.monotonic() + TIME_LIMIT
+    while _runs(pid):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_figures_are_those_of_all_calls_and_of_the_worst_turn():
+    figures = Figures.of([np.full(98, 1.0), np.array([5.0, 9.0])])
+    assert figures == Figures(100, 1.0, 1.12, pytest.approx(5.04), 7.0)
+
+
+def test_calls_are_timed_one_by_one_each_after_its_pause():
+    with started((ours(), 1)) as [worker]:
+        worker.do(Station.prepare, SMALL, True)
+        durations = worker.do(Station.calls, 0.1, 0.02)
+    assert 1 <= len(durations) <= 5
+    assert (durations < 0.02).all()
+
+
+def test_whoever_needs_longer_than_a_mark_allows_is_found():
+    def figures(median, mean, percentile):
+        return Figures(1, median, mean, percentile, mean)
+
+    one = figures(1.0, 1.0, 1.0)
+    run = BusyRun(
+        2,
+        1.0,
+        {},
+        [
+            Beside("g", SMALL, 0, "fastsoftmax", one, figures(1.05, 9, 9)),
+            Beside("g", SMALL, 1, "fastsoftmax", one, figures(1.05, 1.3, 1.4)),
+            Beside("g", SMALL, 2, "fastsoftmax", one, figures(1.2, 1.1, 1.6)),
+            Beside("g", SMALL, 2, "torch", one, figures(2, 2, 2)),
+        ],
+        {},
+        [Together(SMALL, 10, 1.0, {"two processes": 1.2, "joblib": 0.6})],
+        [Gain(SMALL, 0.9, 1.0), Gain(Case("softmax", (10**6,)), 1.7, 1.9)],
+    )
+    assert [(mark, wanted, found) for _, mark, wanted, found in marks.missed_when_busy(run)] == [
+        ("median beside 0 spinning", 1.03, 1.05),
+        ("mean beside 1 spinning", 1.2, 1.3),
+        ("median beside 2 spinning", 1.1, 1.2),
+        ("percentile beside 2 spinning", 1.5, 1.6),
+        ("two processes: side by side", 1.0, 1.2),
+        ("gain of calls that follow each other", pytest.approx(1 / 1.03), 0.9),
+        ("gain of calls that follow each other", 1.8, 1.7),
+    ]
+
+
+# Threads of other tests sleep in this process; forked ones use none of theirs.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_run_beside_other_work_is_written_as_table_picture_and_json(tmp_path, monkeypatch):
+    monkeypatch.setattr(busy, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(busy, "TASK_SECONDS", 0.02)
+    monkeypatch.setattr(busy, "GAIN_SECONDS", 0.02)
+    for other in ("Torch", "OnnxRuntime", "LiteRt", "Jax"):
+        monkeypatch.setattr(getattr(busy, other), "available", lambda self: False)
+    monkeypatch.setattr(busy, "Numba", Lacking)
+    cases = [("Rows", SMALL), ("Gain", Case("softmax", (20_000,)))]
+    run = busy.measure(cases, 2, 0.04)
+    assert [(each.name, each.spinning) for each in run.beside] == [("fastsoftmax", load) for load in busy.loads()]
+    assert run.absent == {"fastsoftmax": {}, "lacking": {SMALL.name: "no such operation"}}
+    assert {"two processes", "joblib"} <= set(run.together[0].ratios)
+    assert [gain.case.elements for gain in run.gains] == [20_000]
+
+    busy_report.write_markdown(tmp_path / "r.md", run, tmp_path / "picture")
+    text = (tmp_path / "r.md").read_text()
+    assert f"| {SMALL.name}" in text
+    assert "](picture.png)" in text
+    assert "lacking is absent from" in text
+    assert [path.name for path in chart.draw_busy(tmp_path / "picture", run)] == ["picture.png", "picture.svg"]
+    busy_report.write_json(tmp_path / "r.json", run)
+    assert json.loads((tmp_path / "r.json").read_text())["busy"]["beside"][0]["name"] == "fastsoftmax"
+
+
+def test_each_part_of_the_written_results_leaves_the_other_as_it_is(tmp_path):
+    path = tmp_path / "results.md"
+    report.write_part(path, report.BUSY, "## Old\n\ntext")
+    report.write_part(path, report.RACE, "a\n\n## 1 thread\n\n| b |")
+    race_first = path.read_text()
+    assert race_first.index("| b |") < race_first.index("## Old")
+    report.write_part(path, report.BUSY, "new")
+    assert path.read_text() == race_first.replace("## Old\n\ntext", "new")
+    report.write_part(path, report.RACE, "a\n\n## 1 thread\n\n| b |")
+    assert path.read_text() == race_first.replace("## Old\n\ntext", "new")
