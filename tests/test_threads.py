@@ -181,9 +181,9 @@ def test_threads_leave_every_signal_to_the_program(environment):
 
 
 def test_threads_without_work_use_no_processor(threads):
-    x = np.ones((1000, 1000), np.float32)
+    x = np.ones((600, 500), np.float32)
     with threads(2):
-        for _ in range(100):
+        for _ in range(50):
             fs.softmax(x)
         time.sleep(0.1)
         used = []
@@ -211,7 +211,7 @@ def test_two_threads_give_the_bits_of_one_in_every_call(shape, axis, threads):
 @pytest.mark.parametrize("mode", ["flush_subnormals", "round_upward"])
 def test_two_threads_give_the_bits_of_one_however_the_caller_rounds(mode, threads, shared_library):
     switch = getattr(ctypes.CDLL(str(shared_library("floating_point_mode.c", "-lm"))), mode)
-    a = Inputs.normal((2000, 500), np.float32)
+    a = Inputs.normal((600, 500), np.float32)
     a.x *= 20  # some probabilities are subnormal
     with threads(1):
         usual = every_result(fs, a)
