@@ -59,7 +59,8 @@ int least_quota(const std::string& mount_point, std::string path, bool version2)
 
 }  // namespace
 
-// A line of the file is "number:controllers:path"; version 2 has the number 0 and no controllers.
+// A line of the file is "number:controllers:path"; version 2 has the number 0 and no controllers. Of version 1 each
+// controller has its folder, or a link to the one that it shares with others, named in any order.
 int processors_within_quota() {
     int least = INT_MAX;
     std::ifstream groups("/proc/self/cgroup");
@@ -71,7 +72,7 @@ int processors_within_quota() {
         if (controllers.empty())
             least = std::min(least, least_quota("/sys/fs/cgroup", path, true));
         else if (listed.find(",cpu,") != std::string::npos)
-            least = std::min(least, least_quota("/sys/fs/cgroup/" + controllers, path, false));
+            least = std::min(least, least_quota("/sys/fs/cgroup/cpu", path, false));
     }
     return least;
 }

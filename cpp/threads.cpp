@@ -6,10 +6,12 @@
 #include <chrono>
 #include <climits>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #include "processors.hpp"
@@ -317,7 +319,9 @@ class Balance {
 class Pool {
   public:
     static Pool& get() {
-        static Pool* const pool = new Pool;
+        // Memory that cannot be refused; from `new`, aligned like this, macOS has it only since 10.13.
+        alignas(Pool) static std::byte memory[sizeof(Pool)];
+        static Pool* const pool = new (memory) Pool;
         return *pool;
     }
 

@@ -1,11 +1,16 @@
-"""Threads: their number, callers in parallel, and the GIL."""
+"""Threads: their number, the work that they share, callers in parallel, and the GIL."""
 
+import ctypes
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import fastsoftmax as fs
@@ -15,13 +20,27 @@ from arrays import CALLS, Inputs, assert_all_same_bits, every_result
 from fastsoftmax import _core
 
 TIME_LIMIT = 30
-needs_openmp = pytest.mark.skipif(_core.describe()["openmp"] is None, reason="needs OpenMP")
+WITH_OPENMP = _core.describe()["openmp"] is not None
+needs_openmp = pytest.mark.skipif(not WITH_OPENMP, reason="needs OpenMP")
+needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 
 
 @pytest.fixture(scope="module")
 def large():
     """Enough work to wake every thread."""
     return Inputs.normal((2000, 500), np.float32)
+
+
+def run(code, environment, **variables):
+    """The words that a program prints; of OpenMP's variables it has those given here."""
+    environment = {k: v for k, v in environment.items() if not k.startswith("OMP_")} | variables
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10 * TIME_LIMIT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+NUMBER = "import fastsoftmax; print(fastsoftmax.get_num_threads())\n"
 
 
 # Their number
@@ -61,11 +80,56 @@ def test_the_smaller_of_both_limits_counts():
 @needs_openmp
 @pytest.mark.parametrize("n", [1, 3])
 def test_omp_num_threads_is_honoured(n, environment):
-    code = "import fastsoftmax; print(fastsoftmax.get_num_threads())"
-    got = subprocess.run(
-        [sys.executable, "-c", code], env=environment | {"OMP_NUM_THREADS": str(n)}, capture_output=True, check=True
-    )
-    assert int(got.stdout) == n
+    assert run(NUMBER, environment, OMP_NUM_THREADS=str(n)) == [str(n)]
+
+
+@needs_openmp
+def test_omp_thread_limit_is_honoured(environment):
+    assert run(NUMBER, environment, OMP_NUM_THREADS="3", OMP_THREAD_LIMIT="2") == ["2"]
+
+
+@needs_affinity
+def test_a_process_that_may_use_one_processor_has_one_thread(environment):
+    processor = min(os.sched_getaffinity(0))
+    assert run(f"import os; os.sched_setaffinity(0, {{{processor}}})\n" + NUMBER, environment) == ["1"]
+
+
+@contextmanager
+def processors_limited_to(quota):
+    """A line of code for a process to enter a cgroup that may use so many processors, where this one can make such."""
+    version2 = Path("/sys/fs/cgroup/cgroup.controllers")
+    mount_point = version2.parent if version2.exists() else Path("/sys/fs/cgroup/cpu")
+    group = mount_point / f"fastsoftmax-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a cgroup: {error}")
+    try:
+        period = 100_000
+        try:
+            if version2.exists():
+                (group / "cpu.max").write_text(f"{round(quota * period)} {period}")
+            else:
+                (group / "cpu.cfs_period_us").write_text(str(period))
+                (group / "cpu.cfs_quota_us").write_text(str(round(quota * period)))
+        except OSError as error:
+            pytest.skip(f"cannot limit the processors of a cgroup: {error}")
+        yield f"import os; open('{group}/cgroup.procs', 'w').write(str(os.getpid()))\n"
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.parametrize(("quota", "most"), [(0.5, 1), (1.7, 1), (2, 2), (1000, 1000)])
+def test_a_cpu_quota_limits_threads_to_whole_processors(quota, most, environment):
+    [free] = run(NUMBER, environment)
+    with processors_limited_to(quota) as enter:
+        assert run(enter + NUMBER, environment) == [str(min(most, int(free)))]
+
+
+@needs_openmp
+def test_a_number_that_the_user_asks_for_goes_before_a_cpu_quota(environment):
+    with processors_limited_to(0.5) as enter:
+        assert run(enter + NUMBER, environment, OMP_NUM_THREADS="2") == ["2"]
 
 
 def test_the_limit_is_that_of_the_process():
@@ -73,21 +137,61 @@ def test_the_limit_is_that_of_the_process():
         assert pool.submit(fs.get_num_threads).result() == 1
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to look at threads")
+
+
 @needs_openmp
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to count threads")
-def test_small_work_wakes_no_thread(environment):
-    code = (
-        "import os, numpy as np, fastsoftmax as fs\n"
-        "before = len(os.listdir('/proc/self/task'))\n"
-        "fs.softmax(np.ones((10, 10))); fs.cross_entropy(np.ones((100, 10)), np.zeros(100, int))\n"
-        "small = len(os.listdir('/proc/self/task'))\n"
-        "fs.softmax(np.ones((1000, 1000)))\n"
-        "print(small - before, len(os.listdir('/proc/self/task')) - before)"
-    )
-    got = subprocess.run(
-        [sys.executable, "-c", code], env=environment | {"OMP_NUM_THREADS": "3"}, capture_output=True, check=True
-    )
-    assert got.stdout.split() == [b"0", b"2"]
+@needs_proc
+def test_no_thread_starts_before_the_first_large_call(environment):
+    code = """
+        import os, numpy as np
+
+        def threads():
+            return len(os.listdir("/proc/self/task"))
+
+        before = threads()
+        import fastsoftmax as fs
+        fs.softmax(np.ones((10, 10))), fs.cross_entropy(np.ones((100, 10)), np.zeros(100, int)), fs.get_num_threads()
+        small = threads()
+        fs.softmax(np.ones((1000, 1000)))
+        print(small - before, threads() - before)
+    """
+    assert run(code, environment, OMP_NUM_THREADS="3") == ["0", "2"]
+
+
+@needs_openmp
+@needs_proc
+def test_threads_leave_every_signal_to_the_program(environment):
+    code = """
+        import os, re, signal, numpy as np
+
+        def blocked(task):
+            with open(f"/proc/self/task/{task}/status") as file:
+                return int(re.search("SigBlk:(.*)", file.read())[1], 16)
+
+        import fastsoftmax as fs
+        before = set(os.listdir("/proc/self/task"))
+        held = blocked(os.getpid())
+        fs.softmax(np.ones((1000, 1000)))
+        every = sum(1 << n - 1 for n in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+        started = set(os.listdir("/proc/self/task")) - before
+        print(len(started), all(blocked(s) & every == every for s in started), blocked(os.getpid()) == held)
+    """
+    assert run(code, environment, OMP_NUM_THREADS="3") == ["2", "True", "True"]
+
+
+def test_threads_without_work_use_no_processor(threads):
+    x = np.ones((600, 500), np.float32)
+    with threads(2):
+        for _ in range(50):
+            fs.softmax(x)
+        time.sleep(0.1)
+        used = []
+        for _ in range(3):  # whatever else lives in this process has its moments
+            start = time.process_time()
+            time.sleep(0.5)
+            used.append(time.process_time() - start)
+    assert min(used) < 0.005
 
 
 # Work that they share
@@ -102,6 +206,52 @@ def test_two_threads_give_the_bits_of_one_in_every_call(shape, axis, threads):
         wanted = every_result(fs, a, axis)
     with threads(2):
         assert_all_same_bits(every_result(fs, a, axis), wanted)
+
+
+@pytest.mark.parametrize("mode", ["flush_subnormals", "round_upward"])
+def test_two_threads_give_the_bits_of_one_however_the_caller_rounds(mode, threads, shared_library):
+    switch = getattr(ctypes.CDLL(str(shared_library("floating_point_mode.c", "-lm"))), mode)
+    a = Inputs.normal((600, 500), np.float32)
+    a.x *= 20  # some probabilities are subnormal
+    with threads(1):
+        usual = every_result(fs, a)
+    try:
+        if mode == "flush_subnormals" and not switch(1):
+            pytest.skip("not known how on this processor")
+        switch(1)
+        with threads(1):
+            wanted = every_result(fs, a)
+        with threads(2):
+            got = [every_result(fs, a) for _ in range(5)]
+    finally:
+        switch(0)
+    assert any(not np.array_equal(w, u, equal_nan=True) for w, u in zip(wanted, usual, strict=True))
+    for g in got:
+        assert_all_same_bits(g, wanted)
+
+
+@pytest.mark.parametrize("sanitizer", ["none", "thread"])
+def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, tmp_path):
+    """parallel_for by itself, from 12 threads at once, on more threads than there are processors."""
+    cpp, program = Path(__file__).parent.parent / "cpp", tmp_path / "parallel_for"
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None or not cpp.exists():
+        pytest.skip("needs a C++ compiler and the sources")
+    sources = [Path(__file__).with_name("parallel_for.cpp"), cpp / "threads.cpp", cpp / "processors.cpp"]
+    options = ["-std=c++17", "-O1", "-pthread", "-I", cpp]
+    if sanitizer != "none":
+        options.append(f"-fsanitize={sanitizer}")
+    done = subprocess.run([compiler, *options, *sources, "-o", program], capture_output=True, text=True)
+    if done.returncode and sanitizer != "none":
+        pytest.skip(f"{compiler} has no sanitizer: {done.stderr.splitlines()[:1]}")
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([program, "12", "3"], capture_output=True, text=True, timeout=4 * TIME_LIMIT)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("ThreadSanitizer does not get along with this kernel's address space")
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls, shared = map(int, done.stdout.split())
+    assert calls > 100
+    assert shared > 0 or os.cpu_count() == 1
 
 
 # Callers in parallel
@@ -121,6 +271,42 @@ def test_sixty_four_python_threads_at_once_get_the_same_bits(n, threads):
         with ThreadPoolExecutor(64) as pool:
             for got in pool.map(after_all_are_ready, range(64)):
                 assert_all_same_bits(got, wanted)
+
+
+def test_python_threads_with_work_of_every_size_get_the_same_bits(threads):
+    """More of them than calls that can share their work at the same time."""
+    shapes = [(20, 100), (400, 100), (1000, 300), (3000, 700), (3, 150_000), (40, 40_000), (100_000, 5), (90_000, 12)]
+    inputs = [np.random.default_rng(n).normal(size=shape).astype(np.float32) for n, shape in enumerate(shapes)]
+    with threads(1):
+        wanted = [fs.softmax(x, axis) for x in inputs for axis in (0, 1)]
+    start = threading.Barrier(32)
+
+    def compute(first):
+        start.wait(TIME_LIMIT)
+        order = np.roll(np.arange(len(wanted)), first)
+        return [(i, fs.softmax(inputs[i // 2], i % 2)) for i in order]
+
+    with threads(3), ThreadPoolExecutor(32) as pool:
+        for results in pool.map(compute, range(32)):
+            for i, got in results:
+                assert_all_same_bits(got, wanted[i])
+
+
+@needs_affinity
+def test_callers_bound_to_one_processor_and_free_ones_get_the_same_bits(large, threads):
+    processors = sorted(os.sched_getaffinity(0))
+    with threads(2):
+        wanted = fs.softmax(large.x)
+
+        def compute(n):
+            if n < 4:
+                os.sched_setaffinity(0, {processors[n % len(processors)]})  # of this thread alone
+            for _ in range(50):
+                assert_all_same_bits(fs.softmax(large.x), wanted)
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(compute, range(6)))
+        assert sorted(os.sched_getaffinity(0)) == processors
 
 
 def test_the_limit_may_change_while_others_compute(large):
@@ -147,6 +333,42 @@ def test_another_openmp_user_in_the_process_is_no_trouble(large, threads):
                 assert_all_same_bits(fs.softmax(large.x), wanted)
             fit.result()
         assert_all_same_bits(fs.softmax(large.x), wanted)
+
+
+# Beside other processes
+
+BESIDE_OTHERS = """
+    import os, statistics, time
+    import fastsoftmax as fs, numpy as np
+
+    os.nice(9)  # so that two of its threads rarely run at the same time
+    x = np.random.default_rng(0).normal(size=(330, 100)).astype(np.float32)
+    times = {1: [], 2: []}
+    end = time.perf_counter() + 4
+    while time.perf_counter() < end:
+        for n in times:
+            with fs.num_threads(n):
+                for _ in range(200):
+                    start = time.perf_counter()
+                    fs.softmax(x)
+                    times[n].append(time.perf_counter() - start)
+    print(statistics.median(times[2]) / statistics.median(times[1]))
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="no niceness on this system")
+def test_threads_do_no_harm_on_a_busy_machine(environment):
+    """Where each call waits for all of its threads, most take a time slice: hundreds of times as long."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    try:
+        [ratio] = run(BESIDE_OTHERS, environment, OMP_NUM_THREADS="2")
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert float(ratio) < 3
 
 
 # The GIL
