@@ -20,7 +20,7 @@ SDIST = (
     r"cpp/([\w/]+)\.(cpp|hpp|py)",
     r"docs/\w+\.md",
     r"python/fastsoftmax/(\w+\.pyi?|py\.typed)",
-    r"tests/[\w/]+\.(c|json|py)",
+    r"tests/[\w/]+\.(c|cpp|json|py)",
 )
 WHEEL = (
     r"fastsoftmax/\w+\.py",
