@@ -148,7 +148,9 @@ class Bell {
     void ring(int threads) {
         if (sleeping_ == 0) return;
         // Whoever found nothing ready sleeps before the lock can be had.
-        { const std::lock_guard lock(mutex_); }
+        {
+            const std::lock_guard lock(mutex_);
+        }
         for (int i = 0; i < threads; ++i) rung_.notify_one();
     }
 
@@ -427,7 +429,8 @@ int threads_for(std::ptrdiff_t elements) {
 
 void run_shared(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
     chunk = std::max(chunk, count / INT_MAX + 1);  // a ticket counts no further
-    if (threads == 1 || count <= chunk || !Pool::get().share(count, chunk, threads, call, body)) call(body, 0, count, 0);
+    if (threads == 1 || count <= chunk || !Pool::get().share(count, chunk, threads, call, body))
+        call(body, 0, count, 0);
 }
 
 }  // namespace fastsoftmax
