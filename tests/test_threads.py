@@ -231,7 +231,7 @@ def test_two_threads_give_the_bits_of_one_however_the_caller_rounds(mode, thread
 
 
 @pytest.mark.parametrize("sanitizer", ["none", "thread"])
-def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, tmp_path):
+def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, tmp_path, environment):
     """parallel_for by itself, from 12 threads at once, on more threads than there are processors."""
     cpp, program = Path(__file__).parent.parent / "cpp", tmp_path / "parallel_for"
     compiler = shutil.which(os.environ.get("CXX", "c++"))
@@ -239,13 +239,16 @@ def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, 
         pytest.skip("needs a C++ compiler and the sources")
     sources = [Path(__file__).with_name("parallel_for.cpp"), cpp / "threads.cpp", cpp / "processors.cpp"]
     options = ["-std=c++17", "-O1", "-pthread", "-I", cpp]
+    environment.pop("LD_PRELOAD", None)  # this process's sanitizer
     if sanitizer != "none":
         options.append(f"-fsanitize={sanitizer}")
-    done = subprocess.run([compiler, *options, *sources, "-o", program], capture_output=True, text=True)
+    command = [compiler, *options, *sources, "-o", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode and sanitizer != "none":
         pytest.skip(f"{compiler} has no sanitizer: {done.stderr.splitlines()[:1]}")
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([program, "12", "3"], capture_output=True, text=True, timeout=4 * TIME_LIMIT)
+    command = [program, "12", "3"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=4 * TIME_LIMIT)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer does not get along with this kernel's address space")
     assert done.returncode == 0, done.stdout + done.stderr
