@@ -344,6 +344,7 @@ struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
 FASTSOFTMAX_INLINE bool all_below(Pack<double> a, double limit) {
     return lane_bits(less(max(a, -a), broadcast(limit))) == (1u << Pack<double>::lanes) - 1;
 }
+
 // From which sum on those formulas fall short: dy - sum overflows, or exponentials vanish whose product with the sum,
 // over the temperature, does not.
 template <Operation op, class T>
