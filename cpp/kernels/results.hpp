@@ -341,9 +341,10 @@ struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
     }
 };
 
-FASTSOFTMAX_INLINE bool all_below(Pack<double> a, double limit) {
-    return lane_bits(less(max(a, -a), broadcast(limit))) == (1u << Pack<double>::lanes) - 1;
+FASTSOFTMAX_INLINE bool all_below(Pack<double> size, double limit) {
+    return lane_bits(less(size, broadcast(limit))) == (1u << Pack<double>::lanes) - 1;
 }
+
 // From which sum on those formulas fall short: dy - sum overflows, or exponentials vanish whose product with the sum,
 // over the temperature, does not.
 template <Operation op, class T>
@@ -353,14 +354,15 @@ constexpr double far_from(double temperature) {
 }
 
 template <Operation op, class T>
-FASTSOFTMAX_INLINE bool any_far(const Measured<T>& m, double temperature) {
+FASTSOFTMAX_INLINE bool any_far(Wide<T> sum, double temperature) {
     // Double holds all of this that is float.
     if (op == fastsoftmax::softmax_grad && sizeof(T) == 4 && temperature != 1) return false;
     const double least = far_from<op, T>(temperature);
+    // A NaN, which makes all of its slice one, may be passed over.
     if constexpr (sizeof(T) == 4)
-        return !(all_below(m.sum.low, least) && all_below(m.sum.high, least));
+        return !all_below(max(max(sum.low, -sum.low), max(sum.high, -sum.high)), least);
     else
-        return !all_below(m.sum.high, least) || fold_max(m.reference) > 0;
+        return !all_below(max(sum.high, -sum.high), least);
 }
 
 // The same for slices with such sums; other slices beside them keep their bits.
@@ -505,7 +507,9 @@ struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
 // Calls body(gradient) with the one of these that is needed.
 template <Operation op, class T, class Body>
 FASTSOFTMAX_INLINE void with_transform_gradient(const Measured<T>& m, double temperature, Body body) {
-    if (any_far<op>(m, temperature)) return body(FarTransformGradient<op, T>(m, temperature));
+    bool far = any_far<op, T>(m.sum, temperature);
+    if constexpr (sizeof(T) == 8) far = far || fold_max(m.reference) > 0;
+    if (far) return body(FarTransformGradient<op, T>(m, temperature));
     if constexpr (sizeof(T) == 4)
         if (temperature == 1) return body(PlainTransformGradient<op>(m.sum));
     body(TransformGradient<op, T>(m, temperature));

@@ -449,6 +449,13 @@ void compute_rows(const Rows<T>& rows) {
     write<op, keep>(rows, measured, targets, scores, 0, run.classes, T(1));
 }
 
+template <Operation op>
+FASTSOFTMAX_ONCE void write_far_gradients(const Rows<float>& rows, DoublePair sums) {
+    Measured<float> measured = {};
+    measured.sum = sums;
+    write_transform_gradient<op>(rows, measured, 0, rows.run.classes);
+}
+
 // Gradients of the transforms in float, rows of few classes one behind the other, at temperature 1. Each row is so many
 // spans of 16 bytes for its sum; for the results, packs hold the numbers of several.
 template <Operation op, int spans = 1>
@@ -476,13 +483,12 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
             const DoublePair total = sum.total();
             sums[r] = spans > 2 ? total.low + total.high : total.low;
         }
-        Measured<float> measured = {};
-        measured.sum = {fold_sums(sums), fold_sums(sums + lanes / 2)};
-        if (any_far<op>(measured, 1)) {
-            write_transform_gradient<op>(rows, measured, 0, classes);
+        const DoublePair total = {fold_sums(sums), fold_sums(sums + lanes / 2)};
+        if (any_far<op, float>(total, 1)) {
+            write_far_gradients<op>(rows, total);
             continue;
         }
-        const PlainTransformGradient<op> all(measured.sum);
+        const PlainTransformGradient<op> all(total);
         Position position = iota<std::int32_t>();
         const std::ptrdiff_t count = rows.count * classes;
         transform(dy, rows.out(0), 0, count, [&](Pack<float> v, std::ptrdiff_t i) __attribute__((always_inline)) {
