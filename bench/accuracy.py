@@ -71,7 +71,7 @@ ARGUMENT_CHECKS: tuple[Callable[..., contract.Checks], ...] = (
     contract.signed_sum,
 )
 
-# Their loops are those of the benchmark, their code that of a contender which counts, or they return means alone.
+# The loops are the benchmark's own, the code is that of a contender that counts, or only means are returned.
 LEFT_OUT = ("numba", "torch.compile", "scikit-learn")
 
 LEGEND = (
@@ -84,7 +84,7 @@ LEGEND = (
 
 @dataclass
 class Errors:
-    """Of one contender, function, dtype and family, over all shapes: in ULP."""
+    """The errors of one contender, function, dtype and family over all shapes, in ULP."""
 
     worst: float = 0.0
     total: float = 0.0

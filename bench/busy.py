@@ -48,7 +48,7 @@ while os.getppid() == int(sys.argv[1]):
 
 @dataclass
 class Figures:
-    """Of all calls of one process, in seconds."""
+    """The times of all calls of one process, in seconds."""
 
     calls: int
     median: float
@@ -65,7 +65,7 @@ class Figures:
 
 @dataclass
 class Beside:
-    """A contender in one case, while so many other processes spin."""
+    """A contender in one case, while `spinning` other processes never rest."""
 
     group: str
     case: Case
@@ -184,7 +184,7 @@ def take_turns(pair: Sequence[Worker], seconds: float, turn: float, pause: float
 
 @contextmanager
 def spinning(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """So many other processes that never rest. They end with this block and with this process, however it ends."""
+    """`count` other processes that never rest. They end with this block and with this process, however it ends."""
     processes = []
     with ExitStack() as stack:
         for _ in range(count):
@@ -216,7 +216,7 @@ def together(case: Case, pair: Sequence[Worker]) -> Together:
 
 
 def of_pools(alone: Together) -> dict[str, float]:
-    """Likewise by two processes of multiprocessing and of joblib, as these start them."""
+    """The same ratios for two processes that multiprocessing or joblib has started."""
     tasks = [(alone.case, alone.calls)] * 2
     with Pool(2) as pool:
         seconds = {f"multiprocessing, {get_start_method()}": _of_tasks(lambda: pool.starmap(_compute, tasks, 1))}
@@ -229,7 +229,7 @@ def of_pools(alone: Together) -> dict[str, float]:
 
 
 def _of_tasks(run: Callable[[], Any]) -> float:
-    """Median seconds, of processes that have what they need."""
+    """Median seconds, once the processes have what they need."""
     run()
     return median(_clock(run) for _ in range(ROUNDS))
 

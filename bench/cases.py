@@ -29,7 +29,7 @@ PREALLOCATE_BYTES = 4 * 2**20
 # The limits of smaller cases are not those of a loop but of a call.
 CALL_ELEMENTS = 1000
 
-# Of the vocabulary step: the width of a token's features, and the tokens whose logits exist at one time.
+# The vocabulary step: the width of a token's features, and how many tokens' logits exist at one time.
 FEATURES = 64
 CHUNK = 256
 
@@ -105,18 +105,18 @@ class Case:
 
     @property
     def arrays_read(self) -> int:
-        """Of the size of the logits."""
+        """How many arrays of the size of the logits are read."""
         return 2 if self.operation in ("softmax_grad", "log_softmax_grad") else 1
 
     @property
     def bytes_moved(self) -> int:
-        """What must be read and written when memory sees every array once."""
+        """The bytes that must be read and written if memory sees every array once."""
         arrays = self.arrays_read + (not self.reduces)
         return arrays * self.elements * dtype_of(self.dtype).itemsize
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """That of NumPy, or of ml_dtypes."""
+    """The dtype of this name, from NumPy or ml_dtypes."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -302,7 +302,7 @@ QUICK = frozenset(
     }
 )
 
-# What is timed beside other work: from 10 µs to 100 ms with one thread.
+# The cases that are timed beside other work: from 10 µs to 100 ms with one thread.
 BUSY: dict[str, list[Case]] = {
     "Rows": [
         Case("softmax", (400, 100)),

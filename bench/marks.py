@@ -12,15 +12,17 @@ from .race import OURS, CaseResult, Run
 
 FEW = 32  # classes
 CALL_SECONDS = 1e-6
-# Of a ratio between two loops that take the same time.
+# The noise in a ratio of two loops that take the same time.
 NOISE = 0.05
 # From here on, several threads have to be worth while.
 SHARED_ELEMENTS = 2**18
 
-# How many times as long as with one thread a call may take, beside other processes that want the cores, and alone.
+# How many times as long as with one thread a call may take, beside other processes that want the cores, and
+# without them.
 BESIDE = {"median": 1.1, "mean": 1.2, "percentile": 1.5}
 ALONE = 1.03
-# What several threads have to bring on an idle machine, from so many elements on; those before it, no loss.
+# (elements, factor): from this many elements on, several threads on an idle machine have to be this many times as fast
+# as one; below the others, they must not lose.
 GAINS = ((1_000_000, 1.8), (100_000, 1.5), (0, 1 / ALONE))
 
 LEGEND = (

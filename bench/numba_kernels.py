@@ -16,12 +16,12 @@ Kernel = Callable[..., Any]
 BLOCK = 256  # neighbouring slices at a time where the class axis is not the last: their sums stay in the cache
 
 _jit: Callable[[Kernel], Kernel] = njit(parallel=True, fastmath=True, cache=False, error_model="numpy")
-# The same for what the kernels call.
+# The same for functions that the kernels call.
 _jit_part: Callable[[Kernel], Kernel] = njit(fastmath=True, error_model="numpy")
 
 
 def exp(x: Any) -> Any:
-    """Of what is not above 0. LLVM turns a loop over this into vectors, one over math.exp into calls of libm."""
+    """exp(x) for x <= 0. LLVM turns a loop over this into vectors, one over math.exp into calls of libm."""
 
 
 @_jit_part

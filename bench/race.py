@@ -30,13 +30,13 @@ class CaseResult:
 
     @property
     def rivals(self) -> list[str]:
-        """From the fastest to the slowest."""
+        """The other contenders, from the fastest to the slowest."""
         names = [name for name in self.timings if name not in (OURS, *self.limits)]
         return sorted(names, key=lambda name: self.timings[name].median)
 
     @property
     def rank(self) -> int:
-        """Of fastsoftmax, among all."""
+        """The place of fastsoftmax among all contenders."""
         return 1 + sum(self.ratio(name) < 1 for name in self.rivals)
 
     def ns(self, name: str) -> float:

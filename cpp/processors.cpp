@@ -41,8 +41,8 @@ Quota quota_of(const std::string& folder, bool version2) {
     return quota;
 }
 
-// The least of the group at `path` below the mount point and of all groups that hold it. In a container the path may
-// be the host's, of which only the mount point itself is visible.
+// The smallest quota of the group at `path` below the mount point and of all groups that contain it. In a container the
+// path may be the host's, and only the mount point itself is visible.
 int least_quota(const std::string& mount_point, std::string path, bool version2) {
     int least = INT_MAX;
     for (;;) {
@@ -59,8 +59,8 @@ int least_quota(const std::string& mount_point, std::string path, bool version2)
 
 }  // namespace
 
-// A line of the file is "number:controllers:path"; version 2 has the number 0 and no controllers. Of version 1 each
-// controller has its folder, or a link to the one that it shares with others, named in any order.
+// A line of the file is "number:controllers:path"; version 2 has the number 0 and no controllers. In version 1,
+// each controller has a folder, or a link to one that several share; the line names these in any order.
 int processors_within_quota() {
     int least = INT_MAX;
     std::ifstream groups("/proc/self/cgroup");

@@ -28,7 +28,7 @@ struct Target {
     const Kernels& (*kernels)();
 };
 
-// A target's function runs, and its table exists, only where the machine has the target.
+// A target's function runs, and its table exists, only if the machine has the target.
 template <Kernels (*make)()>
 const Kernels& table() {
     static const Kernels kernels = make();
@@ -36,7 +36,7 @@ const Kernels& table() {
 }
 
 #ifdef FASTSOFTMAX_X86_TARGETS
-// Not by __builtin_cpu_supports, to which Clang 16 and older know no "f16c".
+// Asked of the processor, because __builtin_cpu_supports of Clang 16 and older does not know "f16c".
 bool has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);

@@ -12,11 +12,11 @@ namespace fastsoftmax {
 std::vector<std::string> targets_built();
 std::vector<std::string> targets_usable();
 
-// Chooses the best target, or the one that FASTSOFTMAX_TARGET names; throws std::runtime_error where that cannot be
-// had.
+// Chooses the best target, or the one that FASTSOFTMAX_TARGET names; throws std::runtime_error if this build or machine
+// lacks it.
 void choose_target();
 
-// The kernels in use; those of a target by name, null where it cannot be had.
+// The kernels in use; those of a target by name, null if this build or machine lacks it.
 const Kernels& kernels();
 const Kernels* kernels_of(const std::string& name);
 

@@ -85,7 +85,7 @@ namespace {
 
 // bench/NOTES.md has the measurements that these come from.
 
-// A call on fewer elements does not wake threads that sleep: that costs it 5 to 20 us, and they come after 10 to 50.
+// A call on fewer elements does not wake sleeping threads: waking costs it 5 to 20 us, and they come after 10 to 50.
 constexpr std::ptrdiff_t elements_worth_waking = 32 * 8192;
 
 // A thread without work waits this long before it sleeps, if calls follow each other this closely.
@@ -99,10 +99,10 @@ constexpr std::chrono::microseconds jump{500};
 constexpr std::chrono::milliseconds most_credit{10}, most_debt{1};
 
 // How long calls then keep to one thread: at first, and at most, after it has doubled each time that sharing failed
-// again soon. One lost time slice in so long makes no difference to a mean or a 99th percentile.
+// again soon. One lost time slice in that time makes no difference to a mean or a 99th percentile.
 constexpr std::chrono::milliseconds first_rest{100}, longest_rest{800};
 
-// At a call's end, besides the time of a chunk: sleeping and waking takes longer.
+// At its end, a call spins for the time of a chunk and this much more: sleeping and waking takes longer.
 constexpr std::chrono::microseconds join_spin{10};
 
 using Clock = std::chrono::steady_clock;
@@ -123,7 +123,7 @@ void pause() {
 #endif
 }
 
-// Looks for what it waits for, `ready`, a few dozen times, in 1 or 2 us.
+// Whether `ready()` becomes true within 1 or 2 us: asks a few dozen times.
 template <class Ready>
 bool look(Ready ready) {
     for (int i = 0; i < 32; ++i) {
@@ -133,7 +133,7 @@ bool look(Ready ready) {
     return false;
 }
 
-// Wakes threads that sleep until something is ready. To ring costs next to nothing where nobody sleeps.
+// Wakes threads that sleep until something is ready. Ringing costs next to nothing if nobody sleeps.
 class Bell {
   public:
     template <class Ready>
@@ -144,10 +144,10 @@ class Bell {
         --sleeping_;
     }
 
-    // After what makes `ready` true.
+    // To be called after `ready` has become true.
     void ring(int threads) {
         if (sleeping_ == 0) return;
-        // Whoever found nothing ready sleeps before the lock can be had.
+        // A thread that found nothing ready sleeps by the time the lock is free.
         {
             const std::lock_guard lock(mutex_);
         }
@@ -169,9 +169,9 @@ int current_thread() {
     return id;
 }
 
-// Where a processor sleeps deeply, as those of virtual machines do, Linux wakes a thread on the one that its waker runs
-// on, over and over, while others are free. Takes the calling thread to one of the others that the thread `caller` may
-// use; false if there is none.
+// If idle processors sleep deeply, as on virtual machines, Linux keeps waking a thread on its waker's processor while
+// others are free. Moves the calling thread to one of the others that the thread `caller` may use; false if there is
+// none.
 bool leave_processor(int processor, int caller) {
     if (current_processor() != processor) return true;
     cpu_set_t others;
@@ -230,8 +230,9 @@ class alignas(64) Job {
     bool wants_help() const { return wanted(ticket_); }
     bool leave_caller() const { return leave_processor(processor_, caller_); }
 
-    // As a helper, if one is still wanted. A ticket holds both numbers, so that the place and the first chunk are taken
-    // at once: a thread that is stopped before holds nobody up, and one that comes late helps whatever is posted then.
+    // Computes chunks as a helper, if one is still wanted. A ticket holds both numbers, so that the place and the first
+    // chunk are taken at once: a thread that is stopped before holds nobody up, and one that comes late helps whatever
+    // is posted then.
     void help() {
         std::uint64_t ticket = ticket_;
         do {
@@ -321,20 +322,20 @@ class Balance {
 class Pool {
   public:
     static Pool& get() {
-        // Memory that cannot be refused; from `new`, aligned like this, macOS has it only since 10.13.
+        // Static memory, which cannot be refused; macOS has a `new` with this alignment only since 10.13.
         alignas(Pool) static std::byte memory[sizeof(Pool)];
         static Pool* const pool = new (memory) Pool;
         return *pool;
     }
 
-    // Whether sharing so many elements pays at present.
+    // Whether it pays at present to share a call on this many elements.
     bool is_worth_sharing(std::ptrdiff_t elements) {
         const bool soon = balance_.call_comes_soon();
         if (balance_.resting()) return false;
         return soon || waiting_ > 0 || elements >= elements_worth_waking;
     }
 
-    // Whether it did: if as many callers as there are jobs share work already, each thread has enough of its own.
+    // False if as many callers as there are jobs share work already: then each thread has enough of its own.
     bool share(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
         Job* const job = std::find_if(std::begin(jobs_), std::end(jobs_), [](Job& each) { return each.acquire(); });
         if (job == std::end(jobs_)) return false;
@@ -350,7 +351,7 @@ class Pool {
         while (!look([job] { return job->is_done(); }))
             if (now() > own_end + of_a_chunk + in_ns(join_spin)) job->sleep_until_done();
         const Nanoseconds end = now();
-        // Against the time that this thread would have taken for all chunks.
+        // Compared with the time that this thread would have taken for all chunks.
         if (of_a_chunk > 0) balance_.add(of_a_chunk * job->chunks() - (end - begin));
         balance_.call_ended(end);
         job->release();
@@ -365,7 +366,7 @@ class Pool {
     std::mutex starting_;
     Balance balance_;
 
-    // If the system refuses one, the others do.
+    // If the system refuses a thread, the others suffice.
     void start(int helpers) {
         if (started_ >= helpers) return;
         const std::unique_lock lock(starting_, std::try_to_lock);

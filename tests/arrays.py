@@ -43,7 +43,7 @@ def as_strided(a: NDArray) -> NDArray:
 
 
 def as_padded(a: NDArray) -> NDArray:
-    """Contiguous along the last axis, with a gap behind each row."""
+    """Contiguous along the last axis, with a gap after each row."""
     room = np.full([*a.shape[:-1], a.shape[-1] + 5], 1, a.dtype) if a.ndim else a.copy()
     view = room[..., : a.shape[-1]] if a.ndim else room
     view[...] = a
@@ -239,7 +239,7 @@ class Inputs:
         return cls.of(np.random.default_rng([seed, *shape]).normal(0, scale, shape).astype(dtype), seed)
 
     def map(self, change: Callable[[NDArray], NDArray]) -> "Inputs":
-        """`change` on every array but `weight`, whose only axis is the classes."""
+        """`change` on every array except `weight`, whose only axis is the classes."""
         return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "weight"})
 
     def take(self, batch: Any) -> "Inputs":

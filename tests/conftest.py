@@ -38,7 +38,7 @@ def _threads(n: int) -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Callable[[int], AbstractContextManager[None]]:
-    """A context with so many threads; under OpenMP on machines with fewer processors, too."""
+    """A context with this many threads; under OpenMP on machines with fewer processors, too."""
     return _threads
 
 
@@ -49,7 +49,7 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    """That of this process, for a subprocess that must import the same package."""
+    """The environment of this process, for a subprocess that must import the same package."""
     return {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
 
 

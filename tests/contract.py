@@ -16,7 +16,7 @@ from precision import Slices, log_softmax_grad, shares, softmax_grad, ulp_error,
 
 @dataclass(frozen=True)
 class Bound:
-    """In ULP at the result, or at what `unit` says."""
+    """A bound in ULP, counted at the result or at what `unit` says."""
 
     float32: float
     float64: float
@@ -29,7 +29,7 @@ class Bound:
 
 _TERMS = "the larger of the two terms that it is the difference of"
 
-# Of a loss of half precision, whose result is float32, in ULP of that.
+# A loss of half precision is float32, and its bound is in ULP of that.
 BOUNDS = {
     "softmax": Bound(2, 2, 0.51),
     "log_softmax": Bound(2, 2, 0.51),
@@ -61,7 +61,7 @@ Checks = Iterator[tuple[str, NDArray]]
 
 
 def plain(fs: Any, x: NDArray, axis: int, exact: Slices) -> Checks:
-    """What is called with nothing but logits and class indices."""
+    """Calls with logits and class indices only."""
     yield "softmax", ulp_error(exact.seen(fs.softmax(x, axis)), exact.softmax)
     yield "log_softmax", ulp_error(exact.seen(fs.log_softmax(x, axis)), exact.log_softmax)
     yield "logsumexp", ulp_error(fs.logsumexp(x, axis), exact.logsumexp, _larger(exact))
@@ -132,7 +132,7 @@ def gradients(fs: Any, x: NDArray, axis: int) -> Checks:
         gradient = getattr(fs, name)
         yield name, ulp_error(gradient(of, dy, axis), *exact(of, dy, axis))
         wanted, condition = exact(of, dy, axis, 0.7)
-        # What is subnormal is rounded before the division.
+        # Subnormal numbers are rounded before the division.
         condition = np.maximum(condition, least)
         yield f"{name}, temperature", ulp_error(gradient(of, dy, axis, temperature=0.7), wanted, condition)
 
@@ -152,7 +152,7 @@ def signed_sum(fs: Any, x: NDArray, axis: int) -> Checks:
 
 
 def some_targets(exact: Slices) -> NDArray:
-    """Of most slices the largest class, of every third the first."""
+    """The largest class of each slice, but the first class of every third slice."""
     chosen = np.array(exact.argmax)  # 0-d for one slice
     chosen.reshape(-1)[1::3] = 0
     return chosen

@@ -7,9 +7,9 @@
 void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void*, size_t),
     *__libc_memalign(size_t, size_t);
 
-atomic_long spared = 0;   /* so many allocations succeed */
-atomic_long failures = 0; /* then so many fail */
-atomic_long least = 0;    /* of at least so many bytes */
+atomic_long spared = 0;   /* this many allocations succeed */
+atomic_long failures = 0; /* then this many fail */
+atomic_long least = 0;    /* of at least this many bytes */
 
 static int fails(size_t bytes) {
     if (failures <= 0 || bytes < (size_t)least || spared-- > 0) return 0;

@@ -1,7 +1,7 @@
 """Calls that get no memory raise MemoryError, and their inputs and `out` hold what they held.
 
-A program of its own, because its memory runs out: `python failing_memory.py KIND THREADS`. Of the kind `blocks`, each
-allocation of at least 512 bytes fails in turn, for results and for kernels; of the kind `objects`, each whatever. Both
+A program of its own, because its memory runs out: `python failing_memory.py KIND THREADS`. With the kind `blocks`,
+each allocation of at least 512 bytes fails in turn, for results and for kernels; with `objects`, each of any size. Both
 want `failing_malloc.c` preloaded. The kind `exhausted` takes all memory there is under a limit of the address space.
 """
 
@@ -85,7 +85,7 @@ class Malloc:
 
 
 def fail_each(malloc: Malloc, call: Call, inputs: Callable[[], tuple[Inputs, NDArray]], failures: int) -> int:
-    """Fail each allocation of a call in turn, and so many in all; the number of allocations that failed at first."""
+    """Fail `failures` allocations of a call, beginning with each in turn; returns how many there were to begin with."""
     a, out = inputs()
     before = content(a, out)
     wanted = call(a, out)
@@ -120,7 +120,7 @@ REDUCED_IN_STEPS = ("cross_entropy_with_grad, float32 out", "cross_entropy_grad,
 
 
 def fail_allocations(least: int, cases: list[tuple[tuple[int, int], DTypeLike, str]]) -> None:
-    """Of at least so many bytes, of every call."""
+    """Fail the allocations of every call that are of at least `least` bytes."""
     malloc = Malloc()
     malloc.least.value = least
     # Python itself aborts if it gets no object at all: only results and kernels are left without any.

@@ -27,7 +27,7 @@ COLUMNS = {"fma": "avx2", "baseline": "baseline"}  # and the target that writes 
 
 
 # Inputs: integers times powers of two. So they are exact in their dtype, and the same on every machine; and RandomState
-# is the generator of which NumPy promises that its numbers stay.
+# is the generator whose numbers NumPy promises to keep.
 
 
 def numbers(random: RandomState, shape: tuple[int, ...], dtype: np.dtype, exponent: int, least: float = -1) -> NDArray:
@@ -42,7 +42,7 @@ def plain(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> NDArr
 
 
 def far_apart(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
-    """One class of each slice ahead of all others, of which many have a subnormal probability and many none."""
+    """One class of each slice ahead of all others: many of these have a subnormal probability, and many have none."""
     x = -numbers(random, shape, dtype, {2: 5, 4: 7, 8: 10}[dtype.itemsize if dtype != bfloat16 else 4], least=0)
     x[..., random.randint(0, shape[-1])] = 0
     return x
@@ -58,7 +58,7 @@ def near_ties(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> N
 
 
 def special(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
-    """Of every other slice all entries are special, at first those that leave something finite; of others few are."""
+    """All entries of every other slice are special, at first such that leave something finite; of the others few."""
     info = finfo(dtype)
     values = [np.inf, np.nan, -np.inf, 0, -0.0, 1, float(info.max), -float(info.max), float(info.smallest_subnormal)]
     which = random.randint(0, len(values), shape, np.int64)
@@ -107,7 +107,7 @@ def inputs_of(family: Callable[..., NDArray], dtype: np.dtype, shape: tuple[int,
 
 
 def reduced(module: Any, a: Inputs, axis: int, **options: Any) -> Any:
-    """What depends on all slices."""
+    """Results that depend on all slices."""
     return tuple(
         result
         for reduction in ("mean", "sum")
@@ -140,7 +140,7 @@ def outcome(call: Callable[..., Any], a: Inputs, axis: int) -> list[NDArray]:
 
 @cache
 def cases(dtype: np.dtype) -> dict[str, list[Inputs]]:
-    """By family: one slice, of whose results all bits are kept, and others, of which digests are."""
+    """By family: one slice whose results are kept bit for bit, and others that are kept as digests."""
     families = FAMILIES if dtype in FLOATING else {plain: [3, 17, 150]}
     return {
         family.__name__: [

@@ -30,8 +30,9 @@ from arrays import (
 )
 from numpy.typing import NDArray
 
-# A few slices of every size, and of more classes than a block has; of few classes as many as packs hold (16, or 8 of
-# float64), too few, or a rest. Along axis 0 slices are neighbours, taken in packs where there is half of one.
+# A few slices of every size, and of more classes than a block has; with few classes, as many slices as a pack holds
+# (16, or 8 of float64), fewer, or some more. Along axis 0 slices are neighbours, taken in packs if they fill half of
+# one.
 SHAPES = [
     *product((3,), (*range(201), 16_385)),
     *product((8, 15, 16, 17, 18, 19), (1, 2, 3, 4, 5, 31, 32, 33)),
@@ -84,7 +85,7 @@ KINDS = {
     "ignored samples": IGNORED,
 }
 
-# Of a loss there has to be a class.
+# A loss needs at least one class.
 NEEDS_CLASSES = ("losses", "into out", "in place", "ignored samples")
 
 
@@ -101,7 +102,7 @@ class Guarded:
         self.inside = memory[mmap.PAGESIZE : -mmap.PAGESIZE]
 
     def hold(self, a: NDArray, at_end: bool, gap: int) -> NDArray:
-        """A copy of `a`, its elements so many bytes apart, that begins with the first byte or ends with the last."""
+        """A copy of `a`, its elements `gap` bytes apart, that begins with the first byte or ends with the last."""
         step = a.itemsize + gap
         strides = [step * math.prod(a.shape[i + 1 :]) for i in range(a.ndim)]
         start = self.inside.size - max(a.size * step - gap, 0) if at_end else 0

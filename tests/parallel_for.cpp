@@ -57,7 +57,7 @@ void keep_calling(unsigned seed, std::chrono::steady_clock::time_point end) {
         flush(below(2));
         const bool flushed = flushes();
         const auto self = std::this_thread::get_id();
-        // No atomics: ThreadSanitizer sees what is not ordered.
+        // Not atomic, so that ThreadSanitizer reports increments that nothing orders.
         std::vector<int> times(static_cast<std::size_t>(count));
         std::atomic<bool> taken[most_threads] = {};
         std::mutex mutex;

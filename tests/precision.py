@@ -49,7 +49,7 @@ def assert_within(bound: float, got: NDArray, wanted: Exact, unit: Exact | None 
 class Slices:
     """All that the functions need of `x`, whose slices lie along `axis`: finite, or -inf beside a finite value.
 
-    Of long slices, where the sum is what is special, `every` looks at every so-many-th class alone, and at the largest.
+    Of a long slice, in which only the sum is special, every `every`-th class and the largest one are looked at.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Slices:
             high, low = _two_part_quotient(high, low, self.temperature)
         # Far down exp is slow, and 0 to every dtype.
         exp = np.exp(high, where=high > -11_000, out=np.zeros_like(high)) * (1 + low)
-        # The sum without the peak's own 1. NumPy sums pairwise, as a million terms need, along the last axis alone.
+        # The sum without the peak's own 1. NumPy sums pairwise, as a million terms need, only along the last axis.
         others = np.ascontiguousarray(np.moveaxis(np.where(is_peak, 0, exp), axis, -1))
         self.rest = np.expand_dims(np.sum(others, axis=-1), axis)
         self.x, self.is_peak, self.high, self.low, self.exp = map(self.seen, (x, is_peak, high, low, exp))

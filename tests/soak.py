@@ -1,6 +1,6 @@
 """Many calls of every public function, of many shapes and dtypes and such that raise: do they leave memory as it was?
 
-`python soak.py --calls 1000000` says for each function how long so many calls took, what the resident memory and the
+`python soak.py --calls 1000000` says for each function how long these calls took, what the resident memory and the
 number of Python's memory blocks were before and after, and fails if they grew.
 """
 
@@ -25,8 +25,8 @@ Calls = list[Callable[[], Any]]
 # Python's own caches of small objects fill by some blocks, however many calls there are: 201 at most, on 3.12.
 FEW_BLOCKS = 250
 
-# Resident memory may grow by so much, in bytes, since what the allocator has free is never scattered quite the same.
-# Of a million calls, an array of a few numbers that one kind of them loses is as much.
+# Resident memory may grow by this many bytes, because the allocator's free memory is never scattered quite the same.
+# One kind of call that loses an array of a few numbers each time loses as much in a million calls.
 SLACK = 2**20
 
 HUGE = np.broadcast_to(np.float32(1), (2**50, 4))  # no memory for a result
@@ -158,7 +158,7 @@ FUNCTIONS: dict[str, Callable[[], Calls]] = {
 
 
 def resident() -> int:
-    """Of this process, in bytes."""
+    """The resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
@@ -173,13 +173,13 @@ class Growth:
 
     @property
     def is_flat(self) -> bool:
-        # Of few calls, half of what one kind of them loses at a block each time.
+        # For few calls, half of what one kind of them loses if it loses a block each time.
         few = min(FEW_BLOCKS, self.calls / self.kinds / 2)
         return np.diff(self.resident)[0] <= SLACK and np.diff(self.blocks)[0] <= few
 
 
 def repeat(calls: Calls, count: int) -> int:
-    """Make so many calls, each in its turn; how many of them raised."""
+    """Make `count` calls, each kind in its turn; returns how many of them raised."""
     raised = 0
     for call in islice(cycle(calls), count):
         try:

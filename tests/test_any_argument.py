@@ -78,7 +78,7 @@ class Liar(np.ndarray):
 
 
 class Pretender:
-    """An array by its `__class__` alone."""
+    """An array only by its `__class__`."""
 
     __class__ = property(lambda self: np.ndarray)
     shape, dtype, ndim = (3, 4), np.dtype(float), 2
@@ -351,7 +351,7 @@ def assert_agree(name: str, got: Any, twin: Any, arguments: dict[str, Any]) -> N
         assert isinstance(got, type)
         assert isinstance(twin, type)  # where several arguments are wrong, another may be met first
         return
-    # Of infinities, and of logarithms of what is no probability, the twin's formula may make NaN.
+    # The twin's formula may make NaN of infinities, and of logarithms that are not those of probabilities.
     comparable = np.isfinite(numbers(arguments, *NUMBERS)).all() and np.max(numbers(arguments, "logp"), initial=0) < 88
     for i, (g, t) in enumerate(zip(got, twin, strict=True)):
         assert (g.dtype, g.shape) == (t.dtype, t.shape)

@@ -397,7 +397,7 @@ def test_a_list_that_holds_itself_is_refused_and_never_unfolded(name):
             refuses(name, ValueError, f"{argument} holds a {kind} that holds itself", **{argument: [[cyclic]]})
 
 
-# In bytes, half of what a pointer reaches, or so many that nothing is left of them in 64 bits.
+# Sizes in bytes up to half of what a pointer reaches, or so large that 64 bits hold nothing of them.
 @pytest.mark.parametrize("power", [58, 60, 61, 62])
 @pytest.mark.parametrize("dtype", [np.int8, bfloat16, np.float16, np.float32, np.float64], ids=str)
 def test_views_of_shapes_beyond_all_memory_are_refused(dtype, power):

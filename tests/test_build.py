@@ -1,4 +1,4 @@
-"""What the build says where something is missing: configured alone, nothing is compiled but CMake's questions."""
+"""What the build says if something is missing. It is only configured: nothing is compiled except CMake's questions."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def configure(folder, *definitions, **environment):
 
 
 def compiler_that(folder, line):
-    """The compiler behind a line of shell."""
+    """The compiler, run after a line of shell."""
     script = folder / "compiler"
     script.write_text(f'#!/bin/sh\n{line}\nexec "{COMPILER}" "$@"\n')
     script.chmod(0o755)

@@ -43,7 +43,7 @@ class Network:
 
 
 def held_out_accuracy(images, labels, classes, **options):
-    """Of a network trained on three quarters of the images; the loss must have fallen on the way."""
+    """The accuracy of a network trained on three quarters of the images; the loss must have fallen on the way."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(images))
     training, test = order[len(order) // 4 :], order[: len(order) // 4]

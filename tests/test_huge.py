@@ -18,7 +18,7 @@ BOTH = [N, UNSIGNED + 17]
 
 
 def needs(gibibytes):
-    """Skips the test where so much memory is not to be had."""
+    """Skips the test if this much memory is not available."""
     info = Path("/proc/meminfo")
     if not info.exists():
         pytest.skip("needs /proc/meminfo to know whether there is enough memory")

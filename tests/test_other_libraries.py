@@ -1,4 +1,4 @@
-"""Arrays, tables and files of other libraries, each for real: what is in memory is taken, what is not is never read."""
+"""Real arrays, tables and files of other libraries: those in memory are taken, all others are refused unread."""
 
 import array
 import io
@@ -13,7 +13,7 @@ X = np.random.default_rng(5).normal(0, 3, (3, 4))
 
 
 def taken(given, wanted=X):
-    """With the value of the array that it is."""
+    """Taken, with the values of the array that it is."""
     assert_same_bits(fs.softmax(given), fs.softmax(wanted))
     assert_same_bits(reference.softmax(given), reference.softmax(wanted))
 
@@ -27,7 +27,7 @@ def refused(given, match):
 
 
 def not_in_memory(given, how=r"indexing it with \[\.\.\.\]"):
-    """Refused; and what the refusal says to do does it."""
+    """Refused; and following the advice in the message works."""
     refused(given, f"may not be in memory; .*{how}")
     taken(given.compute() if "compute" in how else given[...])
 

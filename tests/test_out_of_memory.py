@@ -35,7 +35,7 @@ def test_each_block_of_memory_may_be_refused(n, failing_malloc):
     assert run("blocks", n, failing_malloc) > 300
 
 
-# Of CPython 3.12.1 and 3.13.0 a generator does not survive it, such as one that np.broadcast_to has.
+# In CPython 3.12.1 and 3.13.0 a generator, such as the one in np.broadcast_to, does not survive it.
 PYTHON_ALONE = """
     import ctypes
     malloc = ctypes.CDLL(None)

@@ -15,7 +15,7 @@ TARGET = 3
 def by_mpmath(x, temperature=1.0, repeats=1):
     """softmax, log_softmax, logsumexp, and the gradient of cross_entropy, of one slice.
 
-    With `repeats` all but the last are of a slice that holds each of `x` so many times.
+    All except the last are those of a slice that holds each of `x` `repeats` times.
     """
     with mpmath.workdps(400):
         logits = [mpmath.mpf(float(v)) / mpmath.mpf(temperature) for v in x]

@@ -17,7 +17,7 @@ from arrays import Inputs, assert_all_same_bits, every_result
 
 TIME_LIMIT = 300  # of a process that hangs; emulated ones take a minute
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-# Of Python, that a fork of a process with threads can hang: what these tests are about.
+# Python warns that a fork of a process with threads can hang, which is what these tests are about.
 forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 

@@ -33,7 +33,7 @@ def exactly(values):
 
 
 def to_longdouble(values):
-    """Rounded to longdouble; what that does not hold, to 0 or infinity."""
+    """Rounded to longdouble; numbers beyond its range become 0 or infinity."""
 
     def one(v):
         if v == 0 or abs(v) < mpf(10) ** -4900:

@@ -1,4 +1,4 @@
-"""A slice's result depends on the slice alone: the same bits in every batch, layout, number of threads and call."""
+"""A slice's result depends only on the slice: the same bits in every batch, layout, number of threads and call."""
 
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ PARTS = [((23, 40), np.s_[:1]), ((23, 40), np.s_[:, :1]), ((5, 23, 40), np.s_[:]
 
 
 def reduced_losses(module, a, axis):
-    """What depends on the whole batch, in its order."""
+    """Results that depend on the whole batch, in its order."""
     for reduction in ("mean", "sum"):
         for targets in (a.indices, a.probabilities):
             for options in ({}, {"weight": a.weight, "label_smoothing": 0.1}):

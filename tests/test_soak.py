@@ -24,7 +24,7 @@ def run(arguments, environment):
 
 
 def test_eighty_thousand_calls_of_every_function_leave_memory_as_it_was(environment):
-    # So many that half of what one kind of call would lose is more than Python's caches fill by.
+    # Enough that a kind of call that loses a block each time loses more than twice what Python's caches grow by.
     done = run(["soak.py", "--calls", "80000"], environment)
     assert done.returncode == 0, done.stdout + done.stderr
     raised = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) raised", done.stdout)]

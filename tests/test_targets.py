@@ -162,15 +162,15 @@ def test_the_import_needs_numpy_alone(environment):
     assert not modules & {"ml_dtypes", "scipy", "torch", "threadpoolctl", "sklearn"}
 
 
-# What one compiler inlines another makes a function of.
+# A function that one compiler inlines another may emit.
 COMPILERS = list(dict.fromkeys([os.environ.get("CXX", "c++"), "clang++"]))
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("target", CORE["targets_built"])
 def test_a_kernel_object_exports_its_table_alone_and_needs_no_mathematics(target, compiler, tmp_path):
-    """Of a function that several targets define the linker keeps one, perhaps with instructions that the machine lacks.
-    One of libm is compiled for another machine, and each call of it may cost a change of the vector unit's state.
+    """If several targets define a function, the linker keeps one, perhaps with instructions that the machine lacks. One
+    of libm is compiled for another machine, and each call of it may cost a change of the vector unit's state.
 
     Compiled without optimisation, where nothing is inlined that need not be.
     """

@@ -96,7 +96,7 @@ def test_a_process_that_may_use_one_processor_has_one_thread(environment):
 
 @contextmanager
 def processors_limited_to(quota):
-    """A line of code for a process to enter a cgroup that may use so many processors, where this one can make such."""
+    """A line of code with which a process enters a cgroup that may use `quota` processors; skips if it cannot be."""
     version2 = Path("/sys/fs/cgroup/cgroup.controllers")
     mount_point = version2.parent if version2.exists() else Path("/sys/fs/cgroup/cpu")
     group = mount_point / f"fastsoftmax-{os.getpid()}"
@@ -303,7 +303,7 @@ def test_callers_bound_to_one_processor_and_free_ones_get_the_same_bits(large, t
 
         def compute(n):
             if n < 4:
-                os.sched_setaffinity(0, {processors[n % len(processors)]})  # of this thread alone
+                os.sched_setaffinity(0, {processors[n % len(processors)]})  # only of this thread
             for _ in range(50):
                 assert_all_same_bits(fs.softmax(large.x), wanted)
 

@@ -108,7 +108,7 @@ void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum&
     left = merged;
 }
 
-// Digits other than the first are then in [0, 2^32).
+// All digits except the last, which keeps the sign, are then in [0, 2^32).
 FASTSOFTMAX_ONCE void carry(fastsoftmax::ExactSum& sum) {
     for (int i = 0; i + 1 < fastsoftmax::exact_digits; ++i) {
         const std::int64_t carried = sum.digits[i] >> 32;

@@ -43,7 +43,7 @@ _ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
 _MEMORY_PROTOCOLS = ("__add__", "__array_interface__", "__array_struct__", "__arrow_c_array__", "__arrow_c_stream__")
 
 # An exact answer can take exponential time: past this effort, "perhaps" counts as an overlap, which costs a copy only.
-_OVERLAP_EFFORT: Any = 1000  # Any, because NumPy's stubs know of 0 and -1 alone
+_OVERLAP_EFFORT: Any = 1000  # Any, because NumPy's stubs know only 0 and -1
 
 # The dtype of a result by the dtype of its input, for those met so far: looking up is much faster than deciding.
 _result_dtypes: dict[DType, DType] = {}
@@ -505,7 +505,7 @@ def delivered(result: Array, out: Any) -> Array:
 def transform_arguments(
     x: ArrayLike, axis: Axis, temperature: Any, where: ArrayLike | None, dtype: DTypeLike | None
 ) -> tuple[Array, tuple[int, ...], float, Array | None, DType]:
-    """Those of softmax and log_softmax, `dtype` being the result's."""
+    """The arguments of softmax and log_softmax; `dtype` is the result's."""
     array = x if type(x) is ndarray else to_array(x, "x")
     own = _result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x")
     ndim = array.ndim
@@ -519,7 +519,7 @@ def transform_arguments(
 def transform_grad_arguments(
     result: ArrayLike, name: str, dy: ArrayLike, axis: Axis, temperature: Any, where: ArrayLike | None
 ) -> tuple[Array, Array, tuple[int, ...], float, Array | None, DType]:
-    """Those of softmax_grad and log_softmax_grad, with the gradient's dtype; `name` is that of the result argument."""
+    """The arguments of softmax_grad and log_softmax_grad, and the gradient's dtype; `name` is that of `result`."""
     y = result if type(result) is ndarray else to_array(result, name)
     if y.dtype not in _result_dtypes:
         result_dtype(y.dtype, name)
@@ -538,7 +538,7 @@ def transform_grad_arguments(
 def logsumexp_arguments(
     x: ArrayLike, axis: Axis, b: ArrayLike | None, where: ArrayLike | None, dtype: DTypeLike | None
 ) -> tuple[Array, tuple[int, ...], Array | None, Array | None, DType]:
-    """Those of logsumexp: `x`, `b` and `where` in their common shape, `dtype` being the result's."""
+    """The arguments of logsumexp: `x`, `b` and `where` in their common shape; `dtype` is the result's."""
     array = x if type(x) is ndarray else to_array(x, "x")
     dtypes: tuple[DType, ...] = (_result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x"), array.dtype)
     weights = None
@@ -568,7 +568,7 @@ def loss_arguments(
     temperature: Any,
     reduction: Any,
 ) -> tuple[Array, Array, int, Array | None, int | None, float, float, str, DType]:
-    """Those that the three losses share, and the gradient's dtype, in the order in which the core takes them."""
+    """The arguments that the losses share, and the gradient's dtype, in the order in which the core takes them."""
     logits = logits if type(logits) is ndarray else to_array(logits, "logits")
     dtype = _result_dtypes.get(logits.dtype) or result_dtype(logits.dtype, "logits")
     shape = logits.shape

@@ -125,7 +125,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     >>> sorted(fs.show_config(mode="dicts"))
     ['compiler', 'fastsoftmax', 'numpy', 'openmp', 'python', 'targets', 'threads']
     """
-    # What is no str may not know whether it equals one.
+    # An object that is no str may fail to compare with one.
     if not isinstance(mode, str) or mode not in ("stdout", "dicts"):  # type: ignore[redundant-expr]
         raise ValueError(f"mode is {shown(mode)}; expected 'stdout' or 'dicts'")
     core = _core.describe()

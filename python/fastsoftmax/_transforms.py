@@ -41,7 +41,7 @@ def softmax(
     where : array_like of bool, optional
         Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: their probability is 0.
     dtype : dtype, optional
-        Of the result: that of `x`, or a wider one of float32 and float64; either for integers and bool. By default that
+        The result's: that of `x`, or a wider one of float32 and float64; either for integers and bool. By default that
         of `x`; float64 for integers and bool.
     out : ndarray, optional
         Receives the result: its shape and dtype, any strides. It may be `x`.
@@ -129,7 +129,7 @@ def log_softmax(
     where : array_like of bool, optional
         Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: their result is -inf.
     dtype : dtype, optional
-        Of the result: that of `x`, or a wider one of float32 and float64; either for integers and bool. By default that
+        The result's: that of `x`, or a wider one of float32 and float64; either for integers and bool. By default that
         of `x`; float64 for integers and bool.
     out : ndarray, optional
         Receives the result: its shape and dtype, any strides. It may be `x`.
@@ -212,7 +212,7 @@ def logsumexp(
     return_sign : bool, default False
         Return the sign of the sum, too, and the logarithm of its absolute value.
     dtype : dtype, optional
-        Of the result: that of `x` (with an array `b`, of ``numpy.result_type(x, b)``), or one of float32 and float64
+        The result's: that of `x` (with an array `b`, of ``numpy.result_type(x, b)``), or one of float32 and float64
         that is no narrower than a floating `x` or `b`. By default the former; float64 for integers and bool.
     out : ndarray, optional
         Receives the logarithm: the result's shape and dtype, any strides.
@@ -249,7 +249,7 @@ def logsumexp(
 
     Where terms cancel, digits are lost: besides its rounding, the result is off by up to
     2^-55 (1 + sum_k |b_k| exp(x_k) / |sum_k b_k exp(x_k)|). Terms of equal `x` count as one there, with the sum of
-    their `b`, so that what is left when they cancel is right, unless it is less than exp(-22000) of them.
+    their `b`, so that what is left when they cancel is right unless it is below exp(-22000) times the largest of them.
 
     A slice that holds NaN gives NaN, else one that holds +inf gives +inf. An empty sum, and one in which all `x` are
     -inf, gives -inf with sign 0. A negative sum gives NaN without `return_sign`.

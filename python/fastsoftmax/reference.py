@@ -270,7 +270,7 @@ def _cross_entropy(
     w = np.ones(classes, working) if weight is None else weight.astype(working)
     class_shape = tuple(classes if k == axis else 1 for k in range(x.ndim))
 
-    # The coefficients a: at the target alone (given by `chosen`), or one for each class.
+    # The coefficients a: only at the target (given by `chosen`), or one for each class.
     chosen = None
     if targets.dtype.kind in "iu":
         t = np.expand_dims(targets.astype(np.int64), axis)

@@ -52,7 +52,7 @@ constexpr int bytes_of[element_types] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
 constexpr const char* name_of[element_types] = {"float16", "bfloat16", "float32", "float64", "bool",   "int8",  "int16",
                                                 "int32",   "int64",    "uint8",   "uint16",  "uint32", "uint64"};
 
-// Of an element: sizes that the compiler knows.
+// Copies one element, of a size that the compiler knows.
 void copy_element(void* to, const void* from, ElementType type) {
     switch (bytes_of[type]) {
         case 1:
@@ -280,7 +280,7 @@ struct Slice {
 class Case {
   public:
     Case(const std::uint8_t* data, std::size_t size) : given_(data, size) {
-        // Large arrays take a hundred times as long: whatever libFuzzer makes of the input, one in so many.
+        // Large arrays take a hundred times as long, so they are rare whatever libFuzzer makes of the input.
         std::uint64_t hash = 0xcbf29ce484222325u;
         for (std::size_t i = 0; i < size; ++i) hash = (hash ^ data[i]) * 0x100000001b3u;
         large_ = (hash >> 32) % 512 == 0;
@@ -704,8 +704,8 @@ class Case {
         transform(operation_, slices_, temperature_);
         const Memory& out = output_memory();
         const Format& f = formats[out.type];
-        // Beyond `most`, sums of what is no probability are not the contract's; `least` may be lost before the
-        // division.
+        // The contract does not cover a y that is no probability, so sums beyond `most` are not checked. As much as
+        // `least` may be lost before the division by the temperature.
         const Real most = std::min(f.largest, formats[float64].largest) / 16;
         const bool in_float = temperature_ == 1 && y.type < float64 && dy.type < float64;
         const Real least = 4 * formats[in_float ? float32 : float64].smallest_subnormal() / temperature_;
@@ -738,7 +738,7 @@ class Case {
                     log ? std::fabs(dys[k]) + p * size.total() : std::fabs(p) * (std::fabs(dys[k]) + size.total());
                 const Real wanted = unscaled / temperature_, unit = condition / temperature_;
                 if (!log && size.total() > most) continue;
-                // A difference is no better than the subnormal numbers that it is of.
+                // A difference is no more accurate than subnormal numbers that it is formed from.
                 check(log ? "log_softmax_grad" : "softmax_grad", out.type, b, c, got, wanted,
                       bound(out.type, log && temperature_ == 1 ? 2 : 3), std::max(unit, f.smallest_normal()),
                       log ? least : least * static_cast<Real>(classes_));
@@ -823,7 +823,7 @@ class Case {
             } else {
                 wanted = total == 0 ? -infinity : peak + std::log(std::fabs(total));
                 direction = (total > 0) - (total < 0);
-                // What cancels that far has neither sign nor digits.
+                // A sum that cancels this far has neither sign nor digits.
                 if (size.total() > 0 && std::fabs(total) <= 0x1p-45L * size.total()) continue;
             }
             if (direction < 0 && !with_sign) wanted = nan_value;
@@ -1055,7 +1055,7 @@ class Case {
 
 }  // namespace
 
-// Where memory was allocated is plain, and to find out costs a third of the time; so does memory that is ever new.
+// Recording where memory was allocated, which is plain here, costs a third of the time; so does never reusing it.
 extern "C" const char* __asan_default_options() { return "malloc_context_size=0:quarantine_size_mb=1"; }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
