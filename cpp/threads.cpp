@@ -211,15 +211,15 @@ class alignas(64) Job {
     }
 
     // Computes chunks until none is left. Returns the time of the fastest, which was not interrupted though others may
-    // have been; 0 if none was whole.
+    // have been; 0 if there was none besides the last of all.
     Nanoseconds work(int thread) {
         Nanoseconds least = 0, begin = now();
         for (std::uint64_t ticket = ticket_; chunks_of(ticket) > 0;) {
             if (!ticket_.compare_exchange_weak(ticket, ticket - 1)) continue;
             compute(ticket, thread);
             const Nanoseconds end = now();
-            const bool whole = chunks_of(ticket) > 1 || count_ % chunk_ == 0;
-            if (whole && (least == 0 || end - begin < least)) least = end - begin;
+            const bool last = chunks_of(ticket) == 1;  // which may be smaller, also where all count as one
+            if (!last && (least == 0 || end - begin < least)) least = end - begin;
             begin = end;
             ticket = ticket_;
         }
