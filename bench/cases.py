@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from fastsoftmax import _core
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -21,6 +22,9 @@ Operation = Literal[
     "cross_entropy_with_grad",
     "vocabulary_step",
 ]
+
+# What the core's operations read and write.
+SIGNATURES = _core.signatures()
 
 # Results of this size or more go to an array that exists before the clock starts, for every contender that offers it:
 # beyond a few MB an allocation costs page faults that would hide the computation.
@@ -95,18 +99,24 @@ class Case:
         return self.elements < CALL_ELEMENTS
 
     @property
+    def signature(self) -> dict[str, bool]:
+        """The signature of the core's operation that computes it."""
+        both = self.operation in ("cross_entropy_with_grad", "vocabulary_step")
+        return SIGNATURES["cross_entropy_grad" if both else self.operation]
+
+    @property
     def has_loss(self) -> bool:
-        return self.operation in ("cross_entropy", "cross_entropy_with_grad", "vocabulary_step")
+        return self.signature["labels"]
 
     @property
     def reduces(self) -> bool:
         """Whether nothing with the class axis is written."""
-        return self.operation in ("logsumexp", "cross_entropy")
+        return not self.signature["output"]
 
     @property
     def arrays_read(self) -> int:
         """How many arrays of the size of the logits are read."""
-        return 2 if self.operation in ("softmax_grad", "log_softmax_grad") else 1
+        return 1 + self.signature["second"]
 
     @property
     def bytes_moved(self) -> int:
@@ -141,7 +151,7 @@ class Workload:
         logits = rng.standard_normal(case.shape, np.float32) * np.float32(4) if x is None else x
         self.x: Array = logits.astype(self.dtype, copy=False)
         self._logits = self.x.copy() if case.in_place else self.x
-        if case.operation in ("softmax_grad", "log_softmax_grad"):
+        if case.signature["second"]:
             self.dy: Array = rng.standard_normal(case.shape, np.float32).astype(self.dtype, copy=False)
 
     def renew(self) -> None:

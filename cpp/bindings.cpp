@@ -31,19 +31,19 @@ ElementType element_type(const py::dtype& dtype) {
     const auto size = dtype.itemsize();
     const auto sized = [&](ElementType smallest) {
         const int power = size == 1 ? 0 : size == 2 ? 1 : size == 4 ? 2 : 3;
-        return static_cast<ElementType>(smallest + power);
+        return static_cast<ElementType>(static_cast<int>(smallest) + power);
     };
     switch (kind) {
         case 'f':
-            return size == 2 ? float16 : size == 4 ? float32 : float64;
+            return size == 2 ? ElementType::float16 : size == 4 ? ElementType::float32 : ElementType::float64;
         case 'i':
-            return sized(int8);
+            return sized(ElementType::int8);
         case 'u':
-            return sized(uint8);
+            return sized(ElementType::uint8);
         case 'b':
-            return boolean;
+            return ElementType::boolean;
         default:
-            return bfloat16;  // a type of ml_dtypes: the one that the arguments' checks let pass
+            return ElementType::bfloat16;  // a type of ml_dtypes: the one that the arguments' checks let pass
     }
 }
 
@@ -133,15 +133,15 @@ std::string_view argument(py::handle given) {
     return text;
 }
 
-// Puts arrays into their roles. They have the shape of `all`; or, one element a slice, that without the class axes or
-// with extent 1 there.
+// Puts arrays into their roles. They have the shape of `all`; or, per slice, that without the class axes or with extent
+// 1 there.
 class Builder {
   public:
     Builder(const py::array& all, const ClassAxes& class_axes) : all_(all), class_axes_(class_axes) {
         for (int d = 0; d < all.ndim(); ++d) (class_axes[d] ? slices.classes : slices.batch).append({all.shape(d), {}});
     }
 
-    void set(Role role, const py::array& array, bool per_slice = false) {
+    void set(Role role, const py::array& array) {
         set_data(role, array);
         const bool every_axis = array.ndim() == all_.ndim();
         py::ssize_t d = 0;
@@ -149,15 +149,15 @@ class Builder {
         for (int k = 0; k < all_.ndim(); ++k) {
             if (!class_axes_[k])
                 slices.batch.axis[batch++].strides[role] = array.strides(d++);
-            else if (!per_slice)
+            else if (!is_per_slice(role))
                 slices.classes.axis[classes++].strides[role] = array.strides(d++);
             else if (every_axis)
                 ++d;
         }
     }
 
-    void set(Role role, const MaybeArray& array, bool per_slice = false) {
-        if (array) set(role, *array, per_slice);
+    void set(Role role, const MaybeArray& array) {
+        if (array) set(role, *array);
     }
 
     void set_data(Role role, const py::array& array) {
@@ -166,12 +166,9 @@ class Builder {
                                is_swapped(dtype)};
     }
 
-    // New arrays for results.
-    py::array new_array(const py::dtype& dtype) const {
-        return empty(dtype, static_cast<int>(all_.ndim()), all_.shape());
-    }
-
-    py::array new_array_per_slice(const py::dtype& dtype, bool keepdims = false) const {
+    // A new array for the results in a role.
+    py::array result(Role role, const py::dtype& dtype, bool keepdims = false) const {
+        if (!is_per_slice(role)) return empty(dtype, static_cast<int>(all_.ndim()), all_.shape());
         py::ssize_t shape[most_axes];
         int count = 0;
         for (int d = 0; d < all_.ndim(); ++d)
@@ -220,55 +217,55 @@ class WithoutGil {
     PyThreadState* const thread_;
 };
 
-// Runs the body on the slices, without the GIL where there is enough work: to give it up costs as much as some hundred
-// elements, and to get it back can take as long as another thread keeps it, 5 ms.
+// Runs the body without the GIL where there is enough work: to give it up costs as much as some hundred elements, and
+// to get it back can take as long as another thread keeps it, 5 ms.
 template <class Body>
-void compute(Slices& slices, Body body) {
+void run(const Slices& slices, Body body) {
     constexpr std::ptrdiff_t enough = 4096;  // elements, in the order of 10 us
     std::optional<WithoutGil> released;
     if (slices.batch.size() * slices.classes.size() >= enough) released.emplace();
-    body(slices);
+    body();
 }
 
+// An operation that needs nothing but its arrays. Its signature says where its results go.
 template <Operation operation>
-py::object transform_scores(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
-                            double temperature, const MaybeArray& where) {
+py::object compute_arrays(const py::array& x, const MaybeArray& second, const MaybeArray& out, const py::dtype& dtype,
+                          const ClassAxes& axes, double temperature, const MaybeArray& where, bool keepdims,
+                          bool with_sign) {
+    const Signature& signature = kernels().of[operation].signature;
+    const Role role = signature.output ? Role::output : Role::value;
     Builder b(x, axes);
-    const py::array result = out ? *out : b.new_array(dtype);
-    b.set(scores, x);
-    b.set(output, result);
-    b.set(mask, where);
-    compute(b.slices, [&](Slices& slices) { transform(operation, slices, temperature); });
-    return finished(result, !out);
-}
-
-template <Operation operation>
-py::object transform_gradient(const py::array& y, const py::array& dy, const MaybeArray& out, const py::dtype& dtype,
-                              const ClassAxes& axes, double temperature, const MaybeArray& where) {
-    Builder b(y, axes);
-    const py::array result = out ? *out : b.new_array(dtype);
-    b.set(scores, y);
-    b.set(second, dy);
-    b.set(output, result);
-    b.set(mask, where);
-    compute(b.slices, [&](Slices& slices) { transform(operation, slices, temperature); });
-    return finished(result, !out);
-}
-
-py::object reduce_scores(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
-                         const MaybeArray& weights, const MaybeArray& where, bool keepdims, bool with_sign) {
-    Builder b(x, axes);
-    const py::array result = out ? *out : b.new_array_per_slice(dtype, keepdims);
-    b.set(scores, x);
-    b.set(value, result, true);
-    b.set(second, weights);
-    b.set(mask, where);
+    const py::array result = out ? *out : b.result(role, dtype, keepdims);
     MaybeArray signs;
-    if (with_sign) signs = b.new_array_per_slice(dtype, keepdims);
-    b.set(sign, signs, true);
-    compute(b.slices, reduce);
+    if (with_sign) signs = b.result(Role::sign, dtype, keepdims);
+    b.set(Role::scores, x);
+    b.set(Role::second, second);
+    b.set(Role::mask, where);
+    b.set(role, result);
+    b.set(Role::sign, signs);
+    run(b.slices, [&] {
+        if (second && !signature.second) return compute_weighed(b.slices);
+        compute(operation, b.slices, temperature);
+    });
     if (!signs) return finished(result, !out);
     return py::make_tuple(finished(result, !out), finished(*signs, true));
+}
+
+template <Operation operation>
+py::object transform(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
+                     double temperature, const MaybeArray& where) {
+    return compute_arrays<operation>(x, {}, out, dtype, axes, temperature, where, false, false);
+}
+
+template <Operation operation>
+py::object transform_gradient(const py::array& y, const MaybeArray& dy, const MaybeArray& out, const py::dtype& dtype,
+                              const ClassAxes& axes, double temperature, const MaybeArray& where) {
+    return compute_arrays<operation>(y, dy, out, dtype, axes, temperature, where, false, false);
+}
+
+py::object reduce(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
+                  const MaybeArray& weights, const MaybeArray& where, bool keepdims, bool with_sign) {
+    return compute_arrays<Operation::logsumexp>(x, weights, out, dtype, axes, 1, where, keepdims, with_sign);
 }
 
 Reduction reduction_of(std::string_view name) {
@@ -280,30 +277,31 @@ py::tuple loss_and_gradient(const py::array& logits, const py::array& targets, s
                             double temperature, std::string_view reduction, const py::dtype& dtype,
                             py::handle from_above, bool with_loss, bool with_grad, const MaybeArray& out) {
     Builder b(logits, ClassAxes().set(static_cast<std::size_t>(axis)));
-    b.set(scores, logits);
+    b.set(Role::scores, logits);
     Loss loss;
     const char kind = targets.dtype().kind();
     loss.probabilities = kind != 'i' && kind != 'u';
-    b.set(loss.probabilities ? second : target, targets, !loss.probabilities);
+    b.set(loss.probabilities ? Role::second : Role::label, targets);
     if (weight) loss.weight = static_cast<const double*>(weight->data());
     loss.ignore_index = ignore_index;
     loss.label_smoothing = label_smoothing;
     loss.temperature = temperature;
     loss.reduction = reduction_of(reduction);
     if (py::isinstance<py::array>(from_above))
-        b.set(upstream, py::reinterpret_borrow<py::array>(from_above), true);
+        b.set(Role::upstream, py::reinterpret_borrow<py::array>(from_above));
     else
         loss.upstream = argument<double>(from_above);
     MaybeArray losses, grad;
     if (with_loss) {
         const py::dtype loss_dtype = dtype.itemsize() == 2 ? py::dtype::of<float>() : dtype;
         if (loss.reduction == Reduction::none)
-            b.set(value, losses = b.new_array_per_slice(loss_dtype), true);
+            b.set(Role::value, losses = b.result(Role::value, loss_dtype));
         else
-            b.set_data(value, *(losses = Builder::empty(loss_dtype, 0, nullptr)));
+            b.set_data(Role::value, *(losses = Builder::empty(loss_dtype, 0, nullptr)));
     }
-    if (with_grad) b.set(output, grad = out ? *out : b.new_array(dtype));
-    compute(b.slices, [&](Slices& slices) { cross_entropy_loss(slices, loss); });
+    if (with_grad) b.set(Role::output, grad = out ? *out : b.result(Role::output, dtype));
+    const Operation operation = with_grad ? Operation::cross_entropy_grad : Operation::cross_entropy;
+    run(b.slices, [&] { compute_loss(operation, b.slices, loss); });
     return py::make_tuple(losses ? finished(*losses, true) : py::none(), grad ? py::object(*grad) : py::none());
 }
 
@@ -353,9 +351,9 @@ py::object invalid_target(const py::array& targets, const py::array& logits, std
     for (int d = 0; d < batch_axes && same_shape; ++d) same_shape = targets.shape(d) == logits.shape(d + (d >= axis));
     if (!same_shape) return py::int_(-1);
     Builder b(targets, ClassAxes());
-    b.set(target, targets);
+    b.set(Role::label, targets);
     std::ptrdiff_t found = -1;
-    compute(b.slices, [&](Slices& slices) { found = find_invalid_target(slices, logits.shape(axis), ignore_index); });
+    run(b.slices, [&] { found = find_invalid_label(b.slices, logits.shape(axis), ignore_index); });
     if (found < 0) return py::none();
     return py::int_(found);
 }
@@ -395,15 +393,14 @@ PyMethodDef method(const char* name, const char* signature_and_doc) {
 }
 
 PyMethodDef methods[] = {
-    method<transform_scores<softmax>>("softmax",
-                                      "softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
-    method<transform_scores<log_softmax>>("log_softmax",
-                                          "log_softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
-    method<reduce_scores>("logsumexp",
-                          "logsumexp($module, x, out, dtype, axes, b, where, keepdims, return_sign, /)\n--\n\n"),
-    method<transform_gradient<softmax_grad>>(
+    method<transform<Operation::softmax>>("softmax",
+                                          "softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
+    method<transform<Operation::log_softmax>>(
+        "log_softmax", "log_softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
+    method<reduce>("logsumexp", "logsumexp($module, x, out, dtype, axes, b, where, keepdims, return_sign, /)\n--\n\n"),
+    method<transform_gradient<Operation::softmax_grad>>(
         "softmax_grad", "softmax_grad($module, y, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
-    method<transform_gradient<log_softmax_grad>>(
+    method<transform_gradient<Operation::log_softmax_grad>>(
         "log_softmax_grad", "log_softmax_grad($module, logp, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<loss_and_gradient>("cross_entropy",
                               "cross_entropy($module, logits, targets, axis, weight, ignore_index, label_smoothing, "
@@ -430,6 +427,20 @@ py::dict describe() {
     return d;
 }
 
+// What the operations read and write, by name: for the benchmark, which counts the bytes that a call moves.
+py::dict signatures() {
+    py::dict all;
+    for (const Kernel& kernel : kernels().of.values) {
+        const Signature& s = kernel.signature;
+        py::dict d;
+        d["second"] = s.second;
+        d["labels"] = s.labels != PerSlice::none;
+        d["output"] = s.output;
+        all[s.name] = d;
+    }
+    return all;
+}
+
 const Kernels& named_kernels(const std::string& target) {
     const Kernels* found = kernels_of(target);
     if (!found) throw std::invalid_argument("target '" + target + "' is not to be had on this machine");
@@ -440,17 +451,17 @@ double plain_exp(const py::array& x, const py::array& out, const std::string& ta
     const Kernels& k = named_kernels(target);
     void* to = const_cast<void*>(out.data());
     if (x.itemsize() == 4)
-        return k.in_float.exp(static_cast<const float*>(x.data()), x.size(), static_cast<float*>(to));
-    return k.in_double.exp(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
+        return k.float_functions.exp(static_cast<const float*>(x.data()), x.size(), static_cast<float*>(to));
+    return k.double_functions.exp(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
 }
 
 void plain_log1p(const py::array& x, const py::array& out, const std::string& target) {
     const Kernels& k = named_kernels(target);
     void* to = const_cast<void*>(out.data());
     if (out.itemsize() == 4)
-        k.in_float.log1p(static_cast<const double*>(x.data()), x.size(), static_cast<float*>(to));
+        k.float_functions.log1p(static_cast<const double*>(x.data()), x.size(), static_cast<float*>(to));
     else
-        k.in_double.log1p(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
+        k.double_functions.log1p(static_cast<const double*>(x.data()), x.size(), static_cast<double*>(to));
 }
 
 }  // namespace
@@ -468,6 +479,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("set_num_threads", set_num_threads);
     m.def("get_num_threads", get_num_threads);
     m.def("describe", describe);
+    m.def("signatures", signatures);
     m.def("exp", plain_exp);
     m.def("log1p", plain_log1p);
 }

@@ -2,6 +2,7 @@
 // batch.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -11,28 +12,35 @@
 namespace fastsoftmax {
 
 // The part that an array plays in a call.
-enum Role : int {
+enum class Role : int {
     scores,  // x, logits; y or logp of the gradients
     second,  // dy, b, or the class probabilities
     output,
     mask,
-    // One element a slice; strides of class axes are 0.
+    // Per slice: strides of class axes are 0.
     value,
     sign,
-    target,
+    label,
     upstream,
 };
 constexpr int roles = 8;
 
+constexpr bool is_per_slice(Role role) { return role >= Role::value; }
+
 struct Array {
     std::byte* data = nullptr;  // null: the call has none
-    ElementType type = float32;
+    ElementType type = ElementType::float32;
     bool swapped = false;  // in the other byte order
 };
 
+constexpr std::ptrdiff_t bytes_of(ElementType type) {
+    constexpr Table<ElementType, std::ptrdiff_t, element_types> bytes = {{2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8}};
+    return bytes[type];
+}
+
 constexpr bool is_class(std::int64_t index, std::ptrdiff_t classes) { return 0 <= index && index < classes; }
 
-using Offsets = std::array<std::ptrdiff_t, roles>;  // in bytes
+using Offsets = Table<Role, std::ptrdiff_t, roles>;  // in bytes
 
 struct Axis {
     std::ptrdiff_t size;
@@ -44,6 +52,15 @@ constexpr int most_axes = 64;  // as NumPy
 struct Axes {
     int count = 0;
     std::array<Axis, most_axes> axis;
+
+    Axes() = default;
+    // Most calls have one axis or two: the others are not copied.
+    Axes(const Axes& other) { *this = other; }
+    Axes& operator=(const Axes& other) {
+        count = other.count;
+        std::copy(other.axis.begin(), other.axis.begin() + count, axis.begin());
+        return *this;
+    }
 
     std::ptrdiff_t size() const {
         std::ptrdiff_t product = 1;
@@ -75,7 +92,7 @@ struct Axes {
         for (int i = count - 1; i >= 0; --i) {
             const std::ptrdiff_t along = index % axis[i].size;
             index /= axis[i].size;
-            for (int r = 0; r < roles; ++r) offsets[r] += along * axis[i].strides[r];
+            add(offsets, axis[i].strides, along);
         }
         return offsets;
     }
@@ -83,10 +100,9 @@ struct Axes {
     // The last axis: one element, unmoving, where there is none.
     Axis last() const { return count ? axis[count - 1] : Axis{1, {}}; }
 
-    // So many elements further along the last axis.
+    // `elements` further along the last axis.
     Offsets moved(Offsets offsets, std::ptrdiff_t elements) const {
-        if (count)
-            for (int r = 0; r < roles; ++r) offsets[r] += elements * axis[count - 1].strides[r];
+        if (count) add(offsets, axis[count - 1].strides, elements);
         return offsets;
     }
 
@@ -103,16 +119,21 @@ struct Axes {
     }
 
   private:
+    static void add(Offsets& offsets, const Offsets& strides, std::ptrdiff_t steps) {
+        for (int r = 0; r < roles; ++r) offsets.values[r] += steps * strides.values[r];
+    }
+
     static bool joins(const Axis& outer, const Axis& inner) {
         for (int r = 0; r < roles; ++r)
-            if (outer.strides[r] != inner.strides[r] * inner.size) return false;
+            if (outer.strides.values[r] != inner.strides.values[r] * inner.size) return false;
         return true;
     }
 };
 
 struct Slices {
-    std::array<Array, roles> arrays;
+    Table<Role, Array, roles> arrays;
     Axes batch, classes;
+    Axes own;  // of arrays that hold more than one number a slice; no other array moves along them
 
     bool has(Role role) const { return arrays[role].data != nullptr; }
 };

@@ -4,21 +4,16 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#ifdef FASTSOFTMAX_X86_TARGETS
+#ifdef __x86_64__
 #include <cpuid.h>
 #endif
 
 namespace fastsoftmax {
 
-#ifdef FASTSOFTMAX_ARM_TARGETS
 Kernels neon_kernels();
-#else
 Kernels baseline_kernels();
-#endif
-#ifdef FASTSOFTMAX_X86_TARGETS
 Kernels avx2_kernels();
 Kernels avx512_kernels();
-#endif
 
 namespace {
 
@@ -35,29 +30,35 @@ const Kernels& table() {
     return kernels;
 }
 
-#ifdef FASTSOFTMAX_X86_TARGETS
+#ifdef __x86_64__
 // Asked of the processor, because __builtin_cpu_supports of Clang 16 and older does not know "f16c".
 bool has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
+[[maybe_unused]] bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
 
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 #endif
 
+// Those that were compiled.
 const Target targets[] = {
-#ifdef FASTSOFTMAX_ARM_TARGETS
+#ifdef FASTSOFTMAX_TARGET_NEON
     {"neon", [] { return true; }, table<neon_kernels>},
-#else
+#endif
+#ifdef FASTSOFTMAX_TARGET_BASELINE
     {"baseline", [] { return true; }, table<baseline_kernels>},
 #endif
-#ifdef FASTSOFTMAX_X86_TARGETS
+#ifdef FASTSOFTMAX_TARGET_AVX2
     {"avx2", has_avx2, table<avx2_kernels>},
+#endif
+#ifdef FASTSOFTMAX_TARGET_AVX512
     {"avx512", has_avx512, table<avx512_kernels>},
 #endif
 };
@@ -92,12 +93,15 @@ const Kernels* kernels_of(const std::string& name) {
 }
 
 void choose_target() {
+    const std::vector<std::string> usable = targets_usable();
     const char* forced = std::getenv("FASTSOFTMAX_TARGET");
-    const std::string name = forced && *forced ? forced : targets_usable().back();
+    if (usable.empty())
+        throw std::runtime_error("this machine can run none of the SIMD targets built: " + joined(targets_built()));
+    const std::string name = forced && *forced ? forced : usable.back();
     const Kernels* found = kernels_of(name);
     if (!found)
         throw std::runtime_error("FASTSOFTMAX_TARGET is '" + name + "', but this build and machine have: " +
-                                 joined(targets_usable()) + " (built: " + joined(targets_built()) + ")");
+                                 joined(usable) + " (built: " + joined(targets_built()) + ")");
     chosen = found;
 }
 

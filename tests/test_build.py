@@ -56,7 +56,7 @@ def test_with_all_that_it_needs_it_says_nothing_of_what_to_install(tmp_path):
 def test_without_a_compiler_it_says_which_to_install(tmp_path):
     code, said = configure(tmp_path, CXX="a-compiler-that-is-not-there")
     assert code != 0
-    assert "fastsoftmax needs a C++17 compiler, GCC 12 or Clang 13 or newer, and found none" in said
+    assert "fastsoftmax needs a C++20 compiler, GCC 12 or Clang 13 or newer, and found none" in said
     assert "apt install g++" in said
     assert "dnf install gcc-c++" in said
     assert "xcode-select --install" in said
@@ -67,7 +67,7 @@ def test_of_a_compiler_that_is_too_old_it_says_its_version_and_which_to_install(
     old = compiler_that(tmp_path, 'set -- "$@" -D__builtin_shufflevector=not_in_GCC_11')
     code, said = configure(tmp_path, CXX=str(old))
     assert code != 0
-    assert f"fastsoftmax needs C++17 with vector types, GCC 12 or Clang 13 or newer, and {old}\n" in said
+    assert f"fastsoftmax needs C++20 with vector types, GCC 12 or Clang 13 or newer, and {old}\n" in said
     assert "apt install g++" in said
 
 

@@ -182,7 +182,7 @@ def test_a_kernel_object_exports_its_table_alone_and_needs_no_mathematics(target
     compiled = tmp_path / "target.o"
     table = f"{target}_kernels"
     names = [f'-DFASTSOFTMAX_TARGET_NAME="{target}"', f"-DFASTSOFTMAX_TARGET_FUNCTION={table}"]
-    options = ["-std=c++17", "-O0", "-fPIC", *flags.split(), *names]
+    options = ["-std=c++20", "-O0", "-fPIC", *flags.split(), *names]
     subprocess.run([compiler, *options, "-c", source, "-o", compiled], check=True)
     exported = symbols(nm, compiled, "--defined-only", "--extern-only")
     exported = [s for s in exported if not s.startswith("DW.ref.")]  # of exceptions

@@ -238,7 +238,7 @@ def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, 
     if compiler is None or not cpp.exists():
         pytest.skip("needs a C++ compiler and the sources")
     sources = [Path(__file__).with_name("parallel_for.cpp"), cpp / "threads.cpp", cpp / "processors.cpp"]
-    options = ["-std=c++17", "-O1", "-pthread", "-I", cpp]
+    options = ["-std=c++20", "-O1", "-pthread", "-I", cpp]
     environment.pop("LD_PRELOAD", None)  # this process's sanitizer
     if sanitizer != "none":
         options.append(f"-fsanitize={sanitizer}")

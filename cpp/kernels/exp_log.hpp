@@ -23,12 +23,12 @@ struct ExpConstants<float> {
     // From |max| = 512 on, x - max is exact wherever exp(x - max) > 2^-190 (Sterbenz), so such a slice subtracts.
     static constexpr float largest_unshifted = 512;
     static constexpr float q[] = {0x1p-1f, 0x1.555c7ap-3f, 0x1.55483cp-5f};
-    // The powers are `factor` times as large, and so is all that is made of them: there, their roundings differ by no
-    // more than 0.093 * 2^-24, where those of the powers themselves do by 1.06. Results are made of ratios.
+    // The table holds `factor` times the powers, whose roundings differ by no more than 0.093 * 2^-24; those of the
+    // powers themselves differ by 1.06. So exponentials are `factor` times too large, which cancels in ratios.
     static constexpr double factor = 0x1.16747bf7c5b82p+0;
     // 2^(i/8), as mantissa bits less i in the three highest.
     static constexpr std::int32_t powers[] = {0xb3a3e, 0x7d424, 0x59202, 0x48e45, 0x4e5be, 0x6b7da, 0xa26de, 0xf5829};
-    // The same without the factor, and what each lacks of itself: where there is no ratio.
+    // The powers themselves, and the part of itself that each lacks: for results that are not ratios.
     static constexpr std::int32_t plain_powers[] = {0,        -0x46a3e, -0x7c810, -0xa0129,
                                                     -0xafb0d, -0xa98d6, -0x8bb03, -0x53f39};
     static constexpr float plain_lacks[] = {0,
@@ -41,7 +41,7 @@ struct ExpConstants<float> {
                                             -0x1.a5217cp-28f};
 };
 
-// The same; error of the polynomial 2^-58.3, of the powers 0.049 * 2^-53.
+// As for float. Error of the polynomial 2^-58.3, of the powers 0.049 * 2^-53.
 template <>
 struct ExpConstants<double> {
     static constexpr double log2e = 0x1.71547652b82fep+0;
@@ -92,16 +92,16 @@ struct Growth {
 };
 
 // factor * exp(x) * 2^(exponent_bias - reference), reference an integer, per lane; if `plain`, without the factor.
-// Below 2^-126 (float; double 2^-1022), which is 2^-190 (2^-1222) of the largest, no digit is right but the error is
-// smaller than that; of -inf it is 0. NaN stays NaN; x may not be +inf.
+// A result below 2^-126 (float; double 2^-1022), which is 2^-190 (2^-1222) of the largest, has no correct digit, but
+// its error is smaller than that. The result for -inf is 0, for NaN NaN; x may not be +inf.
 template <class T, bool plain = false>
 struct Exponential {
     using C = ExpConstants<T>;
     static constexpr int parts = 8;
-    // Leaves (n / 8 - reference + exponent_bias + ieee_bias) * 8 in the last bits: a power of two's exponent field, and
-    // which eighth of a power follows.
+    // Adding it leaves (n / 8 - reference + exponent_bias + ieee_bias) * 8 in the last bits: the exponent field of a
+    // power of two, then three bits that say which entry of the table it is multiplied by.
     Pack<T> rounder;
-    Pack<T> lowest;  // whose exponent field is negative
+    Pack<T> lowest;  // its exponent field is negative
 
     FASTSOFTMAX_INLINE explicit Exponential(Pack<T> reference) {
         const Pack<T> offset = broadcast(T(C::exponent_bias + C::ieee_bias)) - reference;
@@ -109,11 +109,11 @@ struct Exponential {
         lowest = -((offset + broadcast(T(1))) * broadcast(C::ln2_high));
     }
 
-    // Lane i of another in every lane.
+    // Lane i of `all` in every lane.
     FASTSOFTMAX_INLINE Exponential(const Exponential& all, int i)
         : rounder(spread(all.rounder, i)), lowest(spread(all.lowest, i)) {}
 
-    // Of a lane each.
+    // In each lane, the lane of `all` that `lanes` names.
     FASTSOFTMAX_INLINE Exponential(const Exponential& all, Pack<Integer<T>> lanes)
         : rounder(permuted(all.rounder, lanes)), lowest(permuted(all.lowest, lanes)) {}
 
@@ -125,7 +125,7 @@ struct Exponential {
         return corrected(x, [](Pack<T, packs> r) __attribute__((always_inline)) { return r; });
     }
 
-    // Of x + low, |low| within an ULP of x.
+    // The exponential of x + low, |low| within an ULP of x.
     template <int packs>
     FASTSOFTMAX_INLINE Growth<T, packs> operator()(Pack<T, packs> x, Pack<T, packs> low) const {
         return corrected(x, [&](Pack<T, packs> r) __attribute__((always_inline)) { return r + low; });
@@ -133,7 +133,7 @@ struct Exponential {
 
   private:
     template <int packs, class Correct>
-    FASTSOFTMAX_INLINE Growth<T, packs> corrected(Pack<T, packs> x, Correct correct) const {
+    FASTSOFTMAX_LONG Growth<T, packs> corrected(Pack<T, packs> x, Correct correct) const {
         constexpr T step_high = C::ln2_high / parts, step_low = C::ln2_low / parts;
         x = max(repeat<packs>(lowest), x);
         const Pack<T, packs> shift = repeat<packs>(rounder);
@@ -143,7 +143,7 @@ struct Exponential {
         const Pack<T, packs> first = fma(n, broadcast<T, packs>(-step_high), x);
         const Pack<T, packs> r = correct(multiply_add(n, broadcast<T, packs>(-step_low), first));
         const auto field = bit_cast<Integer<T>>(shifted);
-        // The three last bits of n come to stand in the mantissa, which the table allows for.
+        // The last three bits of n end up in the mantissa, which the table allows for.
         const auto entry = look_up<Integer<T>>(plain ? C::plain_powers : C::powers, field);
         const auto power = positive(entry + shift_left(field, C::mantissa_bits - 3));
         const Pack<T, packs> grown = plain ? r + look_up<T>(C::plain_lacks, field) : r;
@@ -158,13 +158,13 @@ FASTSOFTMAX_INLINE Pack<T> round_to_integer(Pack<T> x) {
 }
 
 // exp(x) * 2^-n for |x - n ln2| < 0.35, to 2^-56: 1 + r + r^2 q(r), error of the polynomial 2^-56.5.
-FASTSOFTMAX_ONCE Double2 exp_reduced(Double2 x, Pack<double> n) {
+FASTSOFTMAX_ONCE Wide<double> exp_reduced(Wide<double> x, Pack<double> n) {
     using C = ExpConstants<double>;
     constexpr double q[] = {0x1.000000000000ap-1,  0x1.55555555554f9p-3,  0x1.55555555507f4p-5,  0x1.1111111127e72p-7,
                             0x1.6c16c1844a254p-10, 0x1.a01a0129b8a3cp-13, 0x1.a01999b043a9ap-16, 0x1.71df262697c1cp-19,
                             0x1.28adcc0f2c9fp-22,  0x1.ad7f05798ec76p-26};
-    const Double2 r = two_sum(fma(n, broadcast(-C::ln2_high), x.high), x.low - n * broadcast(C::ln2_low));
-    const Double2 sum = fast_two_sum(broadcast(1.0), r.high);
+    const Wide<double> r = two_sum(fma(n, broadcast(-C::ln2_high), x.high), x.low - n * broadcast(C::ln2_low));
+    const Wide<double> sum = fast_two_sum(broadcast(1.0), r.high);
     const Pack<double> tail = r.high * r.high * polynomial(r.high, q);
     return fast_two_sum(sum.high, sum.low + (multiply_add(r.low, r.high, r.low) + tail));
 }
@@ -197,35 +197,34 @@ FASTSOFTMAX_INLINE Binade binade(Pack<double> w) {
 }
 
 // log(1 + u), u >= 0, to 2^-59. NaN where u is not finite.
-FASTSOFTMAX_ONCE Double2 log1p(Double2 u) {
-    Double2 w = two_sum(broadcast(1.0), u.high);
+FASTSOFTMAX_ONCE Wide<double> log1p(Wide<double> u) {
+    Wide<double> w = two_sum(broadcast(1.0), u.high);
     w.low = w.low + u.low;
     const Binade b = binade(w.high);
     const Mask<double> small = equal(b.exponent, broadcast(0.0));
-    const Double2 f = {select(small, u.high, b.m - broadcast(1.0)), select(small, u.low, w.low * b.power)};
-    Double2 denominator = two_sum(broadcast(2.0), f.high);
+    const Wide<double> f = {select(small, u.high, b.m - broadcast(1.0)), select(small, u.low, w.low * b.power)};
+    Wide<double> denominator = two_sum(broadcast(2.0), f.high);
     denominator.low = denominator.low + f.low;
-    const Double2 s = f / denominator;
+    const Wide<double> s = f / denominator;
     const Pack<double> z = s.high * s.high;
     const Pack<double> tail = s.high * z * polynomial(z, LogConstants::long_q);
     const Pack<double> not_finite = u.high - u.high;
     const Pack<double> ln2 = broadcast(ExpConstants<double>::ln2_high);
     const Pack<double> whole = b.exponent * ln2;
     const Pack<double> part = fma(b.exponent, ln2, -whole) + b.exponent * broadcast(ExpConstants<double>::ln2_low);
-    const Double2 sum = two_sum(whole, s.high + s.high);
-    const Double2 log = fast_two_sum(sum.high, sum.low + ((s.low + s.low) + (part + tail)) + not_finite);
-    // As small as this, log(1 + u) is u, and what is subnormal must not be rounded again.
+    const Wide<double> sum = two_sum(whole, s.high + s.high);
+    const Wide<double> log = fast_two_sum(sum.high, sum.low + ((s.low + s.low) + (part + tail)) + not_finite);
+    // For u this small log(1 + u) is u, and a subnormal result must not be rounded again.
     const Mask<double> tiny = less(u.high, broadcast(0x1p-110)) & less(broadcast(-0x1p-110), u.high);
     return {select(tiny, u.high, log.high), select(tiny, u.low, log.low)};
 }
 
-// What logs of ratios are held in units of: float keeps the digits of what as a result would be subnormal.
+// The unit of logarithms of ratios. In it, float keeps digits that a subnormal result would lose.
 template <class T>
 constexpr T log_unit = sizeof(T) == 4 ? T(0x1p-64) : T(1);
 
 // log(1 + rest / top) / log_unit, rest >= 0, top an exponential whose reference is its own. To 2^-27.9 where rest / top
-// is above 2^-166, below to the last bit of float there; the second part is below 1/50 of the first. NaN where either
-// is.
+// is above 2^-166, else to the last bit of float; the second part is below 1/50 of the first. NaN where either is NaN.
 FASTSOFTMAX_INLINE Two<Pack<float>> log1p_ratio(Two<Pack<float>> rest, Two<Pack<float>> top) {
     using C = LogConstants;
     constexpr float unit = log_unit<float>;
@@ -249,7 +248,7 @@ FASTSOFTMAX_INLINE Two<Pack<float>> log1p_ratio(Two<Pack<float>> rest, Two<Pack<
     const Pack<float> t = difference.high * inverse;
     const Pack<float> t_low = (fma(-t, half.high, difference.high) + (difference.low - t * half.low)) * inverse;
     const Pack<float> s = t * broadcast(unit / 2), z = s * s;
-    // Of t alone; t z is the derivative of t^3 / 12, and near enough that of the tail.
+    // The tail of t; it is nearly t^3 / 12, whose derivative z is near enough for t_low.
     const Pack<float> tail = multiply_add(t_low, z, (t * z) * polynomial(z, C::short_q));
     const Pack<float> rounder = broadcast(ExpConstants<float>::rounder);
     const Pack<float> exponent = bit_cast<float>(k + bits(rounder)) - rounder;
@@ -257,6 +256,6 @@ FASTSOFTMAX_INLINE Two<Pack<float>> log1p_ratio(Two<Pack<float>> rest, Two<Pack<
     return {log.high, log.low + (multiply_add(exponent, broadcast(C::ln2_rest / unit), t_low) + tail)};
 }
 
-FASTSOFTMAX_INLINE Double2 log1p_ratio(Double2 rest, Double2 top) { return log1p(rest / top); }
+FASTSOFTMAX_INLINE Wide<double> log1p_ratio(Wide<double> rest, Wide<double> top) { return log1p(rest / top); }
 
 }  // namespace

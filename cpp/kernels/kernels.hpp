@@ -13,8 +13,18 @@ struct BFloat16 {
     std::uint16_t bits;
 };
 
-// Kernels compute float32 and float64; the others are gathered to one of these, the floating ones scattered back.
-enum ElementType : int {
+// An array with one element for each enumerator of Key. Inlined always: a copy compiled for one target must not serve
+// another.
+template <class Key, class Value, int count>
+struct Table {
+    Value values[count];
+
+    [[gnu::always_inline]] constexpr Value& operator[](Key key) { return values[static_cast<int>(key)]; }
+    [[gnu::always_inline]] constexpr const Value& operator[](Key key) const { return values[static_cast<int>(key)]; }
+};
+
+// Kernels compute float32 and float64; the others are gathered to one of these, and the floating ones scattered back.
+enum class ElementType : int {
     float16,
     bfloat16,
     float32,
@@ -29,10 +39,10 @@ enum ElementType : int {
     uint32,
     uint64,
 };
-constexpr int floating_types = 4;
+constexpr int floating_types = 4;  // the first ones
 constexpr int element_types = 13;
 
-enum Operation : int {
+enum class Operation : int {
     softmax,
     log_softmax,
     logsumexp,
@@ -42,6 +52,23 @@ enum Operation : int {
     cross_entropy_grad,
 };
 constexpr int operations = 7;
+
+// How many numbers each slice has: none, one, or as many as the slices' own axes have elements.
+enum class PerSlice { none, one, own };
+
+// What an operation reads, writes and keeps. The layers above ask this and not which operation it is.
+struct Signature {
+    const char* name;
+    bool second = false;               // reads a second array with the class axis beside the scores
+    PerSlice labels = PerSlice::none;  // reads labels of each slice, and their coefficients
+    bool output = false;               // writes an array with the class axis
+    PerSlice value = PerSlice::none;   // writes numbers of each slice
+    PerSlice sign = PerSlice::none;    // writes their signs, if there is an array for them
+    double masked_scores = 0;          // what stands for a masked entry of the scores; of `second` it is 0
+    double masked_output = 0;          // what a masked entry of the output becomes
+    bool keeps_exponentials = false;   // exponentials may wait where the results will stand
+    int state = 0;                     // doubles that tell of a block of a slice
+};
 
 // An array as a kernel walks it: the stride from slice to slice in bytes.
 struct Strided {
@@ -61,6 +88,7 @@ struct Ahead {
 struct Run {
     std::ptrdiff_t slices = 0;
     std::ptrdiff_t classes = 0;
+    std::ptrdiff_t origin = 0;  // the class that arrays begin with: not the first where the run is a block of a slice
     double temperature = 1;
     Strided x;    // scores; of the gradients of the transforms: y or logp
     Strided dy;   // gradients of the transforms
@@ -68,32 +96,33 @@ struct Run {
     Ahead scores_ahead, dy_ahead, results_ahead;
 
     double* value = nullptr;  // logsumexp, or the loss before any reduction
-    // Cross-entropy: loss = chosen * -log p[target] + sum over classes of terms * -log p; its gradient times `scale`.
-    const std::int64_t* target = nullptr;  // null: `terms` alone; an entry that is no class: an ignored slice
+    double* sign = nullptr;   // of the sum; null: not wanted
+    // Cross-entropy: loss = chosen * -log p[label] + sum over classes of terms * -log p; its gradient times `scale`.
+    const std::int64_t* label = nullptr;  // null: only `terms`; an entry that is no class: an ignored slice
     const double* chosen = nullptr;
-    const double* scale = nullptr;     // gradient alone
+    const double* scale = nullptr;     // only of the gradient
     const double* exponent = nullptr;  // of a power of two that multiplies it besides; null: none
     const void* terms = nullptr;       // of the type computed in, one a class for all slices; null: none
-    double spread = 0;                 // the sum of these
-    bool own_terms = false;            // or one a class for each slice, in rows or tiles as the scores are
+    double sum_of_terms = 0;
+    bool own_terms = false;  // or one a class for each slice, in rows or tiles as the scores are
 };
 
-// What a block of a slice says of it; those of all blocks, merged in order, decide every result. Exponentials are
-// exp((x - shift) / temperature) * 2^(exponent_bias - reference), all with one factor. Sums are two parts, of which
-// float's results need the first alone. Neither this nor the next has a constructor: it would be a weak symbol of every
-// target.
+// The state of an operation: what a block of a slice tells of it. Those of all blocks, merged in order, decide every
+// result. Exponentials are exp((x - shift) / temperature) * 2^(exponent_bias - reference), all with one factor. Sums
+// are two parts, of which float's results need only the first. Neither this nor the next has a constructor: it would be
+// a weak symbol of every target.
 struct Statistics {
     double max;           // the largest entry that is not NaN
     std::int64_t argmax;  // its first position
     double shift;         // 0, or max where max / temperature is too large to go without
     double reference;     // an integer
     double top[2];        // the exponential of the largest entry; NaN where max is infinite
-    double rest[2];       // the sum of the others', of softmax of all; of the gradients of the transforms: their sum,
+    double rest[2];       // the sum of the others', or in softmax of all; in the gradients of the transforms their sum,
                           // in units of 2^reference
-    double target_score;  // of a loss: read before anything is written
+    double label_score;   // of a loss: read before anything is written
 };
 
-// What a block of a slice says of its weighed sum: sum * 2^reference * exp(shift), unless something infinite decides.
+// What a block of a slice tells of its weighed sum: sum * 2^reference * exp(shift), unless something infinite decides.
 struct WeighedSum {
     double shift, reference;
     double sum[2];
@@ -102,8 +131,8 @@ struct WeighedSum {
     bool undefined;           // there is a NaN
 };
 
-// The same sum without rounding: of sum * 2^reference, digits of 32 bits, the last of weight 2^-exact_bits, each with
-// room for what it is to carry. What is below that is left out.
+// The same sum without rounding: the digits of sum * 2^reference, of 32 bits each with room for what they are to carry,
+// the first of weight 2^-exact_bits. Smaller parts are left out.
 constexpr int exact_bits = 32768, exact_digits = exact_bits / 32 + 8;
 struct ExactSum {
     double shift, reference;
@@ -118,54 +147,80 @@ constexpr std::ptrdiff_t block_classes = 16384;
 // most of a pack empty.
 constexpr std::ptrdiff_t few_classes = 32;
 
-// What is done in T, float or double.
+// The loops of one operation in T, float or double.
 template <class T>
-struct KernelsIn {
+struct Loops {
     // Slices in rows: the classes are contiguous.
-    void (*rows[operations])(const Run&);
+    void (*rows)(const Run&);
 
     // Slices in tiles: a pack of slices at a time, class by class. Results take the place of scores.
-    void (*tiles[operations])(const Run&);
+    void (*tiles)(const Run&);
 
     // One long row (the run's only slice) in blocks, which threads may share: measure each block, merge them in order,
-    // conclude what is one value a slice, write each block. Where the output is another row than the scores, measuring
-    // may leave exponentials in it, and writing may take them from there.
-    Statistics (*measure[operations])(const Run&, std::ptrdiff_t begin, std::ptrdiff_t end);
-    void (*conclude[operations])(const Run&, const Statistics&);
-    void (*write[operations])(const Run&, const Statistics&, const Statistics& of_block, std::ptrdiff_t begin,
-                              std::ptrdiff_t end);
+    // conclude what is one value a slice, write each block. A block is `count` classes from the run's origin on. Where
+    // the output is another row than the scores, measuring may leave exponentials in it, and writing may take them from
+    // there.
+    Statistics (*measure)(const Run&, std::ptrdiff_t count);
+    void (*conclude)(const Run&, const Statistics&);
+    void (*write)(const Run&, const Statistics&, const Statistics& of_block, std::ptrdiff_t count);
+};
 
-    // Elements to rows and tiles of T, and back. Strides in bytes.
-    void (*gather_row[element_types])(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count,
-                                      T* to);
-    void (*scatter_row[floating_types])(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride);
-    void (*gather_tiles[element_types])(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride,
-                                        bool swapped, std::ptrdiff_t slices, std::ptrdiff_t classes,
-                                        std::ptrdiff_t tile_classes, T* to);
-    void (*scatter_tiles[floating_types])(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes,
-                                          std::ptrdiff_t tile_classes, std::byte* to, std::ptrdiff_t slice_stride,
-                                          std::ptrdiff_t class_stride);
+// One operation.
+struct Kernel {
+    Signature signature;
+    void (*merge)(const Run&, Statistics& left, const Statistics& right);
+    Loops<float> in_float;
+    Loops<double> in_double;
+};
 
-    // The bare functions, for the tests of their error. What exp gives is as many times too large as it returns.
+// log|sum of b exp(x)| and its sign: measure each block, merge them in order, conclude.
+struct WeighedKernel {
+    Signature signature;
+    WeighedSum (*measure)(const double* x, const double* b, std::ptrdiff_t count);
+    void (*merge)(WeighedSum& left, const WeighedSum& right);
+    void (*conclude)(const WeighedSum&, double* log, double* sign);
+    // Where a sum is nothing beside its terms: add each block, round.
+    void (*add_exactly)(ExactSum& sum, const double* x, const double* b, std::ptrdiff_t count);
+    WeighedSum (*round_exact)(ExactSum& sum);
+};
+
+// Elements of any type to rows and tiles of T, and back. Strides in bytes.
+template <class T>
+struct Conversions {
+    Table<ElementType,
+          void (*)(const std::byte* from, std::ptrdiff_t stride, bool swapped, std::ptrdiff_t count, T* to),
+          element_types>
+        gather_row;
+    Table<ElementType, void (*)(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride),
+          floating_types>
+        scatter_row;
+    Table<ElementType,
+          void (*)(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
+                   std::ptrdiff_t slices, std::ptrdiff_t classes, std::ptrdiff_t tile_classes, T* to),
+          element_types>
+        gather_tiles;
+    Table<ElementType,
+          void (*)(const T* from, std::ptrdiff_t slices, std::ptrdiff_t classes, std::ptrdiff_t tile_classes,
+                   std::byte* to, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride),
+          floating_types>
+        scatter_tiles;
+};
+
+// The bare functions in T, for the tests of their error. What exp gives is as many times too large as it returns.
+template <class T>
+struct Functions {
     double (*exp)(const T* x, std::ptrdiff_t count, T* to);
     void (*log1p)(const double* x, std::ptrdiff_t count, T* to);
 };
 
 struct Kernels {
     const char* name;
-
-    void (*merge[operations])(const Run&, Statistics& left, const Statistics& right);
-
-    KernelsIn<float> in_float;
-    KernelsIn<double> in_double;
-
-    // log|sum of b exp(x)| and its sign: measure each block, merge them in order, conclude.
-    WeighedSum (*measure_weighed)(const double* x, const double* b, std::ptrdiff_t count);
-    void (*merge_weighed)(WeighedSum& left, const WeighedSum& right);
-    void (*conclude_weighed)(const WeighedSum&, double* log, double* sign);
-    // Where a sum is nothing beside its terms: add each block, round.
-    void (*add_exactly)(ExactSum& sum, const double* x, const double* b, std::ptrdiff_t count);
-    WeighedSum (*round_exact)(ExactSum& sum);
+    Table<Operation, Kernel, operations> of;
+    WeighedKernel weighed;
+    Conversions<float> to_float;
+    Conversions<double> to_double;
+    Functions<float> float_functions;
+    Functions<double> double_functions;
 };
 
 }  // namespace fastsoftmax

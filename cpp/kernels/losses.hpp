@@ -22,7 +22,7 @@ class Classes {
     // Where there are so few that a lane of T holds one.
     FASTSOFTMAX_INLINE Pack<Integer<T>> few() const {
         if constexpr (parts == 2)
-            return to_int32(part_[0], part_[1]);
+            return to_int32(joined(part_[0], part_[1]));
         else
             return part_[0];
     }
@@ -32,9 +32,9 @@ class Classes {
     Pack<std::int64_t> part_[parts];
 };
 
-// The targets of up to a pack of slices, from `first` of the run on.
+// The labels of up to a pack of slices, from `first` of the run on.
 template <class T>
-struct Targets {
+struct Labels {
     static constexpr int lanes = Pack<T>::lanes;
     std::int64_t index[lanes];  // negative: none
     bool given;                 // otherwise none is an ignored slice
@@ -42,7 +42,7 @@ struct Targets {
     Doubles<T> chosen;
 
     // It holds nothing unless a loss is wanted.
-    FASTSOFTMAX_INLINE Targets(bool wanted, const Run& run, std::ptrdiff_t first, int count) {
+    FASTSOFTMAX_INLINE Labels(bool wanted, const Run& run, std::ptrdiff_t first, int count) {
         if (wanted) read(run, first, count);
     }
 
@@ -50,16 +50,16 @@ struct Targets {
 
   private:
     FASTSOFTMAX_INLINE void read(const Run& run, std::ptrdiff_t first, int count) {
-        given = run.target != nullptr;
+        given = run.label != nullptr;
         any_ignored = false;
         chosen = doubles<T>(0);
         if (given && count == lanes) {
-            __builtin_memcpy(index, run.target + first, sizeof index);
+            __builtin_memcpy(index, run.label + first, sizeof index);
             chosen = load_doubles<T>(run.chosen + first);
         } else {
             for (auto& none : index) none = -1;
             if (!given) return;
-            for (int i = 0; i < count; ++i) index[i] = run.target[first + i];
+            for (int i = 0; i < count; ++i) index[i] = run.label[first + i];
             chosen = load_doubles<T>(run.chosen + first, count);
         }
         // The sign of an index, or of what the last class has over it.
@@ -76,20 +76,20 @@ struct Targets {
     }
 };
 
-// Losses of slices whose targets have the scores `scores`, with what the terms add: to run.value. Of an undefined slice
+// Losses of slices whose labels have the scores `scores`, with what the terms add: to run.value. Of an undefined slice
 // every log-probability is NaN, and so is the product, whatever it is multiplied by.
 template <class T>
 FASTSOFTMAX_INLINE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
-                                        const LogTotal<T>& log, const Targets<T>& targets, Pack<T> scores,
+                                        const LogTotal<T>& log, const Labels<T>& labels, Pack<T> scores,
                                         const double* from_terms) {
     double* losses = run.value + first;
     const Doubles<T> minus_log = minus_log_probability<T>(m, scores, log.wide(), run.temperature);
-    store_doubles<T>(losses, product_or_zero(targets.chosen, minus_log), count);
+    store_doubles<T>(losses, product_or_zero(labels.chosen, minus_log), count);
     if (from_terms)
         for (int i = 0; i < count; ++i) losses[i] = losses[i] + from_terms[i];
-    if (targets.any_ignored)
+    if (labels.any_ignored)
         for (int i = 0; i < count; ++i)
-            if (targets.ignored(i)) losses[i] = 0;
+            if (labels.ignored(i)) losses[i] = 0;
 }
 
 // minus the log-probabilities of one class, or of a pack of classes: what terms weigh.
@@ -121,68 +121,68 @@ FASTSOFTMAX_INLINE Pack<T> raised(Pack<T> gradient, Doubles<T> exponent) {
     return narrow(times_power(to_doubles(gradient), exponent));
 }
 
-// The gradient of up to a pack of slices: scale * (total p - terms - chosen at the target). At the target and at a
+// The gradient of up to a pack of slices: scale * (total p - terms - chosen at the label). At the label and at a
 // class that dominates this cancels; there it is computed apart, to 1 ULP and what the exponential adds.
 template <class T>
 class LossGradient {
     static constexpr int lanes = Pack<T>::lanes;
 
   public:
-    Pack<T> target_value, max_value;
+    Pack<T> label_value, max_value;
     Mask<T> max_apart;  // where max_value is the largest class's
 
     // term_at(c, i): the term of class c of slice i.
     template <class TermAt>
-    FASTSOFTMAX_INLINE LossGradient(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
-                                    const Targets<T>& targets, Pack<T> target_exponentials, Doubles<T> spread,
-                                    TermAt term_at)
+    FASTSOFTMAX_LONG LossGradient(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
+                                  const Labels<T>& labels, Pack<T> label_exponentials, Doubles<T> sum_of_terms,
+                                  TermAt term_at)
         : max_apart(dominant(m)),
-          total_(targets.chosen + spread),
+          total_(labels.chosen + sum_of_terms),
           scale_(load_doubles<T>(run.scale + first, count)),
           unscaled_(m.top + m.rest),
           weight_(product_in_two(total_, scale_)),
           probability_(unscaled_, weight_),
           factor_(broadcast(T(0))),
           wide_(wide_lanes(total_ * scale_, probability_.factor.high)) {
-        Two<Pack<T>> at_target = weight_, left = {broadcast(T(0)), broadcast(T(0))};
-        Doubles<T> target_weights = targets.chosen, max_weights = total_;
+        Two<Pack<T>> at_label = weight_, left = {broadcast(T(0)), broadcast(T(0))};
+        Doubles<T> label_weights = labels.chosen, max_weights = total_;
         if (run.terms) {
             factor_ = narrow(scale_);
             wide_ = wide_ | wide_lanes(scale_, factor_);
-            double at_targets[lanes], at_max[lanes] = {};
-            store_doubles(at_targets, targets.chosen);
+            double at_labels[lanes], at_max[lanes] = {};
+            store_doubles(at_labels, labels.chosen);
             for (int i = 0; i < count; ++i) {
-                if (targets.ignored(i)) continue;
-                at_max[i] = (targets.index[i] == m.argmax[i] ? at_targets[i] : 0) + term_at(m.argmax[i], i);
-                if (targets.given) at_targets[i] += term_at(targets.index[i], i);
+                if (labels.ignored(i)) continue;
+                at_max[i] = (labels.index[i] == m.argmax[i] ? at_labels[i] : 0) + term_at(m.argmax[i], i);
+                if (labels.given) at_labels[i] += term_at(labels.index[i], i);
             }
-            target_weights = load_doubles<T>(at_targets);
+            label_weights = load_doubles<T>(at_labels);
             max_weights = load_doubles<T>(at_max);
-            at_target = product_in_two(target_weights, scale_);
+            at_label = product_in_two(label_weights, scale_);
             left = product_in_two(total_ - max_weights, scale_);
         } else {
-            // Another class than the target has nothing subtracted that would cancel.
-            max_apart = max_apart & Classes<T>(m.argmax).same_as(Classes<T>(targets.index));
+            // Another class than the label has nothing subtracted that would cancel.
+            max_apart = max_apart & Classes<T>(m.argmax).same_as(Classes<T>(labels.index));
         }
         const Two<Pack<T>> factor = probability_.factor;
-        const Pack<T> e = target_exponentials;
-        target_value = fma(e, factor.high, -at_target.high) + multiply_add(e, factor.low, -at_target.low);
+        const Pack<T> e = label_exponentials;
+        label_value = fma(e, factor.high, -at_label.high) + multiply_add(e, factor.low, -at_label.low);
         // total p - largest = (total - largest) - total (1 - p)
         max_value = left.high - (probability_(m.rest.high) + (m.rest.low * factor.high - left.low));
         any_wide_ = lane_bits(wide_) != 0;
         if (any_wide_) {
-            const GradientEnds<T> ends = wide_ends(m, unscaled_, e, total_, target_weights, max_weights, scale_);
-            target_value = select(wide_, ends.at_target, target_value);
+            const GradientEnds<T> ends = wide_ends(m, unscaled_, e, total_, label_weights, max_weights, scale_);
+            label_value = select(wide_, ends.at_label, label_value);
             max_value = select(wide_, ends.at_max, max_value);
         }
     }
 
     // One slice a lane.
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e) const {
         const Pack<T> value = probability_(e);
         return any_wide_ ? select(wide_, widely(e, broadcast(T(0)), total_, scale_, unscaled_), value) : value;
     }
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> term) const {
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e, Pack<T> term) const {
         const Pack<T> value = probability_(e, term * factor_);
         return any_wide_ ? select(wide_, widely(e, term, total_, scale_, unscaled_), value) : value;
     }
@@ -194,7 +194,7 @@ class LossGradient {
             : all_(all),
               i_(i),
               probability_(all.probability_, i),
-              factor_(::spread(all.factor_, i)),
+              factor_(spread(all.factor_, i)),
               wide_(lane(all.wide_, i) != 0) {}
 
         FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
@@ -212,7 +212,7 @@ class LossGradient {
         bool wide_;
 
         FASTSOFTMAX_ONCE Pack<T> widely_row(Pack<T> e, Pack<T> term) const {
-            return widely(e, term, ::spread(all_.total_, i_), ::spread(all_.scale_, i_), {all_.unscaled_, i_});
+            return widely(e, term, spread(all_.total_, i_), spread(all_.scale_, i_), {all_.unscaled_, i_});
         }
     };
 
@@ -236,9 +236,9 @@ class LossGradient {
 
     // All by value, so that what is in registers stays there.
     FASTSOFTMAX_ONCE static GradientEnds<T> wide_ends(const Measured<T>& m, Probability<T> unscaled, Pack<T> e,
-                                                      Doubles<T> total, Doubles<T> target, Doubles<T> largest,
+                                                      Doubles<T> total, Doubles<T> label, Doubles<T> largest,
                                                       Doubles<T> scale) {
-        return {m, unscaled, e, total, target, largest, scale};
+        return {m, unscaled, e, total, label, largest, scale};
     }
 
     // By way of a probability in double, with a rounding of its own.

@@ -41,7 +41,7 @@ struct Probability {
     FASTSOFTMAX_INLINE Probability(const Probability& all, int i)
         : factor{spread(all.factor.high, i), spread(all.factor.low, i)} {}
 
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e) const {
         // Dekker's product loses its error where that is subnormal.
         if constexpr (sizeof(T) == 8 && !has_fma) {
             const Mask<T> large = less(broadcast(T(0x1p200)), max(factor.high, -factor.high));
@@ -53,7 +53,7 @@ struct Probability {
     }
 
     // Less a term.
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> term) const {
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e, Pack<T> term) const {
         return fma(e, factor.high, fma(e, factor.low, -term));
     }
 };
@@ -156,6 +156,16 @@ FASTSOFTMAX_ONCE Doubles<T> log_sum_exp(const Measured<T>& m) {
                                          select(infinite, broadcast(T(0)), finite.low)}));
 }
 
+// log-sum-exp of slices from `first` of the run on, and the signs of the sums.
+template <class T>
+FASTSOFTMAX_INLINE void conclude_logsumexp(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m) {
+    double* logs = run.value + first;
+    store_doubles<T>(logs, log_sum_exp(m), count);
+    if (run.sign)
+        for (int i = 0; i < count; ++i)
+            run.sign[first + i] = logs[i] != logs[i] ? __builtin_nan("") : logs[i] == -infinity ? 0 : 1;
+}
+
 // -log p of an entry with score x; `log`: that of the total.
 template <class T>
 FASTSOFTMAX_INLINE Doubles<T> minus_log_probability(const Measured<T>& m, Pack<T> x, Wide<T> log, double temperature) {
@@ -168,25 +178,25 @@ FASTSOFTMAX_INLINE Doubles<T> minus_log_probability(const Measured<T>& m, Pack<T
     if constexpr (sizeof(T) == 4) {
         return quotient + log;
     } else {
-        Double2 exact = two_sum(largest, -score);
+        Wide<double> exact = two_sum(largest, -score);
         exact = {exact.high * after, exact.low * after};
-        const Double2 sum = (temperature == 1 ? exact : exact / widen(t)) + log;
+        const Wide<double> sum = (temperature == 1 ? exact : exact / widen(t)) + log;
         return select(less(quotient, broadcast(infinity)), sum.high + sum.low, quotient + log.high);
     }
 }
 
-// The gradient at the target and at the largest entry, where total * p and what is subtracted from it would cancel, of
+// The gradient at the label and at the largest entry, where total * p and what is subtracted from it would cancel, of
 // any scale.
 template <class T>
 struct GradientEnds {
-    Pack<T> at_target, at_max;
+    Pack<T> at_label, at_max;
 
-    // `total`: weight of the whole slice; `target`, `largest`: what is subtracted there; all times `scale`.
-    FASTSOFTMAX_INLINE GradientEnds(const Measured<T>& m, const Probability<T>& probability, Pack<T> target_exponential,
-                                    Doubles<T> total, Doubles<T> target, Doubles<T> largest, Doubles<T> scale) {
+    // `total`: weight of the whole slice; `label`, `largest`: what is subtracted there; all times `scale`.
+    FASTSOFTMAX_INLINE GradientEnds(const Measured<T>& m, const Probability<T>& probability, Pack<T> label_exponential,
+                                    Doubles<T> total, Doubles<T> label, Doubles<T> largest, Doubles<T> scale) {
         const Wide<T> inverse = widen(probability.factor);
-        const Wide<T> p = widen(total) * (widen(target_exponential) * inverse);
-        at_target = narrow(scale * to_doubles(p - widen(target)));
+        const Wide<T> p = widen(total) * (widen(label_exponential) * inverse);
+        at_label = narrow(scale * to_doubles(p - widen(label)));
         // total p - largest = (total - largest) - total (1 - p), where 1 - p may be too small for a number that the
         // scale makes large again: a small sum is scaled first, a large one, which that might take too far, last.
         const Doubles<T> scaled = total * scale;
@@ -201,7 +211,7 @@ struct GradientEnds {
             const Mask<T> may_rise = less(max(scaled, -scaled), broadcast(0x1p500));
             const Pack<double> one = broadcast(1.0),
                                raise = select(large, one, select(may_rise, broadcast(0x1p300), one));
-            others = to_doubles(Double2{m.rest.high * raise, m.rest.low * raise} * first * last) / raise;
+            others = to_doubles(Wide<double>{m.rest.high * raise, m.rest.low * raise} * first * last) / raise;
         }
         at_max = narrow(scale * (total - largest) - others);
     }
@@ -228,13 +238,13 @@ struct TransformGradient {
     FASTSOFTMAX_INLINE TransformGradient(const Measured<T>& m, double temperature)
         : temperature(temperature), exp(broadcast(T(0))) {
         constexpr double unscale =
-            op == fastsoftmax::softmax_grad ? 1 : 1 / (sizeof(T) == 4 ? 0x1p64 : 0x1p200);  // 2^-bias
+            op == Operation::softmax_grad ? 1 : 1 / (sizeof(T) == 4 ? 0x1p64 : 0x1p200);  // 2^-bias
         if constexpr (sizeof(T) == 4) {
             high = m.sum * doubles<T>(unscale);
             low = doubles<T>(0);
         } else {
             Pack<double> factor = broadcast(unscale);
-            if constexpr (op == fastsoftmax::log_softmax_grad) {
+            if constexpr (op == Operation::log_softmax_grad) {
                 // A sum that this would make subnormal stays as it is, and its exponentials go without the bias.
                 const Mask<double> little = less(max(m.sum.high, -m.sum.high), broadcast(0x1p-500));
                 factor = select(little, broadcast(1.0), factor);
@@ -249,11 +259,11 @@ struct TransformGradient {
     FASTSOFTMAX_INLINE TransformGradient(const TransformGradient& all, int i)
         : high(spread(all.high, i)), low(spread(all.low, i)), temperature(all.temperature), exp(all.exp, i) {}
 
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
-        if constexpr (op == fastsoftmax::log_softmax_grad) x = exp(bounded_log_probability(x)).rounded();
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
+        if constexpr (op == Operation::log_softmax_grad) x = exp(bounded_log_probability(x)).rounded();
         const Doubles<T> a = to_doubles(x), b = to_doubles(dy);
         Doubles<T> value;
-        if constexpr (op == fastsoftmax::log_softmax_grad)
+        if constexpr (op == Operation::log_softmax_grad)
             value = fma(-a, high, b) - a * low;
         else
             value = a * ((b - high) - low);
@@ -272,8 +282,8 @@ struct TransformGradient {
 
 // A sum in two floats, to 2^-46, the first of them near `part` of it. That stays finite; an infinite sum is so in the
 // second.
-FASTSOFTMAX_INLINE Two<Pack<float>> finite_in_two(DoublePair sum, double part) {
-    const DoublePair largest = doubles<float>(0x1.fffffep127);
+FASTSOFTMAX_INLINE Two<Pack<float>> finite_in_two(Wide<float> sum, double part) {
+    const Doubles<float> largest = doubles<float>(0x1.fffffep127);
     const Pack<float> high = to_float(max(-largest, min(largest, sum * doubles<float>(part))));
     return {high, to_float(sum - to_double(high))};
 }
@@ -285,10 +295,10 @@ struct PlainTransformGradient;
 // y (dy - sum). Error: 2 ULP of |y| (|dy| + |sum|), where the result's digits are nearly 2: up to 1 of the difference,
 // to which the low part has added no more than half of that, and the rounding.
 template <>
-struct PlainTransformGradient<fastsoftmax::softmax_grad> {
+struct PlainTransformGradient<Operation::softmax_grad> {
     Two<Pack<float>> sum;
 
-    FASTSOFTMAX_INLINE explicit PlainTransformGradient(DoublePair sum) : sum(in_two(sum)) {}
+    FASTSOFTMAX_INLINE explicit PlainTransformGradient(Wide<float> sum) : sum(in_two(sum)) {}
 
     FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, int i)
         : sum{spread(all.sum.high, i), spread(all.sum.low, i)} {}
@@ -306,11 +316,11 @@ struct PlainTransformGradient<fastsoftmax::softmax_grad> {
 // nearly 2 and dy is little, and the rounding; adding the low part to dy loses less than the exponential does of as
 // much.
 template <>
-struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
+struct PlainTransformGradient<Operation::log_softmax_grad> {
     Exponential<float, true> exp;  // times a power of two
     Two<Pack<float>> minus;        // the sum, over the same
 
-    FASTSOFTMAX_INLINE explicit PlainTransformGradient(DoublePair sum) : PlainTransformGradient(sum, reference(sum)) {}
+    FASTSOFTMAX_INLINE explicit PlainTransformGradient(Wide<float> sum) : PlainTransformGradient(sum, reference(sum)) {}
 
     FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, int i)
         : exp(all.exp, i), minus{spread(all.minus.high, i), spread(all.minus.low, i)} {}
@@ -318,7 +328,7 @@ struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
     FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, Pack<std::int32_t> slices)
         : exp(all.exp, slices), minus{permuted(all.minus.high, slices), permuted(all.minus.low, slices)} {}
 
-    FASTSOFTMAX_INLINE Pack<float> operator()(Pack<float> logp, Pack<float> dy) const {
+    FASTSOFTMAX_LONG Pack<float> operator()(Pack<float> logp, Pack<float> dy) const {
         const Pack<float> e = exp(bounded_log_probability(logp)).rounded();
         return fma(e, minus.high, fma(e, minus.low, dy));
     }
@@ -328,15 +338,14 @@ struct PlainTransformGradient<fastsoftmax::log_softmax_grad> {
 
     // Exponentials that vanish are to be those whose product with the sum would: 2^26 over the sum is their power of
     // two, if not above 2^64, so that they do not overflow.
-    FASTSOFTMAX_INLINE static DoublePair reference(DoublePair sum) {
-        const DoublePair exponent = {exponent_of(sum.low), exponent_of(sum.high)};
-        return doubles<float>(bias - 26) - max(doubles<float>(-149), min(doubles<float>(bias - 26), exponent));
+    FASTSOFTMAX_INLINE static Doubles<float> reference(Wide<float> sum) {
+        const Doubles<float> most = doubles<float>(bias - 26);
+        return most - max(doubles<float>(-149), min(most, exponent_of(sum)));
     }
 
-    FASTSOFTMAX_INLINE PlainTransformGradient(DoublePair total, DoublePair reference) : exp(to_float(reference)) {
-        const DoublePair power = reference - doubles<float>(bias);
+    FASTSOFTMAX_INLINE PlainTransformGradient(Wide<float> total, Doubles<float> reference) : exp(to_float(reference)) {
+        const Doubles<float> scale = power_of_two(reference - doubles<float>(bias));
         // Of one sign, so that dy with the low part overflows only where the result does.
-        const DoublePair scale = {power_of_two(power.low), power_of_two(power.high)};
         minus = finite_in_two(-total * scale, 1 - 0x1p-23);
     }
 };
@@ -349,18 +358,18 @@ FASTSOFTMAX_INLINE bool all_below(Pack<double> size, double limit) {
 // over the temperature, does not.
 template <Operation op, class T>
 constexpr double far_from(double temperature) {
-    if (op == fastsoftmax::softmax_grad) return sizeof(T) == 4 ? 0x1p100 : 0x1p960;
+    if (op == Operation::softmax_grad) return sizeof(T) == 4 ? 0x1p100 : 0x1p960;
     return (sizeof(T) == 4 ? 0x1p38 : 0x1p140) * (temperature < 1 ? temperature : 1);
 }
 
 template <Operation op, class T>
 FASTSOFTMAX_INLINE bool any_far(Wide<T> sum, double temperature) {
     // Double holds all of this that is float.
-    if (op == fastsoftmax::softmax_grad && sizeof(T) == 4 && temperature != 1) return false;
+    if (op == Operation::softmax_grad && sizeof(T) == 4 && temperature != 1) return false;
     const double least = far_from<op, T>(temperature);
     // A NaN, which makes all of its slice one, may be passed over.
     if constexpr (sizeof(T) == 4)
-        return !all_below(max(max(sum.low, -sum.low), max(sum.high, -sum.high)), least);
+        return !all_below(max(max(part(sum, 0), -part(sum, 0)), max(part(sum, 1), -part(sum, 1))), least);
     else
         return !all_below(max(sum.high, -sum.high), least);
 }
@@ -377,7 +386,7 @@ FASTSOFTMAX_INLINE Pack<double> over_temperature(Pack<double> value, Pack<double
 
 // 4 y (dy / 4 - sum / 4): where dy - sum overflows, the result, of a probability y, need not.
 template <class T>
-struct FarTransformGradient<fastsoftmax::softmax_grad, T> {
+struct FarTransformGradient<Operation::softmax_grad, T> {
     Pack<T> scale, back;
     Two<Pack<T>> sum;  // scaled
     double temperature;
@@ -402,7 +411,7 @@ struct FarTransformGradient<fastsoftmax::softmax_grad, T> {
           sum{spread(all.sum.high, i), spread(all.sum.low, i)},
           temperature(all.temperature) {}
 
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> y, Pack<T> dy) const {
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> y, Pack<T> dy) const {
         if constexpr (sizeof(T) == 4) {
             return y * back * ((dy * scale - sum.low) - sum.high);
         } else {
@@ -415,8 +424,8 @@ struct FarTransformGradient<fastsoftmax::softmax_grad, T> {
 // Where exponentials vanish, dy - exp(logp) sum with the exponent apart; where what is subtracted, or the difference,
 // overflows, of a part of both.
 template <class T>
-struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
-    static constexpr auto op = fastsoftmax::log_softmax_grad;
+struct FarTransformGradient<Operation::log_softmax_grad, T> {
+    static constexpr auto op = Operation::log_softmax_grad;
     TransformGradient<op, T> gradient;
     Wide<T> sum;
     Pack<T> reference;
@@ -424,13 +433,11 @@ struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
 
     FASTSOFTMAX_INLINE FarTransformGradient(const Measured<T>& m, double temperature)
         : gradient(m, temperature), sum(m.sum), reference(m.reference) {
-        const Pack<double> least = broadcast(far_from<op, T>(temperature));
-        const auto is_far = [=](Pack<double> s)
-                                __attribute__((always_inline)) { return less(least, max(s, -s)) & finite(s); };
+        const Doubles<T> least = doubles<T>(far_from<op, T>(temperature));
         if constexpr (sizeof(T) == 4) {
-            far = to_int32(is_far(m.sum.low), is_far(m.sum.high));
+            far = to_int32(less(least, max(sum, -sum)) & finite(sum));
         } else {
-            far = is_far(m.sum.high) | less(broadcast(0.0), m.reference);
+            far = (less(least, max(sum.high, -sum.high)) & finite(sum.high)) | less(broadcast(0.0), m.reference);
             gradient.high = gradient.high * power_of_two(m.reference);
             gradient.low = gradient.low * power_of_two(m.reference);
         }
@@ -444,7 +451,7 @@ struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
             sum = {spread(all.sum.high, i), spread(all.sum.low, i)};
     }
 
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> logp, Pack<T> dy) const {
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> logp, Pack<T> dy) const {
         const Pack<T> near = nearly(logp, dy);
         const Mask<T> vanishing = far & less(logp, broadcast(T(sizeof(T) == 4 ? -130 : -840)));
         if (lane_bits(vanishing) == 0) return near;
@@ -484,8 +491,8 @@ struct FarTransformGradient<fastsoftmax::log_softmax_grad, T> {
         const auto half = [&](Pack<double> x, Pack<double> d, Pack<double> s) __attribute__((always_inline)) {
             return (d - product(x, s, broadcast(0.0))) / broadcast(gradient.temperature);
         };
-        const DoublePair x = to_double(logp), d = to_double(dy);
-        return to_float({half(x.low, d.low, sum.low), half(x.high, d.high, sum.high)});
+        const Doubles<float> x = to_double(logp), d = to_double(dy);
+        return to_float(joined(half(part(x, 0), part(d, 0), part(sum, 0)), half(part(x, 1), part(d, 1), part(sum, 1))));
     }
 
     // Both terms are raised by 2^1060, so that neither is subnormal before it is divided by the temperature. Beside a

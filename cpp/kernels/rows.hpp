@@ -18,6 +18,12 @@ struct Rows {
     FASTSOFTMAX_INLINE const T* dy(int i) const { return at(run.dy, i); }
     FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
 
+    // The result of class `c`, where it is one of the `count` classes that the arrays hold.
+    FASTSOFTMAX_INLINE void put(int i, std::int64_t c, std::ptrdiff_t count, T value) const {
+        const std::int64_t position = c - run.origin;
+        if (0 <= position && position < count) out(i)[position] = value;
+    }
+
   private:
     FASTSOFTMAX_INLINE T* at(const Strided& array, int i) const {
         return reinterpret_cast<T*>(array.data + (first + i) * array.slice_stride);
@@ -134,7 +140,7 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
 template <Operation op, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
-    constexpr bool whole = op == fastsoftmax::softmax;
+    constexpr bool whole = op == Operation::softmax;
     Measured<T> m;
     T maxima[lanes] = {};
     for (int i = 0; i < rows.count; ++i) maxima[i] = row_max(rows.x(i), begin, end);
@@ -157,7 +163,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
         set_top(m, exp);
     });
     (whole ? m.all : m.rest) = in_two(load_wide<T>(high, low));
-    if (op != fastsoftmax::logsumexp || fold_max(m.max) != T(infinity)) return m;
+    if (op != Operation::logsumexp || fold_max(m.max) != T(infinity)) return m;
     // Of a row whose largest is +inf, `rest` tells whether it has a NaN.
     for (int i = 0; i < rows.count; ++i) {
         if (maxima[i] != T(infinity)) continue;
@@ -178,7 +184,7 @@ FASTSOFTMAX_ONCE void sum_far(const Rows<double>& rows, std::ptrdiff_t begin, st
         const double* x = rows.x(r);
         Accumulator<double> sum;
         for_packs(rows.dy(r), begin, end, 0.0, [&](Pack<double> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
-            if constexpr (op == fastsoftmax::softmax_grad)
+            if constexpr (op == Operation::softmax_grad)
                 sum.add_product(load_in(x, i, end), dy * unit);
             else
                 sum.add(dy * unit);
@@ -203,17 +209,17 @@ FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff
         for (; i + lanes <= end; i += lanes) {
             // Where the results go, which are written next; and, in the pass that leaves time for it, the next rows.
             __builtin_prefetch(out + i, 1);
-            if constexpr (op == fastsoftmax::softmax_grad) {
+            if constexpr (op == Operation::softmax_grad) {
                 __builtin_prefetch(next_x + i);
                 __builtin_prefetch(next_dy + i);
             }
-            if constexpr (op == fastsoftmax::softmax_grad)
+            if constexpr (op == Operation::softmax_grad)
                 sum.add_product(x + i, dy + i);
             else
                 sum.add(dy + i);
         }
         if (i < end) {
-            if constexpr (op == fastsoftmax::softmax_grad)
+            if constexpr (op == Operation::softmax_grad)
                 sum.add_product(x + i, dy + i, end - i);
             else
                 sum.add(dy + i, end - i);
@@ -235,11 +241,11 @@ FASTSOFTMAX_INLINE Measured<T> measure(const Rows<T>& rows, std::ptrdiff_t begin
         return measure_exponentials<sums_as<op>, keep>(rows, begin, end);
 }
 
-// Stores f(x) of [begin, end).
+// Stores f(x) of `count` classes.
 template <class T, class F>
-FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t begin, std::ptrdiff_t end, F f) {
-    for_packs(x, begin, end, T(0),
-              [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) { store_in(out, i, end, f(v, i)); });
+FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t count, F f) {
+    for_packs(x, 0, count, T(0),
+              [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) { store_in(out, i, count, f(v, i)); });
 }
 
 // Calls body(i, from, exp) for each row: where the scores, or the exponentials kept in the output, are read and what
@@ -260,56 +266,51 @@ FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Measured<T>
 }
 
 template <bool kept, class T>
-FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin, std::ptrdiff_t end,
-                                    T scale) {
+FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t count, T scale) {
     const Softmax<T> all(m);
     with_exponentials<kept>(rows, m, scale, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
         const Probability<T> probability(all.probability, i);
         if (lane(all.dominates, i)) {
             const Pack<T> largest = spread(m.top.high, i), result = spread(all.largest, i);
-            transform(from, rows.out(i), begin, end, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+            transform(from, rows.out(i), count, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
                 const Pack<T> e = exp(v);
                 return select(equal(e, largest), result, probability(e));
             });
         } else {
-            transform(from, rows.out(i), begin, end,
+            transform(from, rows.out(i), count,
                       [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return probability(exp(v)); });
         }
     });
 }
 
 template <class T>
-FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin,
-                                        std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t count) {
     const LogTotal<T> log(m);
     const Mask<T> dominates = dominant(m);
     const Pack<T> dominant_value = -log.rounded();
     with_log_probability(m, log, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
         for (int i = 0; i < rows.count; ++i) {
             const auto log_probability = all.of_lane(i);
-            transform(rows.x(i), rows.out(i), begin, end,
+            transform(rows.x(i), rows.out(i), count,
                       [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return log_probability(v); });
-            const std::int64_t largest = m.argmax[i];
-            if (begin <= largest && largest < end && lane(dominates, i)) rows.out(i)[largest] = lane(dominant_value, i);
+            if (lane(dominates, i)) rows.put(i, m.argmax[i], count, lane(dominant_value, i));
         }
     });
 }
 
 template <Operation op, class T>
-FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t begin,
-                                               std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t count) {
     with_transform_gradient<op>(m, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
         for (int r = 0; r < rows.count; ++r) {
             const decltype(all) gradient(all, r);
             const T *x = rows.x(r), *next_x = rows.x(r + rows.count), *next_dy = rows.dy(r + rows.count);
-            transform(rows.dy(r), rows.out(r), begin, end,
-                      [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
-                          if constexpr (op == fastsoftmax::log_softmax_grad) {
-                              __builtin_prefetch(next_x + i);
-                              __builtin_prefetch(next_dy + i);
-                          }
-                          return gradient(load_in(x, i, end), dy);
-                      });
+            transform(rows.dy(r), rows.out(r), count, [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
+                if constexpr (op == Operation::log_softmax_grad) {
+                    __builtin_prefetch(next_x + i);
+                    __builtin_prefetch(next_dy + i);
+                }
+                return gradient(load_in(x, i, count), dy);
+            });
         }
     });
 }
@@ -322,17 +323,16 @@ FASTSOFTMAX_INLINE const T* terms_of(const Rows<T>& rows, int i) {
 }
 
 template <class T>
-FASTSOFTMAX_ONCE Pack<T> target_scores(const Rows<T>& rows, const Targets<T>& targets) {
+FASTSOFTMAX_ONCE Pack<T> label_scores(const Rows<T>& rows, const Labels<T>& labels) {
     T scores[Pack<T>::lanes] = {};
-    if (rows.run.target)
-        for (int i = 0; i < rows.count; ++i) scores[i] = rows.x(i)[targets.ignored(i) ? 0 : targets.index[i]];
+    if (rows.run.label)
+        for (int i = 0; i < rows.count; ++i) scores[i] = rows.x(i)[labels.ignored(i) ? 0 : labels.index[i]];
     return load_pack<T>(scores);
 }
 
 // The losses of rows, before anything is written.
 template <class T>
-FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Measured<T>& m, const Targets<T>& targets,
-                                   Pack<T> scores) {
+FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Measured<T>& m, const Labels<T>& labels, Pack<T> scores) {
     const Run& run = rows.run;
     const LogTotal<T> log(m);
     double from_terms[Pack<T>::lanes];
@@ -352,12 +352,12 @@ FASTSOFTMAX_ONCE void write_losses(const Rows<T>& rows, const Measured<T>& m, co
             }
         });
     }
-    conclude_losses(run, rows.first, rows.count, m, log, targets, scores, run.terms ? from_terms : nullptr);
+    conclude_losses(run, rows.first, rows.count, m, log, labels, scores, run.terms ? from_terms : nullptr);
 }
 
 template <class T>
-FASTSOFTMAX_ONCE Doubles<T> spreads(const Rows<T>& rows) {
-    if (!rows.run.own_terms) return doubles<T>(rows.run.spread);
+FASTSOFTMAX_ONCE Doubles<T> sums_of_terms(const Rows<T>& rows) {
+    if (!rows.run.own_terms) return doubles<T>(rows.run.sum_of_terms);
     double sums[Pack<T>::lanes];
     for (int i = 0; i < rows.count; ++i) {
         Accumulator<T> sum;
@@ -377,83 +377,81 @@ FASTSOFTMAX_ONCE Pack<T> exponentials_of(const Measured<T>& m, double temperatur
 }
 
 template <class T>
-FASTSOFTMAX_ONCE void raise_row(const Rows<T>& rows, int r, std::ptrdiff_t begin, std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE void raise_row(const Rows<T>& rows, int r, std::ptrdiff_t count) {
     const Doubles<T> exponent = doubles<T>(rows.run.exponent[rows.first + r]);
-    transform(rows.out(r), rows.out(r), begin, end,
+    transform(rows.out(r), rows.out(r), count,
               [=](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return raised(v, exponent); });
 }
 
 template <bool kept, class T>
-FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& m, const Targets<T>& targets,
-                                           Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end, T scale) {
-    const LossGradient<T> all(rows.run, rows.first, rows.count, m, targets,
-                              exponentials_of<T>(m, rows.run.temperature, scores), spreads(rows),
+FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& m, const Labels<T>& labels,
+                                           Pack<T> scores, std::ptrdiff_t count, T scale) {
+    const LossGradient<T> all(rows.run, rows.first, rows.count, m, labels,
+                              exponentials_of<T>(m, rows.run.temperature, scores), sums_of_terms(rows),
                               [&](std::int64_t c, int i) { return static_cast<double>(terms_of(rows, i)[c]); });
     with_exponentials<kept>(rows, m, scale, [&](int r, const T* from, auto exp) __attribute__((always_inline)) {
         T* out = rows.out(r);
-        if (targets.ignored(r))
-            return transform(from, out, begin, end,
+        if (labels.ignored(r))
+            return transform(from, out, count,
                              [](Pack<T>, std::ptrdiff_t) __attribute__((always_inline)) { return broadcast(T(0)); });
         const typename LossGradient<T>::Row gradient(all, r);
         if constexpr (!kept) {
             if (const T* terms = terms_of(rows, r))
-                transform(from, out, begin, end, [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-                    return gradient(exp(v), load_in(terms, i, end));
+                transform(from, out, count, [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+                    return gradient(exp(v), load_in(terms, i, count));
                 });
         }
         if (kept || !rows.run.terms)
-            transform(from, out, begin, end,
+            transform(from, out, count,
                       [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return gradient(exp(v)); });
-        const auto put = [&](std::int64_t c, const Pack<T>& value) {
-            if (begin <= c && c < end) out[c] = lane(value, r);
-        };
-        put(targets.index[r], all.target_value);
-        if (lane(all.max_apart, r)) put(m.argmax[r], all.max_value);
-        if (rows.run.exponent) raise_row(rows, r, begin, end);
+        rows.put(r, labels.index[r], count, lane(all.label_value, r));
+        if (lane(all.max_apart, r)) rows.put(r, m.argmax[r], count, lane(all.max_value, r));
+        if (rows.run.exponent) raise_row(rows, r, count);
     });
 }
 
 // What is one value a slice.
 template <Operation op, class T>
-FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
+FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measured, const Labels<T>& labels,
                                  Pack<T> scores) {
-    if constexpr (op == fastsoftmax::logsumexp) {
-        store_doubles<T>(rows.run.value + rows.first, log_sum_exp(measured), rows.count);
+    if constexpr (op == Operation::logsumexp) {
+        conclude_logsumexp(rows.run, rows.first, rows.count, measured);
     } else if constexpr (is_loss<op>) {
-        write_losses(rows, measured, targets, scores);
+        write_losses(rows, measured, labels, scores);
     }
 }
 
+// The first `count` classes of the arrays: all of them, or a block's.
 template <Operation op, bool kept, class T>
-FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured, const Targets<T>& targets,
-                              Pack<T> scores, std::ptrdiff_t begin, std::ptrdiff_t end, T scale) {
-    if constexpr (op == fastsoftmax::softmax)
-        write_softmax<kept>(rows, measured, begin, end, scale);
-    else if constexpr (op == fastsoftmax::log_softmax)
-        write_log_softmax(rows, measured, begin, end);
+FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured, const Labels<T>& labels, Pack<T> scores,
+                              std::ptrdiff_t count, T scale) {
+    if constexpr (op == Operation::softmax)
+        write_softmax<kept>(rows, measured, count, scale);
+    else if constexpr (op == Operation::log_softmax)
+        write_log_softmax(rows, measured, count);
     else if constexpr (is_gradient<op>)
-        write_transform_gradient<op>(rows, measured, begin, end);
-    else if constexpr (op == fastsoftmax::cross_entropy_grad)
-        write_loss_gradients<kept>(rows, measured, targets, scores, begin, end, scale);
+        write_transform_gradient<op>(rows, measured, count);
+    else if constexpr (op == Operation::cross_entropy_grad)
+        write_loss_gradients<kept>(rows, measured, labels, scores, count, scale);
 }
 
 template <Operation op, bool keep, class T>
 void compute_rows(const Rows<T>& rows) {
     const Run& run = rows.run;
-    const Targets<T> targets(is_loss<op>, run, rows.first, rows.count);
+    const Labels<T> labels(is_loss<op>, run, rows.first, rows.count);
     // Before exponentials take the place of scores.
-    const Pack<T> scores = is_loss<op> ? target_scores(rows, targets) : broadcast(T(0));
+    const Pack<T> scores = is_loss<op> ? label_scores(rows, labels) : broadcast(T(0));
     const Measured<T> measured = measure_blocks<op, T>(
         run, rows.count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) { return measure<op, keep>(rows, begin, end); });
-    conclude<op>(rows, measured, targets, scores);
-    write<op, keep>(rows, measured, targets, scores, 0, run.classes, T(1));
+    conclude<op>(rows, measured, labels, scores);
+    write<op, keep>(rows, measured, labels, scores, run.classes, T(1));
 }
 
 template <Operation op>
-FASTSOFTMAX_ONCE void write_far_gradients(const Rows<float>& rows, DoublePair sums) {
+FASTSOFTMAX_ONCE void write_far_gradients(const Rows<float>& rows, Wide<float> sums) {
     Measured<float> measured = {};
     measured.sum = sums;
-    write_transform_gradient<op>(rows, measured, 0, rows.run.classes);
+    write_transform_gradient<op>(rows, measured, rows.run.classes);
 }
 
 // Gradients of the transforms in float, rows of few classes one behind the other, at temperature 1. Each row is so many
@@ -473,17 +471,17 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
         const float *x = rows.x(0), *dy = rows.dy(0);
         Pack<double> sums[lanes];
         for (int r = 0; r < lanes; ++r) {
-            DoubleSums sum;
+            MemorySums<float> sum;
             if (r < rows.count) {
-                if constexpr (op == fastsoftmax::softmax_grad)
+                if constexpr (op == Operation::softmax_grad)
                     sum.add_row_product<spans>(x + r * classes, dy + r * classes, last);
                 else
                     sum.add_row<spans>(dy + r * classes, last);
             }
-            const DoublePair total = sum.total();
-            sums[r] = spans > 2 ? total.low + total.high : total.low;
+            const Wide<float> total = sum.total();
+            sums[r] = spans > 2 ? part(total, 0) + part(total, 1) : part(total, 0);
         }
-        const DoublePair total = {fold_sums(sums), fold_sums(sums + lanes / 2)};
+        const Wide<float> total = joined(fold_sums(sums), fold_sums(sums + lanes / 2));
         if (any_far<op, float>(total, 1)) {
             write_far_gradients<op>(rows, total);
             continue;
@@ -491,7 +489,7 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
         const PlainTransformGradient<op> all(total);
         Position position = iota<std::int32_t>();
         const std::ptrdiff_t count = rows.count * classes;
-        transform(dy, rows.out(0), 0, count, [&](Pack<float> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+        transform(dy, rows.out(0), count, [&](Pack<float> v, std::ptrdiff_t i) __attribute__((always_inline)) {
             const PlainTransformGradient<op> gradient(all, shift_right(position * reciprocal, 16));
             position = position + broadcast<std::int32_t>(lanes);
             return gradient(load_in(x, i, count), v);
@@ -502,7 +500,7 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
 template <Operation op, class T>
 void rows(const Run& run) {
     // Together, with the results if those are written later, they stay in the first-level cache.
-    constexpr std::ptrdiff_t bytes_together = is_gradient<op> || op == fastsoftmax::log_softmax ? 8192 : 16384;
+    constexpr std::ptrdiff_t bytes_together = is_gradient<op> || op == Operation::log_softmax ? 8192 : 16384;
     if constexpr (is_gradient<op> && sizeof(T) == 4)
         if (run.classes <= fastsoftmax::few_classes) return dense_gradients<op>(run);
     const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
@@ -525,10 +523,12 @@ FASTSOFTMAX_INLINE bool keeps(const Run& run) {
 }
 
 template <Operation op, class T>
-Statistics measure_row(const Run& run, std::ptrdiff_t begin, std::ptrdiff_t end) {
+Statistics measure_row(const Run& run, std::ptrdiff_t count) {
     const Rows<T> row = {run, 0, 1};
-    return statistics_of<op>(
-        keeps<op>(run) ? measure<op, may_keep<op>>(row, begin, end) : measure<op, false>(row, begin, end), 0);
+    Statistics s = statistics_of<op>(
+        keeps<op>(run) ? measure<op, may_keep<op>>(row, 0, count) : measure<op, false>(row, 0, count), 0);
+    s.argmax += run.origin;
+    return s;
 }
 
 // Whether a block's exponentials, kept, serve as well as new ones: bit for bit, but for a power of two. What is below
@@ -537,35 +537,29 @@ template <Operation op, class T>
 bool kept_serve(const Run& run, const Statistics& all, const Statistics& of_block) {
     constexpr double lowest = 1 - ExpConstants<T>::ieee_bias;
     const double distance = of_block.reference - all.reference;
-    const double factor = op == fastsoftmax::cross_entropy_grad ? run.chosen[0] * run.scale[0] : 1;
+    const double factor = op == Operation::cross_entropy_grad ? run.chosen[0] * run.scale[0] : 1;
     return keeps<op>(run) && of_block.shift == all.shift && lowest <= distance && distance <= 0 && 0 <= factor &&
            factor < 0x1p30;
-}
-
-template <Operation op>
-void merge_row(const Run& run, Statistics& left, const Statistics& right) {
-    merge(op, run, left, right);
 }
 
 template <Operation op, class T>
 void conclude_row(const Run& run, const Statistics& s) {
     const Rows<T> rows = {run, 0, 1};
-    const Targets<T> targets(is_loss<op>, run, 0, 1);
-    conclude<op>(rows, measured_of<op, T>(&s, 1), targets, broadcast(static_cast<T>(s.target_score)));
+    const Labels<T> labels(is_loss<op>, run, 0, 1);
+    conclude<op>(rows, measured_of<op, T>(&s, 1), labels, broadcast(static_cast<T>(s.label_score)));
 }
 
 template <Operation op, class T>
-void write_row(const Run& run, const Statistics& all, const Statistics& of_block, std::ptrdiff_t begin,
-               std::ptrdiff_t end) {
+void write_row(const Run& run, const Statistics& all, const Statistics& of_block, std::ptrdiff_t count) {
     const Rows<T> row = {run, 0, 1};
     const Measured<T> measured = measured_of<op, T>(&all, 1);
-    const Targets<T> targets(is_loss<op>, run, 0, 1);
-    const Pack<T> scores = broadcast(static_cast<T>(all.target_score));
+    const Labels<T> labels(is_loss<op>, run, 0, 1);
+    const Pack<T> scores = broadcast(static_cast<T>(all.label_score));
     if (kept_serve<op, T>(run, all, of_block)) {
         const T scale = static_cast<T>(lane(power_of_two(broadcast(of_block.reference - all.reference)), 0));
-        write<op, may_keep<op>>(row, measured, targets, scores, begin, end, scale);
+        write<op, may_keep<op>>(row, measured, labels, scores, count, scale);
     } else {
-        write<op, false>(row, measured, targets, scores, begin, end, T(1));
+        write<op, false>(row, measured, labels, scores, count, T(1));
     }
 }
 

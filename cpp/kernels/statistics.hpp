@@ -2,131 +2,14 @@
 // with the same one, tiles each with another, so both get the same bits.
 #pragma once
 
-#include "elements.hpp"
-#include "exp_log.hpp"
+#include "signatures.hpp"
+#include "sums.hpp"
 
 namespace {
 
-using fastsoftmax::Operation;
 using fastsoftmax::Run;
 using fastsoftmax::Statistics;
 using fastsoftmax::Strided;
-
-constexpr double infinity = __builtin_inf();
-
-// The sum of a pack of partial sums, folded in halves.
-FASTSOFTMAX_INLINE Two<double> folded(DoublePair partial) { return {fold_sum(partial.low + partial.high), 0}; }
-
-FASTSOFTMAX_ONCE Two<double> folded(Double2 partial) {
-    constexpr int lanes = Pack<double>::lanes;
-    Two<double> parts[lanes];
-    for (int i = 0; i < lanes; ++i) parts[i] = {lane(partial.high, i), lane(partial.low, i)};
-    for (int count = lanes / 2; count > 0; count /= 2)
-        for (int i = 0; i < count; ++i) parts[i] = parts[i] + parts[i + count];
-    // The error of an infinite sum is NaN; the sum itself is right.
-    if (!(parts[0].high - parts[0].high == 0)) return {fold_sum(partial.high), 0};
-    return parts[0];
-}
-
-// Those of as many slices as a pack has lanes.
-FASTSOFTMAX_ONCE DoublePair folded(const DoublePair (&partial)[Pack<float>::lanes]) {
-    constexpr int lanes = Pack<float>::lanes;
-    Pack<double> sums[lanes];
-    for (int i = 0; i < lanes; ++i) sums[i] = partial[i].low + partial[i].high;
-    return {fold_sums(sums), fold_sums(sums + lanes / 2)};
-}
-
-FASTSOFTMAX_ONCE Double2 folded(const Double2 (&partial)[Pack<double>::lanes]) {
-    constexpr int lanes = Pack<double>::lanes;
-    double high[lanes], low[lanes];
-    for (int i = 0; i < lanes; ++i) {
-        const Two<double> sum = folded(partial[i]);
-        high[i] = sum.high;
-        low[i] = sum.low;
-    }
-    return {load_pack<double>(high), load_pack<double>(low)};
-}
-
-// Terms of running sums of any numbers. Exact to 2^-50 (double 2^-100) of the sum of their magnitudes.
-FASTSOFTMAX_INLINE void add_to(DoublePair& sum, DoublePair x) { sum = sum + x; }
-FASTSOFTMAX_INLINE void add_product_to(DoublePair& sum, DoublePair x, DoublePair y) {
-    // The product is exact.
-    sum = {multiply_add(x.low, y.low, sum.low), multiply_add(x.high, y.high, sum.high)};
-}
-FASTSOFTMAX_INLINE void add_to(Double2& sum, Pack<double> x) {
-    const Double2 next = two_sum(sum.high, x);
-    sum = {next.high, sum.low + next.low};
-}
-FASTSOFTMAX_INLINE void add_product_to(Double2& sum, Pack<double> x, Pack<double> y) {
-    const Pack<double> product = x * y;
-    add_to(sum, product);
-    sum.low = sum.low + fma(x, y, -product);
-}
-
-// The same of packs in memory.
-class Double2Sums {
-  public:
-    FASTSOFTMAX_INLINE void add(const double* x) { add_to(sum_, load_pack<double>(x)); }
-    FASTSOFTMAX_INLINE void add_product(const double* x, const double* y) {
-        add_product_to(sum_, load_pack<double>(x), load_pack<double>(y));
-    }
-    FASTSOFTMAX_INLINE void add(const double* x, std::ptrdiff_t count) { add_to(sum_, load_first(x, count, 0.0)); }
-    FASTSOFTMAX_INLINE void add_product(const double* x, const double* y, std::ptrdiff_t count) {
-        add_product_to(sum_, load_first(x, count, 0.0), load_first(y, count, 0.0));
-    }
-    FASTSOFTMAX_INLINE Double2 total() const { return sum_; }
-
-  private:
-    Double2 sum_ = widen(broadcast(0.0));
-};
-template <class T>
-using MemorySums = std::conditional_t<sizeof(T) == 4, DoubleSums, Double2Sums>;
-
-// The same in rows, class c in lane c mod 16 (double: c mod 8).
-template <class T>
-struct Accumulator {
-    Wide<T> sum = widen(broadcast(T(0)));
-
-    FASTSOFTMAX_INLINE void add(Pack<T> x) { add_to(sum, to_doubles(x)); }
-    FASTSOFTMAX_INLINE void add_product(Pack<T> x, Pack<T> y) { add_product_to(sum, to_doubles(x), to_doubles(y)); }
-    FASTSOFTMAX_INLINE Two<double> total() const { return folded(sum); }
-};
-
-// A running sum of exponentials in the same order, which costs less: in T, the powers on one side, what they grow by
-// and the errors of their additions on the other. After `terms` of a lane the latter is carried over, one group late,
-// so that the next group need not wait for it. With `whole` the sum begins at a number that no exponential exceeds:
-// then the larger of two terms is known (Dekker). Without, it is right relative to its own size, however small (Knuth).
-// Error: 0.09 * 2^-24 (double 2^-53) of the sum, from adding four growths of 0.044 before they are carried, and with
-// `whole` 2^-45 (2^-103) of the largest exponential.
-template <class T, bool whole>
-struct ExponentialSum {
-    static constexpr std::ptrdiff_t terms = 4;
-    static constexpr T start = whole ? ExpConstants<T>::above_all : T(0);
-
-    FASTSOFTMAX_INLINE void add(Pack<T> power, Pack<T> growth) {
-        const Pack<T> next = sum + power, back = next - sum;
-        // The larger of both is `sum`, or unknown.
-        group = group + (whole ? power - back : (sum - (next - back)) + (power - back));
-        group = multiply_add(power, growth, group);
-        sum = next;
-    }
-    FASTSOFTMAX_INLINE void carry() {
-        const Pack<T> next = sum + error;
-        error = (error - (next - sum)) + group;
-        group = broadcast(T(0));
-        sum = next;
-    }
-    FASTSOFTMAX_INLINE Two<Pack<T>> in_two() const { return two_sum(sum - broadcast(start), error); }
-    FASTSOFTMAX_INLINE Wide<T> total() const {
-        if constexpr (sizeof(T) == 4)
-            return widen(sum - broadcast(start)) + widen(error);
-        else
-            return in_two();
-    }
-
-  private:
-    Pack<T> sum = broadcast(start), error = broadcast(T(0)), group = broadcast(T(0));
-};
 
 // Division by the temperature in steps, so that nothing overflows that the quotient does not: scores times `before`,
 // their difference times `after` (powers of two, one of them 1), over `rest`, whose reciprocal is a normal number.
@@ -173,7 +56,7 @@ struct Scaling {
           inverse_low(all.inverse_low),
           floor(spread(all.floor, i)) {}
 
-    FASTSOFTMAX_INLINE Two<Pack<T>> operator()(Pack<T> x) const {
+    FASTSOFTMAX_LONG Two<Pack<T>> operator()(Pack<T> x) const {
         const Pack<T> difference = (x * before - shift) * after;
         const Pack<T> bounded = max(floor, difference);
         return {difference * inverse_high,
@@ -181,19 +64,23 @@ struct Scaling {
     }
 };
 
-FASTSOFTMAX_INLINE Double2 broadcast2(const double (&parts)[2]) { return {broadcast(parts[0]), broadcast(parts[1])}; }
+FASTSOFTMAX_INLINE Wide<double> broadcast2(const double (&parts)[2]) {
+    return {broadcast(parts[0]), broadcast(parts[1])};
+}
 
 // 2^k for integers k in [-1022, 1023].
-FASTSOFTMAX_INLINE Pack<double> power_of_two(Pack<double> k) {
-    const Pack<double> rounder = broadcast(ExpConstants<double>::rounder);
-    const Pack<double> field = k + (rounder + broadcast(1023.0));
+template <int packs>
+FASTSOFTMAX_INLINE Pack<double, packs> power_of_two(Pack<double, packs> k) {
+    const Pack<double, packs> field = k + broadcast<double, packs>(ExpConstants<double>::rounder + 1023);
     return bit_cast<double>(shift_left(bit_cast<std::int64_t>(field), 52));
 }
 
-// a * 2^k for integers k, rounded once: by three powers of two, the smallest steps first. Beyond 2^3000 as that.
-FASTSOFTMAX_INLINE Pack<double> times_power(Pack<double> a, Pack<double> k) {
-    const Pack<double> most = broadcast(1000.0);
-    Pack<double> steps[3];
+// a * 2^k for integers k, rounded once: by three powers of two, the smallest steps first. A k beyond 3000 counts as
+// 3000.
+template <int packs>
+FASTSOFTMAX_INLINE Pack<double, packs> times_power(Pack<double, packs> a, Pack<double, packs> k) {
+    const Pack<double, packs> most = broadcast<double, packs>(1000);
+    Pack<double, packs> steps[3];
     for (auto& step : steps) {
         step = max(-most, min(most, k));
         k = k - step;
@@ -201,30 +88,28 @@ FASTSOFTMAX_INLINE Pack<double> times_power(Pack<double> a, Pack<double> k) {
     return a * power_of_two(steps[2]) * power_of_two(steps[1]) * power_of_two(steps[0]);
 }
 
-FASTSOFTMAX_INLINE DoublePair times_power(DoublePair a, DoublePair k) {
-    return {times_power(a.low, k.low), times_power(a.high, k.high)};
-}
-
 // floor(log2|a|) of normal numbers, -1023 of 0, 1024 of what is not finite.
-FASTSOFTMAX_INLINE Pack<double> exponent_of(Pack<double> a) {
-    using Bits = Pack<std::int64_t>;
-    const Bits field = shift_right(bit_cast<std::int64_t>(a), 52) & broadcast<std::int64_t>(0x7ff);
-    return bit_cast<double>(field | bit_cast<std::int64_t>(broadcast(0x1p52))) - broadcast(0x1p52 + 1023);
+template <int packs>
+FASTSOFTMAX_INLINE Pack<double, packs> exponent_of(Pack<double, packs> a) {
+    using Bits = Pack<std::int64_t, packs>;
+    const Bits field = shift_right(bit_cast<std::int64_t>(a), 52) & broadcast<std::int64_t, packs>(0x7ff);
+    return bit_cast<double>(field | bit_cast<std::int64_t>(broadcast<double, packs>(0x1p52))) -
+           broadcast<double, packs>(0x1p52 + 1023);
 }
 
-FASTSOFTMAX_INLINE void set(double (&parts)[2], Double2 value) {
+FASTSOFTMAX_INLINE void set(double (&parts)[2], Wide<double> value) {
     parts[0] = lane(value.high, 0);
     parts[1] = lane(value.low, 0);
 }
 
 // sum * exp(difference) * 2^exponent: one block's sum on the scale of another. 0 where the factor is below 2^-1500.
-FASTSOFTMAX_ONCE Double2 rescaled(Double2 sum, Double2 difference, double exponent) {
+FASTSOFTMAX_ONCE Wide<double> rescaled(Wide<double> sum, Wide<double> difference, double exponent) {
     const Pack<double> n = round_to_integer(difference.high * broadcast(ExpConstants<double>::log2e));
     double power = lane(n, 0) + exponent;
     // Out of reach, but for a NaN, which stays.
     if (!(power > -1500)) return {sum.high * broadcast(0.0), broadcast(0.0)};
     if (power > 1000) power = 1000;
-    const Double2 product = sum * exp_reduced(difference, n);
+    const Wide<double> product = sum * exp_reduced(difference, n);
     // In two steps: sums are kept well above 1, so that the first leaves a normal number.
     const double first = power < -750 ? -750 : power;
     const Pack<double> scale = power_of_two(broadcast(first)), rest = power_of_two(broadcast(power - first));
@@ -234,34 +119,38 @@ FASTSOFTMAX_ONCE Double2 rescaled(Double2 sum, Double2 difference, double expone
 // Two blocks of one slice as one, left before right.
 FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const Statistics& right, bool whole) {
     const bool right_wins = right.max > left.max;
-    const Statistics& high = right_wins ? right : left;
-    const Statistics& low = right_wins ? left : right;
-    if (high.max == infinity) {
+    const Statistics& winner = right_wins ? right : left;
+    const Statistics& loser = right_wins ? left : right;
+    if (winner.max == infinity) {
         // All that `rest` tells then is whether there is a NaN.
-        Statistics merged = high;
-        merged.rest[0] = low.rest[0] == low.rest[0] ? high.rest[0] : low.rest[0];
+        Statistics merged = winner;
+        merged.rest[0] = loser.rest[0] == loser.rest[0] ? winner.rest[0] : loser.rest[0];
         left = merged;
         return;
     }
     const Pack<double> t = broadcast(run.temperature);
     // A block of nothing but -inf has no shift of its own and no largest exponential: it adds 0, or a NaN.
-    const bool some = low.max > -infinity;
-    const Double2 difference = two_sum(broadcast(some ? low.shift : high.shift), broadcast(-high.shift)) / widen(t);
-    Double2 loser = broadcast2(low.rest);
-    if (!whole && some) loser = loser + broadcast2(low.top);
-    Statistics merged = high;
-    set(merged.rest, broadcast2(high.rest) + rescaled(loser, difference, low.reference - high.reference));
+    const bool some = loser.max > -infinity;
+    const Wide<double> difference =
+        two_sum(broadcast(some ? loser.shift : winner.shift), broadcast(-winner.shift)) / widen(t);
+    Wide<double> sum = broadcast2(loser.rest);
+    if (!whole && some) sum = sum + broadcast2(loser.top);
+    Statistics merged = winner;
+    set(merged.rest, broadcast2(winner.rest) + rescaled(sum, difference, loser.reference - winner.reference));
     left = merged;
 }
 
 // Of finite numbers a sum that is not finite is made anew in units of 2^`far_unit`: any number of them has one then.
 constexpr double far_unit = 64;
 
-FASTSOFTMAX_INLINE Mask<double> finite(Pack<double> a) { return equal(a - a, broadcast(0.0)); }
+template <int packs>
+FASTSOFTMAX_INLINE Mask<double, packs> finite(Pack<double, packs> a) {
+    return equal(a - a, broadcast<double, packs>(0));
+}
 FASTSOFTMAX_INLINE bool all_finite(Pack<double> a) { return lane_bits(finite(a)) == (1u << Pack<double>::lanes) - 1; }
 
 // A sum in units of 2^reference, one slice a lane: in units of 2^`unit`.
-FASTSOFTMAX_INLINE Double2 in_unit(Double2 sum, double reference, double unit) {
+FASTSOFTMAX_INLINE Wide<double> in_unit(Wide<double> sum, double reference, double unit) {
     const Pack<double> scale = power_of_two(broadcast(reference - unit));
     return {sum.high * scale, sum.low * scale};
 }
@@ -273,11 +162,11 @@ FASTSOFTMAX_ONCE void merge_sums(Statistics& left, const Statistics& right) {
         return in_unit(broadcast2(left.rest), left.reference, in) +
                in_unit(broadcast2(right.rest), right.reference, in);
     };
-    Double2 total = sum(unit);
+    Wide<double> total = sum(unit);
     if (unit == 0 && !all_finite(total.high)) {
         // The error of an infinite sum is NaN; the sum itself is right.
         total = widen(broadcast(left.rest[0] + right.rest[0]));
-        const Double2 far = sum(far_unit);
+        const Wide<double> far = sum(far_unit);
         if (all_finite(far.high)) {
             unit = far_unit;
             total = far;
@@ -299,7 +188,7 @@ struct Measured {
 };
 
 // The sums of gradients that are not finite, from the same ones in units of 2^far_unit, where those are.
-FASTSOFTMAX_INLINE void set_far_sums(Measured<double>& m, Double2 far) {
+FASTSOFTMAX_INLINE void set_far_sums(Measured<double>& m, Wide<double> far) {
     const Mask<double> mended = select(finite(m.sum.high), broadcast<std::int64_t>(0), finite(far.high));
     m.sum = select(mended, far, m.sum);
     m.reference = select(mended, broadcast(far_unit), m.reference);
@@ -389,14 +278,14 @@ FASTSOFTMAX_INLINE Wide<T> load_wide(const double* high, const double* low) {
 
 // The gradients of the transforms, which sum no exponentials.
 template <Operation op>
-constexpr bool is_gradient = op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad;
+constexpr bool is_gradient = signature<op>.second;
 
 template <Operation op>
-constexpr bool is_loss = op == fastsoftmax::cross_entropy || op == fastsoftmax::cross_entropy_grad;
+constexpr bool is_loss = signature<op>.labels != fastsoftmax::PerSlice::none;
 
 // Whose results are made of exponentials, which may wait where the results will stand.
 template <Operation op>
-constexpr bool may_keep = op == fastsoftmax::softmax || op == fastsoftmax::cross_entropy_grad;
+constexpr bool may_keep = signature<op>.keeps_exponentials;
 
 template <Operation op, class T>
 inline Statistics statistics_of(const Measured<T>& m, int i) {
@@ -406,7 +295,7 @@ inline Statistics statistics_of(const Measured<T>& m, int i) {
     s.shift = static_cast<double>(lane(m.shift, i));
     s.reference = static_cast<double>(lane(m.reference, i));
     get_lane<T>(s.top, widen(m.top), i);
-    get_lane<T>(s.rest, is_gradient<op> ? m.sum : widen(op == fastsoftmax::softmax ? m.all : m.rest), i);
+    get_lane<T>(s.rest, is_gradient<op> ? m.sum : widen(op == Operation::softmax ? m.all : m.rest), i);
     return s;
 }
 
@@ -438,14 +327,14 @@ inline Measured<T> measured_of(const Statistics* slices, int count) {
 
 // The operation whose exponentials another sums alike: what is compiled once for all of them.
 template <Operation op>
-constexpr Operation sums_as =
-    op == fastsoftmax::softmax || op == fastsoftmax::logsumexp ? op : fastsoftmax::cross_entropy;
+constexpr Operation sums_as = op == Operation::softmax || op == Operation::logsumexp ? op : Operation::cross_entropy;
 
-inline void merge(Operation op, const Run& run, Statistics& left, const Statistics& right) {
-    if (op == fastsoftmax::softmax_grad || op == fastsoftmax::log_softmax_grad)
+template <Operation op>
+void merge(const Run& run, Statistics& left, const Statistics& right) {
+    if constexpr (is_gradient<op>)
         merge_sums(left, right);
     else
-        merge_exponentials(run, left, right, op == fastsoftmax::softmax);
+        merge_exponentials(run, left, right, op == Operation::softmax);
 }
 
 // Measures slices of any length: measure(begin, end) does so for a block of up to `lanes` slices.
@@ -461,7 +350,7 @@ FASTSOFTMAX_INLINE Measured<T> measure_blocks(const Run& run, int count, Measure
             if (begin == 0)
                 merged[i] = s;
             else
-                merge(op, run, merged[i], s);
+                merge<op>(run, merged[i], s);
         }
     }
     return measured_of<op, T>(merged, count);

@@ -10,35 +10,28 @@ namespace {
 using namespace fastsoftmax;
 
 template <Operation op, class T>
-void fill_kernels(KernelsIn<T>& k) {
-    k.rows[op] = ::rows<op, T>;
-    k.tiles[op] = ::tiles<op, T>;
-    k.measure[op] = ::measure_row<op, T>;
-    k.conclude[op] = ::conclude_row<op, T>;
-    k.write[op] = ::write_row<op, T>;
-}
+constexpr Loops<T> loops_of = {::rows<op, T>, ::tiles<op, T>, ::measure_row<op, T>, ::conclude_row<op, T>,
+                               ::write_row<op, T>};
 
 template <Operation op>
 void fill_operation(Kernels& k) {
-    k.merge[op] = ::merge_row<op>;
-    fill_kernels<op>(k.in_float);
-    fill_kernels<op>(k.in_double);
+    k.of[op] = {signature<op>, ::merge<op>, loops_of<op, float>, loops_of<op, double>};
 }
 
-template <class E, int element>
+template <class E, ElementType element>
 void fill_gather(Kernels& k) {
-    k.in_float.gather_row[element] = ::gather_row<E, float>;
-    k.in_float.gather_tiles[element] = ::gather_tiles<E, float>;
-    k.in_double.gather_row[element] = ::gather_row<E, double>;
-    k.in_double.gather_tiles[element] = ::gather_tiles<E, double>;
+    k.to_float.gather_row[element] = ::gather_row<E, float>;
+    k.to_float.gather_tiles[element] = ::gather_tiles<E, float>;
+    k.to_double.gather_row[element] = ::gather_row<E, double>;
+    k.to_double.gather_tiles[element] = ::gather_tiles<E, double>;
 }
 
-template <class E, int element>
+template <class E, ElementType element>
 void fill_scatter(Kernels& k) {
-    k.in_float.scatter_row[element] = ::scatter_row<E, float>;
-    k.in_float.scatter_tiles[element] = ::scatter_tiles<E, float>;
-    k.in_double.scatter_row[element] = ::scatter_row<E, double>;
-    k.in_double.scatter_tiles[element] = ::scatter_tiles<E, double>;
+    k.to_float.scatter_row[element] = ::scatter_row<E, float>;
+    k.to_float.scatter_tiles[element] = ::scatter_tiles<E, float>;
+    k.to_double.scatter_row[element] = ::scatter_row<E, double>;
+    k.to_double.scatter_tiles[element] = ::scatter_tiles<E, double>;
 }
 
 // With reference exponent_bias the exponential is the plain one, but for its factor, down to the smallest normal
@@ -66,39 +59,34 @@ void plain_log1p(const double* x, std::ptrdiff_t count, T* to) {
 Kernels make_kernels() {
     Kernels k{};
     k.name = FASTSOFTMAX_TARGET_NAME;
-    fill_operation<softmax>(k);
-    fill_operation<log_softmax>(k);
-    fill_operation<logsumexp>(k);
-    fill_operation<softmax_grad>(k);
-    fill_operation<log_softmax_grad>(k);
-    fill_operation<cross_entropy>(k);
-    fill_operation<cross_entropy_grad>(k);
-    fill_gather<Half, float16>(k);
-    fill_gather<BFloat16, bfloat16>(k);
-    fill_gather<float, float32>(k);
-    fill_gather<double, float64>(k);
-    fill_gather<bool, boolean>(k);
-    fill_gather<std::int8_t, int8>(k);
-    fill_gather<std::int16_t, int16>(k);
-    fill_gather<std::int32_t, int32>(k);
-    fill_gather<std::int64_t, int64>(k);
-    fill_gather<std::uint8_t, uint8>(k);
-    fill_gather<std::uint16_t, uint16>(k);
-    fill_gather<std::uint32_t, uint32>(k);
-    fill_gather<std::uint64_t, uint64>(k);
-    fill_scatter<Half, float16>(k);
-    fill_scatter<BFloat16, bfloat16>(k);
-    fill_scatter<float, float32>(k);
-    fill_scatter<double, float64>(k);
-    k.measure_weighed = ::measure_weighed;
-    k.merge_weighed = ::merge_weighed;
-    k.conclude_weighed = ::conclude_weighed;
-    k.add_exactly = ::add_exactly;
-    k.round_exact = ::round_exact;
-    k.in_float.exp = plain_exp<float>;
-    k.in_double.exp = plain_exp<double>;
-    k.in_float.log1p = plain_log1p<float>;
-    k.in_double.log1p = plain_log1p<double>;
+    fill_operation<Operation::softmax>(k);
+    fill_operation<Operation::log_softmax>(k);
+    fill_operation<Operation::logsumexp>(k);
+    fill_operation<Operation::softmax_grad>(k);
+    fill_operation<Operation::log_softmax_grad>(k);
+    fill_operation<Operation::cross_entropy>(k);
+    fill_operation<Operation::cross_entropy_grad>(k);
+    fill_gather<Half, ElementType::float16>(k);
+    fill_gather<BFloat16, ElementType::bfloat16>(k);
+    fill_gather<float, ElementType::float32>(k);
+    fill_gather<double, ElementType::float64>(k);
+    fill_gather<bool, ElementType::boolean>(k);
+    fill_gather<std::int8_t, ElementType::int8>(k);
+    fill_gather<std::int16_t, ElementType::int16>(k);
+    fill_gather<std::int32_t, ElementType::int32>(k);
+    fill_gather<std::int64_t, ElementType::int64>(k);
+    fill_gather<std::uint8_t, ElementType::uint8>(k);
+    fill_gather<std::uint16_t, ElementType::uint16>(k);
+    fill_gather<std::uint32_t, ElementType::uint32>(k);
+    fill_gather<std::uint64_t, ElementType::uint64>(k);
+    fill_scatter<Half, ElementType::float16>(k);
+    fill_scatter<BFloat16, ElementType::bfloat16>(k);
+    fill_scatter<float, ElementType::float32>(k);
+    fill_scatter<double, ElementType::float64>(k);
+    k.weighed = {weighed_signature,  ::measure_weighed, ::merge_weighed,
+                 ::conclude_weighed, ::add_exactly,     ::round_exact};
+    k.float_functions = {plain_exp<float>, plain_log1p<float>};
+    k.double_functions = {plain_exp<double>, plain_log1p<double>};
     return k;
 }
 

@@ -63,55 +63,11 @@ struct Tile {
     }
 };
 
-// How many partial sums a slice has.
-template <class T>
-FASTSOFTMAX_INLINE int partial_sums(std::ptrdiff_t classes) {
-    return classes <= fastsoftmax::few_classes ? 1 : Pack<T>::lanes;
-}
-
-FASTSOFTMAX_ONCE DoublePair folded(DoublePair* partial, int count) {
-    for (count /= 2; count > 0; count /= 2)
-        for (int i = 0; i < count; ++i) partial[i] = partial[i] + partial[i + count];
-    return partial[0];
-}
-
-FASTSOFTMAX_ONCE Double2 folded(Double2* partial, int count) {
-    Pack<double> plain[Pack<double>::lanes];
-    for (int i = 0; i < count; ++i) plain[i] = partial[i].high;
-    for (count /= 2; count > 0; count /= 2)
-        for (int i = 0; i < count; ++i) {
-            partial[i] = partial[i] + partial[i + count];
-            plain[i] = plain[i] + plain[i + count];
-        }
-    // As in rows: an infinite sum is the plain one.
-    const Pack<double> zero = broadcast(0.0);
-    const Mask<double> finite = equal(partial[0].high - partial[0].high, zero);
-    return select(finite, partial[0], Double2{plain[0], zero});
-}
-
-// Accumulator's sums, a slice a lane.
-template <class T>
-class TileSum {
-  public:
-    FASTSOFTMAX_INLINE explicit TileSum(std::ptrdiff_t classes) : count_(partial_sums<T>(classes)) {
-        for (int i = 0; i < count_; ++i) partial_[i] = widen(broadcast(T(0)));
-    }
-    FASTSOFTMAX_INLINE void add(std::ptrdiff_t c, Pack<T> x) { add_to(partial_[c & (count_ - 1)], to_doubles(x)); }
-    FASTSOFTMAX_INLINE void add_product(std::ptrdiff_t c, Pack<T> x, Pack<T> y) {
-        add_product_to(partial_[c & (count_ - 1)], to_doubles(x), to_doubles(y));
-    }
-    FASTSOFTMAX_INLINE Wide<T> total() { return folded(partial_, count_); }
-
-  private:
-    Wide<T> partial_[Pack<T>::lanes];
-    int count_;
-};
-
 template <Operation op, bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
                                                        std::ptrdiff_t end) {
     using I = Integer<T>;
-    constexpr bool whole = op == fastsoftmax::softmax;
+    constexpr bool whole = op == Operation::softmax;
     using Sum = ExponentialSum<T, whole>;
     Measured<T> m;
 
@@ -167,7 +123,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
     // A single sum stays in T: converting it would take a fifth of the time of two classes.
     if (sums > 1) only = in_two(folded(partial, sums));
     (whole ? m.all : m.rest) = only;
-    if (op == fastsoftmax::logsumexp && fold_max(largest) == T(infinity)) {
+    if (op == Operation::logsumexp && fold_max(largest) == T(infinity)) {
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
         for (std::ptrdiff_t c = begin; c < end; ++c) {
@@ -192,7 +148,7 @@ FASTSOFTMAX_ONCE void sum_tile_far(const Run& run, const Tile<double>& tile, std
     const Pack<double> unit = power_of_two(broadcast(-far_unit));
     TileSum<double> sum(run.classes);
     for (std::ptrdiff_t c = begin; c < end; ++c) {
-        if constexpr (op == fastsoftmax::softmax_grad)
+        if constexpr (op == Operation::softmax_grad)
             sum.add_product(c, tile.score(c), tile.gradient(c) * unit);
         else
             sum.add(c, tile.gradient(c) * unit);
@@ -214,7 +170,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>
             tile.fetch(c);
             tile.fetch_gradient(c);
             const std::ptrdiff_t i = c * Pack<T>::lanes;
-            if constexpr (op == fastsoftmax::softmax_grad)
+            if constexpr (op == Operation::softmax_grad)
                 sum.add_product(tile.x + i, tile.dy + i);
             else
                 sum.add(tile.dy + i);
@@ -251,7 +207,7 @@ FASTSOFTMAX_ONCE void write_tile_log_softmax(const Run& run, const Tile<T>& tile
 // Loss and, with op cross_entropy_grad, gradient of a tile whose slices, from `first` of the run on, are measured.
 template <Operation op, class T, bool kept>
 FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count,
-                                        const Measured<T>& measured, const Targets<T>& targets, Pack<T> scores) {
+                                        const Measured<T>& measured, const Labels<T>& labels, Pack<T> scores) {
     constexpr int lanes = Pack<T>::lanes;
     const LogTotal<T> log(measured);
     const T* terms = static_cast<const T*>(run.terms) + (run.own_terms ? first * run.classes : 0);
@@ -259,7 +215,7 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
         return run.own_terms ? load_pack<T>(terms + c * lanes) : broadcast(terms[c]);
     };
     double from_terms[lanes];
-    Doubles<T> spread = doubles<T>(run.spread);
+    Doubles<T> sum_of_all_terms = doubles<T>(run.sum_of_terms);
     if (run.terms) {
         TileSum<T> sum(run.classes), sum_of_terms(run.classes);
         with_minus_log(measured, log, run.temperature, [&](auto minus_log) __attribute__((always_inline)) {
@@ -269,13 +225,13 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
             }
         });
         store_doubles(from_terms, to_doubles(sum.total()));
-        if (run.own_terms) spread = to_doubles(sum_of_terms.total());
+        if (run.own_terms) sum_of_all_terms = to_doubles(sum_of_terms.total());
     }
-    conclude_losses(run, first, count, measured, log, targets, scores, run.terms ? from_terms : nullptr);
-    if constexpr (op == fastsoftmax::cross_entropy_grad) {
+    conclude_losses(run, first, count, measured, log, labels, scores, run.terms ? from_terms : nullptr);
+    if constexpr (op == Operation::cross_entropy_grad) {
         with_exponential(measured, run.temperature, [&](auto exp) __attribute__((always_inline)) {
             const LossGradient<T> gradient(
-                run, first, count, measured, targets, exp(scores).rounded(), spread,
+                run, first, count, measured, labels, exp(scores).rounded(), sum_of_all_terms,
                 [&](std::int64_t c, int i) { return static_cast<double>(terms[run.own_terms ? c * lanes + i : c]); });
             const auto value = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
                 if constexpr (kept) return gradient(tile.score(c));
@@ -283,14 +239,14 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
                 return run.terms ? gradient(e, term(c)) : gradient(e);
             };
             if (run.classes <= fastsoftmax::few_classes) {
-                const Positions<T> at_target(targets.index), at_max(measured.argmax);
+                const Positions<T> at_label(labels.index), at_max(measured.argmax);
                 for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
-                    const Pack<T> general = select(at_target.at(c), gradient.target_value, value(c));
+                    const Pack<T> general = select(at_label.at(c), gradient.label_value, value(c));
                     tile.write(c, select(at_max.at(c) & gradient.max_apart, gradient.max_value, general));
                 }
             } else {
                 for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, value(c));
-                tile.put(targets.index, gradient.target_value);
+                tile.put(labels.index, gradient.label_value);
                 std::int64_t at_max[lanes];
                 for (int i = 0; i < lanes; ++i) at_max[i] = lane(gradient.max_apart, i) ? measured.argmax[i] : -1;
                 tile.put(at_max, gradient.max_value);
@@ -300,21 +256,21 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
             const Doubles<T> exponent = load_doubles<T>(run.exponent + first, count);
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, raised(tile.score(c), exponent));
         }
-        if (targets.any_ignored)
+        if (labels.any_ignored)
             for (int i = 0; i < count; ++i)
-                for (std::ptrdiff_t c = 0; targets.ignored(i) && c < run.classes; ++c) tile.x[c * lanes + i] = 0;
+                for (std::ptrdiff_t c = 0; labels.ignored(i) && c < run.classes; ++c) tile.x[c * lanes + i] = 0;
     }
 }
 
 template <Operation op, class T, bool keep>
 FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptrdiff_t first, int count) {
     constexpr bool loss = is_loss<op>;
-    const Targets<T> targets(loss, run, first, count);
-    const Pack<T> scores = loss && run.target ? tile.pick(targets.index, run.classes) : broadcast(T(0));
+    const Labels<T> labels(loss, run, first, count);
+    const Pack<T> scores = loss && run.label ? tile.pick(labels.index, run.classes) : broadcast(T(0));
     const Measured<T> measured = measure_blocks<op, T>(run, count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
         return measure_tile_block<op, T, keep>(run, tile, begin, end);
     });
-    if constexpr (op == fastsoftmax::softmax) {
+    if constexpr (op == Operation::softmax) {
         const Softmax<T> probability(measured);
         if constexpr (keep) {
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(tile.score(c)));
@@ -324,12 +280,12 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
                     tile.write(c, probability(exp(tile.score(c)).rounded()));
             });
         }
-    } else if constexpr (op == fastsoftmax::log_softmax) {
+    } else if constexpr (op == Operation::log_softmax) {
         write_tile_log_softmax(run, tile, measured);
-    } else if constexpr (op == fastsoftmax::logsumexp) {
-        store_doubles<T>(run.value + first, log_sum_exp(measured), count);
+    } else if constexpr (op == Operation::logsumexp) {
+        conclude_logsumexp(run, first, count, measured);
     } else if constexpr (loss) {
-        write_tile_losses<op, T, keep>(run, tile, first, count, measured, targets, scores);
+        write_tile_losses<op, T, keep>(run, tile, first, count, measured, labels, scores);
     } else {
         with_transform_gradient<op>(measured, run.temperature, [&](auto gradient) __attribute__((always_inline)) {
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.gradient(c)));

@@ -1,5 +1,5 @@
-// Dense rows of few classes to a tile, one class of a pack of slices after another, and back: in squares of 16 bytes,
-// four of them to a pack.
+// Transposes dense rows of few classes to a tile, one class after another with a slice in each lane, and back: in
+// squares of 16 bytes, four to a pack.
 #pragma once
 
 #include "pack.hpp"
@@ -7,22 +7,17 @@
 namespace {
 
 template <class T>
-struct QuarterOf {
-    typedef T type __attribute__((vector_size(16)));
-    typedef T memory __attribute__((vector_size(16), aligned(1), may_alias));
-};
-template <class T>
-using Quarter = typename QuarterOf<T>::type;
+using Quarter = Vector<T, 16>;
 template <class T>
 constexpr int quarter_lanes = 16 / static_cast<int>(sizeof(T));
 
 template <class T>
 FASTSOFTMAX_INLINE Quarter<T> load_quarter(const T* p) {
-    return *reinterpret_cast<const typename QuarterOf<T>::memory*>(p);
+    return load_vector<T, 16>(p);
 }
 template <class T>
 FASTSOFTMAX_INLINE void store_quarter(T* p, Quarter<T> q) {
-    *reinterpret_cast<typename QuarterOf<T>::memory*>(p) = q;
+    store_vector<T, 16>(p, q);
 }
 
 template <class V, std::size_t... i>
@@ -40,13 +35,13 @@ FASTSOFTMAX_INLINE Pack<T> load_quarters(const T* p, std::ptrdiff_t step) {
     if constexpr (pack_registers == 4) {
         for (int k = 0; k < 4; ++k) a.r[k] = q[k];
     } else {
-        const auto low = joined(q[0], q[1], std::make_index_sequence<2 * n>());
-        const auto high = joined(q[2], q[3], std::make_index_sequence<2 * n>());
+        const auto first = joined(q[0], q[1], std::make_index_sequence<2 * n>());
+        const auto second = joined(q[2], q[3], std::make_index_sequence<2 * n>());
         if constexpr (pack_registers == 2) {
-            a.r[0] = low;
-            a.r[1] = high;
+            a.r[0] = first;
+            a.r[1] = second;
         } else {
-            a.r[0] = joined(low, high, std::make_index_sequence<4 * n>());
+            a.r[0] = joined(first, second, std::make_index_sequence<4 * n>());
         }
     }
     return a;
@@ -63,7 +58,7 @@ FASTSOFTMAX_INLINE Quarter<T> quarter(const Pack<T>& a) {
     return lanes_from<k % in_register * n>(a.r[k / in_register], std::make_index_sequence<n>());
 }
 
-// Of each quarter, spans of a and b in turn, from its lower or its upper half.
+// In each quarter, spans of a and b take turns: those of its lower half, or of its upper one.
 template <int span, bool upper, class R, std::size_t... i>
 FASTSOFTMAX_INLINE R interleaved(R a, R b, std::index_sequence<i...>) {
     constexpr int width = sizeof...(i), n = width * 16 / static_cast<int>(sizeof(R));
@@ -82,25 +77,27 @@ FASTSOFTMAX_INLINE Pack<T> interleaved(Pack<T> a, const Pack<T>& b) {
 
 // Quarter k of rows 0, 1, ... is a square; all four are transposed.
 FASTSOFTMAX_INLINE void transpose(Pack<double> (&rows)[2]) {
-    const Pack<double> low = interleaved<1, false>(rows[0], rows[1]);
+    const Pack<double> lower = interleaved<1, false>(rows[0], rows[1]);
     rows[1] = interleaved<1, true>(rows[0], rows[1]);
-    rows[0] = low;
+    rows[0] = lower;
 }
 
 FASTSOFTMAX_INLINE void transpose(Pack<float> (&rows)[4]) {
-    const Pack<float> low01 = interleaved<1, false>(rows[0], rows[1]), high01 = interleaved<1, true>(rows[0], rows[1]);
-    const Pack<float> low23 = interleaved<1, false>(rows[2], rows[3]), high23 = interleaved<1, true>(rows[2], rows[3]);
-    rows[0] = interleaved<2, false>(low01, low23);
-    rows[1] = interleaved<2, true>(low01, low23);
-    rows[2] = interleaved<2, false>(high01, high23);
-    rows[3] = interleaved<2, true>(high01, high23);
+    const Pack<float> lower01 = interleaved<1, false>(rows[0], rows[1]),
+                      upper01 = interleaved<1, true>(rows[0], rows[1]);
+    const Pack<float> lower23 = interleaved<1, false>(rows[2], rows[3]),
+                      upper23 = interleaved<1, true>(rows[2], rows[3]);
+    rows[0] = interleaved<2, false>(lower01, lower23);
+    rows[1] = interleaved<2, true>(lower01, lower23);
+    rows[2] = interleaved<2, false>(upper01, upper23);
+    rows[3] = interleaved<2, true>(upper01, upper23);
 }
 
-// How far behind the last row of a tile `rows_to_tile` may read.
+// How many elements after the last row of a tile `rows_to_tile` may read.
 template <class T>
 constexpr std::ptrdiff_t read_behind = quarter_lanes<T> - 1;
 
-// As many rows as a pack has lanes, one behind the other.
+// As many rows as a pack has lanes, one after the other.
 template <class T>
 FASTSOFTMAX_INLINE void rows_to_tile(const T* rows, std::ptrdiff_t classes, T* tile) {
     constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes;
@@ -112,7 +109,7 @@ FASTSOFTMAX_INLINE void rows_to_tile(const T* rows, std::ptrdiff_t classes, T* t
     }
 }
 
-// Of constant size each, so that no quarter has to lie in memory first.
+// Each copy has a constant size, so that the quarter need not be in memory first.
 template <class T>
 FASTSOFTMAX_INLINE void store_some(T* to, const Quarter<T>& q, std::ptrdiff_t count) {
     const T* from = reinterpret_cast<const T*>(&q);
@@ -136,8 +133,8 @@ FASTSOFTMAX_INLINE T* store_quarters(T* row, const Pack<T> (&square)[quarter_lan
 template <class T>
 FASTSOFTMAX_INLINE void tile_to_rows(const T* tile, std::ptrdiff_t classes, T* rows) {
     constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes;
-    // The last, partial quarter of a row comes first and reaches into the next row, which is written after it; but of
-    // one that would reach behind the last row no more is stored than belongs to it.
+    // The last, partial quarter of each row is stored first and reaches into the next row, which is stored later. Where
+    // it would reach past the last row, only its own elements are stored.
     const std::ptrdiff_t left = (classes - 1) % n + 1;
     for (std::ptrdiff_t c = classes - left; c >= 0; c -= n) {
         const std::ptrdiff_t taken = classes - c < n ? left : n;

@@ -77,7 +77,7 @@ fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::p
         const Mask<double> absent = equal(w, zero) | equal(v, none);
         const Pack<double> score = select(absent, zero, max(lowest, v - shift));
         const Pack<double> n = round_to_integer(score * log2e);
-        const Double2 value = exp_reduced({score, zero}, n);
+        const Wide<double> value = exp_reduced({score, zero}, n);
         const Pack<double> k = n + weight.exponent - reference;
         const Pack<double> power = power_of_two(max(broadcast(-800.0), k)) * weight.mantissa;
         const Pack<double> factor = select(absent, zero, select(less(broadcast(-800.0), k), power, zero));
@@ -94,13 +94,13 @@ void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum&
     const bool right_wins =
         (right.shift - left.shift) * ExpConstants<double>::log2e + (right.reference - left.reference) > 0;
     const bool take_right = !left.some || (right.some && right_wins);
-    const fastsoftmax::WeighedSum& high = take_right ? right : left;
-    const fastsoftmax::WeighedSum& low = take_right ? left : right;
-    fastsoftmax::WeighedSum merged = high;
-    if (low.some) {
-        const Double2 difference = two_sum(broadcast(low.shift), broadcast(-high.shift));
-        const Double2 scaled = rescaled(broadcast2(low.sum), difference, low.reference - high.reference);
-        set(merged.sum, broadcast2(high.sum) + scaled);
+    const fastsoftmax::WeighedSum& winner = take_right ? right : left;
+    const fastsoftmax::WeighedSum& loser = take_right ? left : right;
+    fastsoftmax::WeighedSum merged = winner;
+    if (loser.some) {
+        const Wide<double> difference = two_sum(broadcast(loser.shift), broadcast(-winner.shift));
+        const Wide<double> scaled = rescaled(broadcast2(loser.sum), difference, loser.reference - winner.reference);
+        set(merged.sum, broadcast2(winner.sum) + scaled);
     }
     merged.undefined = left.undefined || right.undefined;
     merged.positive = left.positive || right.positive;
@@ -141,7 +141,7 @@ void add_exactly(fastsoftmax::ExactSum& sum, const double* x, const double* b, s
         const Mask<double> absent = equal(w, zero) | equal(v, none);
         const Pack<double> score = select(absent, zero, max(broadcast(-0x1p20), v - broadcast(sum.shift)));
         const Pack<double> n = round_to_integer(score * broadcast(ExpConstants<double>::log2e));
-        const Double2 value = exp_reduced({score, zero}, n);
+        const Wide<double> value = exp_reduced({score, zero}, n);
         const Pack<double> mantissa = select(absent, zero, weight.mantissa);
         const Pack<double> high = value.high * mantissa, low = value.low * mantissa;
         const Pack<double> parts[] = {high, fma(value.high, mantissa, -high), low, fma(value.low, mantissa, -low)};
@@ -170,7 +170,7 @@ fastsoftmax::WeighedSum round_exact(fastsoftmax::ExactSum& sum) {
     s.some = true;
     s.shift = sum.shift;
     s.reference = sum.reference + (32 * i - fastsoftmax::exact_bits);
-    Double2 rounded = widen(broadcast(0.0));
+    Wide<double> rounded = widen(broadcast(0.0));
     double unit = negative ? -1 : 1;
     for (int k = i; k >= 0 && k > i - 5; --k, unit *= 0x1p-32)
         rounded = rounded + widen(broadcast(static_cast<double>(sum.digits[k]) * unit));
@@ -196,12 +196,13 @@ void conclude_weighed(const fastsoftmax::WeighedSum& s, double* log, double* sig
     const double direction = s.sum[0] < 0 ? -1 : 1;
     const Split whole = split(broadcast(direction * s.sum[0]));
     const Pack<double> scale = power_of_two(-whole.exponent);
-    const Double2 excess = two_sum(whole.mantissa - broadcast(1.0), broadcast(direction * s.sum[1]) * scale);
+    const Wide<double> excess = two_sum(whole.mantissa - broadcast(1.0), broadcast(direction * s.sum[1]) * scale);
     const Pack<double> exponent = broadcast(s.reference) + whole.exponent;
     const Pack<double> ln2 = broadcast(ExpConstants<double>::ln2_high);
     const Pack<double> product = exponent * ln2;
-    const Double2 rest = {product, fma(exponent, ln2, -product) + exponent * broadcast(ExpConstants<double>::ln2_low)};
-    const Double2 result = widen(broadcast(s.shift)) + rest + log1p(excess);
+    const Wide<double> rest = {product,
+                               fma(exponent, ln2, -product) + exponent * broadcast(ExpConstants<double>::ln2_low)};
+    const Wide<double> result = widen(broadcast(s.shift)) + rest + log1p(excess);
     *log = lane(result.high + result.low, 0);
     *sign = direction;
 }

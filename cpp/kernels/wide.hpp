@@ -1,4 +1,4 @@
-// Numbers of twice the precision of T: what belongs to a slice as a whole, one a lane, is computed in them.
+// Numbers of twice the precision of T, for what is computed once a slice, with a slice in each lane.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +12,14 @@ template <class V>
 struct Two {
     V high, low;
 };
-using Double2 = Two<Pack<double>>;
+
+// As many doubles as a pack of T has lanes.
+template <class T>
+using Doubles = Pack<double, sizeof(double) / sizeof(T)>;
+
+// As many numbers of twice the precision of T.
+template <class T>
+using Wide = std::conditional_t<sizeof(T) == 4, Doubles<float>, Two<Pack<double>>>;
 
 // Exact: high + low = a + b (Knuth).
 template <class V>
@@ -39,7 +46,10 @@ FASTSOFTMAX_INLINE Two<V> operator+(Two<V> a, Two<V> b) {
     return fast_two_sum(sum.high, sum.low + (a.low + b.low));
 }
 
-FASTSOFTMAX_INLINE Double2 operator-(Double2 a, Double2 b) { return a + -b; }
+template <class V>
+FASTSOFTMAX_INLINE Two<V> operator-(Two<V> a, Two<V> b) {
+    return a + -b;
+}
 
 template <class V>
 FASTSOFTMAX_INLINE Two<V> operator*(Two<V> a, Two<V> b) {
@@ -47,105 +57,73 @@ FASTSOFTMAX_INLINE Two<V> operator*(Two<V> a, Two<V> b) {
     return fast_two_sum(product, fma(a.high, b.high, -product) + (a.high * b.low + a.low * b.high));
 }
 
-FASTSOFTMAX_ONCE Double2 operator/(Double2 a, Double2 b) {
+FASTSOFTMAX_ONCE Wide<double> operator/(Wide<double> a, Wide<double> b) {
     const Pack<double> quotient = a.high / b.high;
     const Pack<double> remainder = fma(-quotient, b.high, a.high) + (a.low - quotient * b.low);
     return fast_two_sum(quotient, remainder / b.high);
 }
 
-FASTSOFTMAX_INLINE DoublePair operator-(DoublePair a) { return {-a.low, -a.high}; }
-
-#define FASTSOFTMAX_LANEWISE(op) \
-    FASTSOFTMAX_INLINE DoublePair operator op(DoublePair a, DoublePair b) { return {a.low op b.low, a.high op b.high}; }
-FASTSOFTMAX_LANEWISE(+)
-FASTSOFTMAX_LANEWISE(-)
-FASTSOFTMAX_LANEWISE(*)
-FASTSOFTMAX_LANEWISE(/)
-#undef FASTSOFTMAX_LANEWISE
-
-FASTSOFTMAX_INLINE DoublePair max(DoublePair a, DoublePair b) { return {max(a.low, b.low), max(a.high, b.high)}; }
-FASTSOFTMAX_INLINE DoublePair min(DoublePair a, DoublePair b) { return {min(a.low, b.low), min(a.high, b.high)}; }
-
-FASTSOFTMAX_INLINE DoublePair fma(DoublePair a, DoublePair b, DoublePair c) {
-    return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)};
+template <int packs>
+FASTSOFTMAX_INLINE Pack<double, packs> to_doubles(Pack<double, packs> a) {
+    return a;
 }
+FASTSOFTMAX_INLINE Doubles<float> to_doubles(Pack<float> a) { return to_double(a); }
+FASTSOFTMAX_INLINE Doubles<double> to_doubles(Wide<double> a) { return a.high + a.low; }
 
-// As many numbers as a pack of T has lanes: in twice the precision, and as doubles, which is the same for float.
-template <class T>
-using Wide = std::conditional_t<sizeof(T) == 4, DoublePair, Double2>;
-template <class T>
-using Doubles = std::conditional_t<sizeof(T) == 4, DoublePair, Pack<double>>;
+FASTSOFTMAX_INLINE Wide<float> widen(Wide<float> a) { return a; }
+FASTSOFTMAX_INLINE Wide<float> widen(Pack<float> a) { return to_double(a); }
+FASTSOFTMAX_INLINE Wide<float> widen(Two<Pack<float>> a) { return to_double(a.high) + to_double(a.low); }
+FASTSOFTMAX_INLINE Wide<double> widen(Pack<double> a) { return {a, broadcast(0.0)}; }
+FASTSOFTMAX_INLINE Wide<double> widen(Wide<double> a) { return a; }
 
-FASTSOFTMAX_INLINE DoublePair to_doubles(Pack<float> a) { return to_double(a); }
-FASTSOFTMAX_INLINE Pack<double> to_doubles(Pack<double> a) { return a; }
-FASTSOFTMAX_INLINE DoublePair to_doubles(DoublePair a) { return a; }
-FASTSOFTMAX_INLINE Pack<double> to_doubles(Double2 a) { return a.high + a.low; }
-
-FASTSOFTMAX_INLINE DoublePair widen(DoublePair a) { return a; }
-FASTSOFTMAX_INLINE DoublePair widen(Pack<float> a) { return to_double(a); }
-FASTSOFTMAX_INLINE DoublePair widen(Two<Pack<float>> a) { return to_double(a.high) + to_double(a.low); }
-FASTSOFTMAX_INLINE Double2 widen(Pack<double> a) { return {a, broadcast(0.0)}; }
-FASTSOFTMAX_INLINE Double2 widen(Double2 a) { return a; }
-
-// Rounded once.
-FASTSOFTMAX_INLINE Pack<float> narrow(DoublePair a) { return to_float(a); }
-FASTSOFTMAX_INLINE Pack<double> narrow(Double2 a) { return a.high + a.low; }
-FASTSOFTMAX_INLINE Pack<double> narrow(Pack<double> a) { return a; }
-
-FASTSOFTMAX_INLINE DoublePair select(Mask<float> mask, DoublePair a, DoublePair b) {
-    // Both halves of the mask as masks of doubles: what they hold is converted like numbers.
-    const DoublePair m = to_double(select(mask, broadcast(1.0f), broadcast(0.0f)));
-    const Pack<double> one = broadcast(1.0);
-    return {select(equal(m.low, one), a.low, b.low), select(equal(m.high, one), a.high, b.high)};
-}
-FASTSOFTMAX_INLINE Double2 select(Mask<double> mask, Double2 a, Double2 b) {
-    return {select(mask, a.high, b.high), select(mask, a.low, b.low)};
-}
-
-FASTSOFTMAX_INLINE Mask<float> is_zero(DoublePair a) {
-    const Pack<double> zero = broadcast(0.0), one = broadcast(1.0);
-    return equal(to_float({select(equal(a.low, zero), zero, one), select(equal(a.high, zero), zero, one)}),
-                 broadcast(0.0f));
-}
-FASTSOFTMAX_INLINE Mask<double> is_zero(Pack<double> a) { return equal(a, broadcast(0.0)); }
-
-// As two parts of T.
-FASTSOFTMAX_INLINE Two<Pack<float>> in_two(DoublePair a) {
-    const Pack<float> high = to_float(a);
-    return {high, to_float(a - to_double(high))};
-}
-FASTSOFTMAX_INLINE Double2 in_two(Double2 a) { return a; }
-
-// a * b as two parts of T.
-FASTSOFTMAX_INLINE Two<Pack<float>> product_in_two(DoublePair a, DoublePair b) { return in_two(a * b); }
-FASTSOFTMAX_INLINE Double2 product_in_two(Pack<double> a, Pack<double> b) { return {a * b, fma(a, b, -(a * b))}; }
-
-// a * b, and 0 where a is, though b be infinite; NaN where either is.
-FASTSOFTMAX_INLINE Pack<double> product_or_zero(Pack<double> a, Pack<double> b) {
-    return select(equal(a, broadcast(0.0)) & equal(b, b), broadcast(0.0), a * b);
-}
-FASTSOFTMAX_INLINE DoublePair product_or_zero(DoublePair a, DoublePair b) {
-    return {product_or_zero(a.low, b.low), product_or_zero(a.high, b.high)};
-}
+// To T, rounded once.
+FASTSOFTMAX_INLINE Pack<float> narrow(Doubles<float> a) { return to_float(a); }
+FASTSOFTMAX_INLINE Pack<double> narrow(Doubles<double> a) { return a; }
+FASTSOFTMAX_INLINE Pack<double> narrow(Wide<double> a) { return a.high + a.low; }
 
 template <class T>
 FASTSOFTMAX_INLINE Doubles<T> doubles(double value) {
-    if constexpr (sizeof(T) == 4)
-        return {broadcast(value), broadcast(value)};
-    else
-        return broadcast(value);
+    return broadcast<double, Doubles<T>::lanes / Pack<double>::lanes>(value);
+}
+
+FASTSOFTMAX_INLINE Wide<float> select(Mask<float> mask, Wide<float> a, Wide<float> b) {
+    // Converted as numbers, the mask becomes one of doubles.
+    const Doubles<float> chosen = to_double(select(mask, broadcast(1.0f), broadcast(0.0f)));
+    return select(equal(chosen, doubles<float>(1)), a, b);
+}
+FASTSOFTMAX_INLINE Wide<double> select(Mask<double> mask, Wide<double> a, Wide<double> b) {
+    return {select(mask, a.high, b.high), select(mask, a.low, b.low)};
+}
+
+FASTSOFTMAX_INLINE Mask<float> is_zero(Doubles<float> a) { return to_int32(equal(a, doubles<float>(0))); }
+FASTSOFTMAX_INLINE Mask<double> is_zero(Doubles<double> a) { return equal(a, doubles<double>(0)); }
+
+// As two parts of T.
+FASTSOFTMAX_INLINE Two<Pack<float>> in_two(Wide<float> a) {
+    const Pack<float> high = to_float(a);
+    return {high, to_float(a - to_double(high))};
+}
+FASTSOFTMAX_INLINE Two<Pack<double>> in_two(Wide<double> a) { return a; }
+
+// a * b as two parts of T.
+FASTSOFTMAX_INLINE Two<Pack<float>> product_in_two(Doubles<float> a, Doubles<float> b) { return in_two(a * b); }
+FASTSOFTMAX_INLINE Two<Pack<double>> product_in_two(Doubles<double> a, Doubles<double> b) {
+    return {a * b, fma(a, b, -(a * b))};
+}
+
+// a * b, but 0 where a is 0, even if b is infinite; NaN where either is.
+template <int packs>
+FASTSOFTMAX_INLINE Pack<double, packs> product_or_zero(Pack<double, packs> a, Pack<double, packs> b) {
+    const Pack<double, packs> zero = broadcast<double, packs>(0);
+    return select(equal(a, zero) & equal(b, b), zero, a * b);
 }
 
 template <class T>
 FASTSOFTMAX_INLINE Doubles<T> load_doubles(const double* values) {
-    const Pack<double> first = load_pack<double>(values);
-    if constexpr (sizeof(T) == 4)
-        return {first, load_pack<double>(values + Pack<double>::lanes)};
-    else
-        return first;
+    return load_pack<double, Doubles<T>::lanes / Pack<double>::lanes>(values);
 }
 
-// Of the first `count` lanes; 0 in those beyond.
+// The first `count` lanes; the others are 0.
 template <class T>
 FASTSOFTMAX_INLINE Doubles<T> load_doubles(const double* values, std::ptrdiff_t count) {
     if (count == Pack<T>::lanes) return load_doubles<T>(values);
@@ -154,11 +132,10 @@ FASTSOFTMAX_INLINE Doubles<T> load_doubles(const double* values, std::ptrdiff_t 
     return load_doubles<T>(padded);
 }
 
-FASTSOFTMAX_INLINE void store_doubles(double* to, DoublePair a) {
-    store_pack(to, a.low);
-    store_pack(to + Pack<double>::lanes, a.high);
+template <int packs>
+FASTSOFTMAX_INLINE void store_doubles(double* to, Pack<double, packs> a) {
+    store_pack(to, a);
 }
-FASTSOFTMAX_INLINE void store_doubles(double* to, Pack<double> a) { store_pack(to, a); }
 
 // The first `count` lanes.
 template <class T>
@@ -168,13 +145,6 @@ FASTSOFTMAX_INLINE void store_doubles(double* to, Doubles<T> a, std::ptrdiff_t c
     store_doubles(values, a);
     for (std::ptrdiff_t i = 0; i < count; ++i) to[i] = values[i];
 }
-
-FASTSOFTMAX_INLINE double lane(const DoublePair& a, int i) {
-    constexpr int half = Pack<double>::lanes;
-    return i < half ? lane(a.low, i) : lane(a.high, i - half);
-}
-
-FASTSOFTMAX_INLINE DoublePair spread(const DoublePair& a, int i) { return doubles<float>(lane(a, i)); }
 
 // 1 / a in two parts, the second as good as T: to 2^-46 (double 2^-104).
 template <class T>

@@ -98,6 +98,11 @@ def get_num_threads() -> int: ...
 def describe() -> dict[str, Any]:
     """compiler: str, openmp: str | None, targets_built, targets_usable: tuple[str, ...], target: str."""
 
+def signatures() -> dict[str, dict[str, bool]]:
+    """For the benchmark: whether each operation reads a second array with the class axis ("second"), reads labels
+    ("labels"), writes an array with the class axis ("output").
+    """
+
 def exp(x: _Array, out: _Array, target: str, /) -> float:
     """For tests: the kernels' own exponential on contiguous float32 or float64, in the named target.
 

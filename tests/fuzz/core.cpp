@@ -41,6 +41,9 @@ void run_shared(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBo
 namespace {
 
 using namespace fastsoftmax;
+using enum ElementType;
+using enum Operation;
+using enum Role;
 using Real = long double;
 
 constexpr Real infinity = std::numeric_limits<Real>::infinity();
@@ -48,13 +51,13 @@ const Real nan_value = std::numeric_limits<Real>::quiet_NaN();
 
 // --- elements
 
-constexpr int bytes_of[element_types] = {2, 2, 4, 8, 1, 1, 2, 4, 8, 1, 2, 4, 8};
-constexpr const char* name_of[element_types] = {"float16", "bfloat16", "float32", "float64", "bool",   "int8",  "int16",
-                                                "int32",   "int64",    "uint8",   "uint16",  "uint32", "uint64"};
+constexpr Table<ElementType, const char*, element_types> name_of = {{"float16", "bfloat16", "float32", "float64",
+                                                                     "bool", "int8", "int16", "int32", "int64", "uint8",
+                                                                     "uint16", "uint32", "uint64"}};
 
 // Copies one element, of a size that the compiler knows.
 void copy_element(void* to, const void* from, ElementType type) {
-    switch (bytes_of[type]) {
+    switch (bytes_of(type)) {
         case 1:
             std::memcpy(to, from, 1);
             break;
@@ -69,7 +72,7 @@ void copy_element(void* to, const void* from, ElementType type) {
     }
 }
 
-bool is_floating(ElementType type) { return type < floating_types; }
+bool is_floating(ElementType type) { return static_cast<int>(type) < floating_types; }
 
 // float16, bfloat16, float32, float64.
 struct Format {
@@ -81,8 +84,8 @@ struct Format {
     Real vanishing() const { return smallest_normal() * 0x1p-60L; }
     Real smallest_subnormal() const { return std::ldexp(Real(1), least_exponent - mantissa); }
 };
-const Format formats[floating_types] = {
-    {10, -14, 65504}, {7, -126, 0x1.fep127L}, {23, -126, 0x1.fffffep127L}, {52, -1022, 0x1.fffffffffffffp1023L}};
+const Table<ElementType, Format, floating_types> formats = {
+    {{10, -14, 65504}, {7, -126, 0x1.fep127L}, {23, -126, 0x1.fffffep127L}, {52, -1022, 0x1.fffffffffffffp1023L}}};
 
 template <class E>
 Real as(std::uint64_t bits) {
@@ -176,7 +179,7 @@ struct Memory {
 
     void set_bits(std::byte* place, std::uint64_t bits) const {
         auto* from = reinterpret_cast<std::byte*>(&bits);
-        if (swapped) std::reverse(from, from + bytes_of[type]);
+        if (swapped) std::reverse(from, from + bytes_of(type));
         copy_element(place, from, type);
     }
 
@@ -184,7 +187,7 @@ struct Memory {
     void load(std::uint64_t* bits, const std::byte* place) const {
         auto* to = reinterpret_cast<std::byte*>(bits);
         copy_element(to, place, type);
-        if (swapped) std::reverse(to, to + bytes_of[type]);
+        if (swapped) std::reverse(to, to + bytes_of(type));
     }
 };
 
@@ -292,18 +295,10 @@ class Case {
         choose_kernels();
         operation_ = static_cast<Operation>(given_.ConsumeIntegralInRange<int>(0, operations - 1));
         choose_shape();
-        switch (operation_) {
-            case softmax:
-            case log_softmax:
-                return run_transform();
-            case softmax_grad:
-            case log_softmax_grad:
-                return run_gradient();
-            case logsumexp:
-                return given_.ConsumeBool() ? run_weighed() : run_logsumexp();
-            default:
-                return run_loss();
-        }
+        if (signature().labels != PerSlice::none) return run_loss();
+        if (signature().second) return run_gradient();
+        if (signature().output) return run_transform();
+        return given_.ConsumeBool() ? run_weighed() : run_logsumexp();
     }
 
   private:
@@ -314,11 +309,13 @@ class Case {
     Shape shape_;
     std::ptrdiff_t batch_ = 1, classes_ = 1;
     double temperature_ = 1;
-    std::array<Memory, roles> memory_;
-    bool in_place_[roles] = {};  // the output is this array
+    Table<Role, Memory, roles> memory_;
+    Table<Role, bool, roles> in_place_ = {};  // the output is this array
     Slices slices_;
     Loss loss_;
     Real largest_weight_ = 1;
+
+    const Signature& signature() const { return kernels().of[operation_].signature; }
 
     // --- choices
 
@@ -353,7 +350,7 @@ class Case {
 
     void choose_shape() {
         const int axes = in_range(0, 4);
-        std::ptrdiff_t left = large_ ? 50'000 : longer_ ? 1500 : rarely() ? 200 : 48;
+        std::ptrdiff_t left = large_ ? 80'000 : longer_ ? 1500 : rarely() ? 200 : 48;
         for (int d = 0; d < axes; ++d) {
             std::ptrdiff_t size;
             switch (in_range(0, 3)) {
@@ -369,13 +366,13 @@ class Case {
                 default:
                     size = in_range(1, 300);
             }
-            if (large_ && given_.ConsumeBool()) size = in_range(1000, 50'000);
+            if (large_ && given_.ConsumeBool()) size = in_range(1000, 80'000);
             size = std::min(size, left);
             left /= std::max<std::ptrdiff_t>(size, 1);
             shape_.sizes.push_back(size);
             shape_.is_class.push_back(given_.ConsumeBool());
         }
-        if (operation_ >= cross_entropy) {  // one axis of classes, at least one class
+        if (signature().labels != PerSlice::none) {  // one axis of classes, at least one class
             if (shape_.sizes.empty()) {
                 shape_.sizes.push_back(3);
                 shape_.is_class.push_back(true);
@@ -419,16 +416,16 @@ class Case {
         if (layout == 1)
             for (std::size_t d = axes; d > 1; --d)
                 std::swap(order[d - 1], order[static_cast<std::size_t>(in_range(0, static_cast<int>(d) - 1))]);
-        std::ptrdiff_t reach = bytes_of[type];
+        std::ptrdiff_t reach = bytes_of(type);
         for (const std::size_t d : order) {
             if (per_slice && shape_.is_class[d]) continue;
             std::ptrdiff_t stride = reach;
             if (layout >= 2) {
                 const int kind = in_range(0, 5);
-                if (kind == 1) stride += bytes_of[type] * in_range(1, 4);
+                if (kind == 1) stride += bytes_of(type) * in_range(1, 4);
                 if (kind == 2) stride += in_range(1, 9);  // no multiple of the element's size
                 if (kind == 3 && !own) stride = 0;
-                if (kind == 4 && !own) stride = in_range(0, 2 * bytes_of[type]);
+                if (kind == 4 && !own) stride = in_range<std::ptrdiff_t>(0, 2 * bytes_of(type));
             }
             reach = std::max(reach, stride * std::max<std::ptrdiff_t>(shape_.sizes[d] - 1, 0) + reach);
             m.strides[d] = layout >= 2 && given_.ConsumeBool() ? -stride : stride;
@@ -440,7 +437,7 @@ class Case {
             if (m.strides[d] == 0) continue;
             (m.strides[d] < 0 ? least : most) += m.strides[d] * (shape_.sizes[d] - 1);
         }
-        m.size = none ? 0 : askew + most - least + bytes_of[type];
+        m.size = none ? 0 : askew + most - least + bytes_of(type);
         m.first = none ? 0 : askew - least;
         m.bytes.reset(new std::byte[static_cast<std::size_t>(m.size)]);
         std::memset(m.bytes.get(), 0xa5, static_cast<std::size_t>(m.size));
@@ -461,7 +458,7 @@ class Case {
     }
 
     Memory& make_input(Role role, ElementType type, bool per_slice = false) {
-        return make(role, type, bytes_of[type] > 1 && type != bfloat16 && rarely(), per_slice, false);
+        return make(role, type, bytes_of(type) > 1 && type != bfloat16 && rarely(), per_slice, false);
     }
 
     double special() {
@@ -534,7 +531,7 @@ class Case {
             for (const std::ptrdiff_t c : m.of_class) all.push_back(b + c);
         std::sort(all.begin(), all.end());
         for (std::size_t i = 1; i < all.size(); ++i)
-            if (all[i] - all[i - 1] < bytes_of[m.type]) return true;
+            if (all[i] - all[i - 1] < bytes_of(m.type)) return true;
         return false;
     }
 
@@ -555,7 +552,7 @@ class Case {
     // --- before and after
 
     void keep() {
-        for (Memory& m : memory_) {
+        for (Memory& m : memory_.values) {
             if (!m.bytes) continue;
             m.before.reset(new std::byte[static_cast<std::size_t>(m.size)]);
             std::memcpy(m.before.get(), m.bytes.get(), static_cast<std::size_t>(m.size));
@@ -574,10 +571,12 @@ class Case {
     }
 
     void check_all_untouched() {
-        static const char* names[roles] = {"scores", "second", "output", "mask", "value", "sign", "target", "upstream"};
-        for (int r = 0; r < roles; ++r)
-            check_untouched(names[r], memory_[static_cast<std::size_t>(r)],
-                            r == output || r == value || r == sign || in_place_[r]);
+        static const char* names[roles] = {"scores", "second", "output", "mask", "value", "sign", "label", "upstream"};
+        for (int r = 0; r < roles; ++r) {
+            const auto role = static_cast<Role>(r);
+            const bool written = role == output || role == value || role == sign || in_place_[role];
+            check_untouched(names[r], memory_[role], written);
+        }
     }
 
     [[noreturn]] void fail(const char* why, const char* what, std::ptrdiff_t slice, std::ptrdiff_t c, Real got,
@@ -585,7 +584,7 @@ class Case {
         std::fprintf(stderr, "\n%s: %s, slice %td, class %td: got %.20Lg, expected %.20Lg, error %.4Lg\n", why, what,
                      slice, c, got, wanted, error);
         std::fprintf(stderr, "target %s, operation %d, threads %d, temperature %a (%g), shape (", kernels().name,
-                     operation_, threads_now, temperature_, temperature_);
+                     static_cast<int>(operation_), threads_now, temperature_, temperature_);
         for (std::size_t d = 0; d < shape_.sizes.size(); ++d)
             std::fprintf(stderr, "%td%s, ", shape_.sizes[d], shape_.is_class[d] ? " classes" : "");
         std::fprintf(stderr, ")\nsmoothing %a, reduction %d, ignore_index %td, upstream %a, weights",
@@ -595,16 +594,16 @@ class Case {
             std::fprintf(stderr, " %a", loss_.weight[i]);
         std::fprintf(stderr, "\n");
         for (int r = 0; r < roles; ++r) {
-            const Memory& m = memory_[static_cast<std::size_t>(r)];
+            const auto role = static_cast<Role>(r);
+            const Memory& m = memory_[role];
             if (!m.bytes) continue;
             std::fprintf(stderr, "role %d: %s%s, strides", r, name_of[m.type], m.swapped ? ", swapped" : "");
             for (const std::ptrdiff_t stride : m.strides) std::fprintf(stderr, " %td", stride);
-            if (in_place_[r]) std::fprintf(stderr, ", in place");
+            if (in_place_[role]) std::fprintf(stderr, ", in place");
             if (m.size && slice < static_cast<std::ptrdiff_t>(m.of_batch.size())) {
                 std::fprintf(stderr, "; slice:");
                 for (std::ptrdiff_t i = 0; i < std::min(classes_, std::ptrdiff_t(40)); ++i)
-                    if (i == 0 || m.of_class.size() > 1)
-                        std::fprintf(stderr, " %.17Lg", before(static_cast<Role>(r), slice, i));
+                    if (i == 0 || m.of_class.size() > 1) std::fprintf(stderr, " %.17Lg", before(role, slice, i));
             }
             std::fprintf(stderr, "\n");
         }
@@ -645,7 +644,7 @@ class Case {
         const std::ptrdiff_t offset =
             m.of_batch[static_cast<std::size_t>(slice)] + m.of_class[static_cast<std::size_t>(c)];
         copy_element(to, m.before.get() + m.first + offset, m.type);
-        if (m.swapped) std::reverse(to, to + bytes_of[m.type]);
+        if (m.swapped) std::reverse(to, to + bytes_of(m.type));
         return value_of(m.type, bits);
     }
 
@@ -665,7 +664,7 @@ class Case {
         choose_mask();
         make_output(or_wider(result_type(x.type)), {scores});
         keep();
-        transform(operation_, slices_, temperature_);
+        compute(operation_, slices_, temperature_);
         const Memory& out = output_memory();
         const bool log = operation_ == log_softmax;
         for (std::ptrdiff_t b = 0; b < batch_ && classes_ > 0; ++b) {
@@ -673,7 +672,7 @@ class Case {
             for (std::ptrdiff_t c = 0; c < classes_; ++c) {
                 const Real got = out.value(b, c);
                 if (!present(b, c)) {
-                    check_exactly("masked", b, c, got, log ? -infinity : 0);
+                    check_exactly("masked", b, c, got, signature().masked_output);
                 } else if (!s.defined()) {
                     check_exactly("undefined", b, c, got, nan_value);
                 } else if (log) {
@@ -701,7 +700,7 @@ class Case {
         choose_mask();
         make_output(result_type(dy.type), {scores, second});
         keep();
-        transform(operation_, slices_, temperature_);
+        compute(operation_, slices_, temperature_);
         const Memory& out = output_memory();
         const Format& f = formats[out.type];
         // The contract does not cover a y that is no probability, so sums beyond `most` are not checked. As much as
@@ -754,7 +753,7 @@ class Case {
         make(value, or_wider(result_type(x.type)), false, true, true);
         if (given_.ConsumeBool()) make(sign, memory_[value].type, false, true, true);
         keep();
-        reduce(slices_);
+        compute(operation_, slices_, 1);
         const Memory& out = memory_[value];
         for (std::ptrdiff_t b = 0; b < batch_; ++b) {
             const Slice s(slice_of(scores, b, -infinity), 1);
@@ -782,7 +781,7 @@ class Case {
         const bool with_sign = given_.ConsumeBool();
         if (with_sign) make(sign, memory_[value].type, false, true, true);
         keep();
-        reduce(slices_);
+        compute_weighed(slices_);
         const Memory& out = memory_[value];
         for (std::ptrdiff_t b = 0; b < batch_; ++b) {
             std::vector<Real> xs = slice_of(scores, b, -infinity);
@@ -862,7 +861,7 @@ class Case {
         }
         if (loss.probabilities) {
             fill(make_input(second, floating_type()), true);
-        } else if (!choose_targets(loss)) {
+        } else if (!choose_labels(loss)) {
             return;
         }
         if (with_grad) make_output(result_type(x.type), {scores});
@@ -872,7 +871,7 @@ class Case {
             if (reduced) {  // one element, wherever the axes lead
                 Memory& m = memory_[value];
                 m.type = loss_type;
-                m.size = bytes_of[loss_type];
+                m.size = bytes_of(loss_type);
                 m.bytes.reset(new std::byte[static_cast<std::size_t>(m.size)]());
                 m.of_batch = m.of_class = {0};
                 slices_.arrays[value] = {m.data(), m.type, false};
@@ -885,22 +884,22 @@ class Case {
         else if (given_.ConsumeBool())
             loss.upstream = rarely() ? any_double() : in_range(-100, 100) / 8.0;
         keep();
-        cross_entropy_loss(slices_, loss);
+        compute_loss(operation_, slices_, loss);
         check_loss(loss, with_loss, with_grad);
         check_all_untouched();
     }
 
-    std::int64_t target_of(std::ptrdiff_t slice) const {
-        const Memory& m = memory_[target];
+    std::int64_t label_of(std::ptrdiff_t slice) const {
+        const Memory& m = memory_[label];
         const std::uint64_t bits = m.bits(slice);
         return m.type == int64 || m.type == uint64 ? static_cast<std::int64_t>(bits)
                                                    : static_cast<std::int64_t>(value_of(m.type, bits));
     }
 
     // Indices, and whether all are valid; the search for one that is not is checked.
-    bool choose_targets(Loss& loss) {
-        const auto type = static_cast<ElementType>(in_range<int>(int8, uint64));
-        Memory& m = make_input(target, type, true);
+    bool choose_labels(Loss& loss) {
+        const auto type = static_cast<ElementType>(in_range(static_cast<int>(int8), static_cast<int>(uint64)));
+        Memory& m = make_input(label, type, true);
         const bool any = rarely();
         const std::int64_t least = rarely() ? -1 : 0;
         for (const std::ptrdiff_t b : m.of_batch) {
@@ -916,7 +915,7 @@ class Case {
                                                                 : static_cast<std::int64_t>(value_of(type, bits));
         }
         const auto valid = [&](std::ptrdiff_t b) {
-            const std::int64_t t = target_of(b);
+            const std::int64_t t = label_of(b);
             return (t >= 0 && t < classes_) || (loss.ignore_index && *loss.ignore_index == t);
         };
         std::ptrdiff_t first = 0;
@@ -924,9 +923,9 @@ class Case {
         if (first == batch_) first = -1;
         Slices searched;
         searched.batch = slices_.batch;
-        searched.arrays[target] = slices_.arrays[target];
-        const std::ptrdiff_t found = find_invalid_target(searched, classes_, loss.ignore_index);
-        if (found != first) fail("wrong result", "find_invalid_target", 0, 0, Real(found), Real(first), infinity);
+        searched.arrays[label] = slices_.arrays[label];
+        const std::ptrdiff_t found = find_invalid_label(searched, classes_, loss.ignore_index);
+        if (found != first) fail("wrong result", "find_invalid_label", 0, 0, Real(found), Real(first), infinity);
         return found < 0;
     }
 
@@ -934,14 +933,14 @@ class Case {
         const bool reduced = loss.reduction != Reduction::none, mean = loss.reduction == Reduction::mean;
         const auto weight_of = [&](std::ptrdiff_t c) { return loss.weight ? Real(loss.weight[c]) : Real(1); };
         const auto ignored = [&](std::ptrdiff_t b) {
-            return !loss.probabilities && loss.ignore_index && target_of(b) == *loss.ignore_index;
+            return !loss.probabilities && loss.ignore_index && label_of(b) == *loss.ignore_index;
         };
         Sum weights;
         bool none_counts = true;
         for (std::ptrdiff_t b = 0; b < batch_; ++b) {
             if (ignored(b)) continue;
             none_counts = false;
-            weights.add(loss.probabilities ? 1 : weight_of(target_of(b)));
+            weights.add(loss.probabilities ? 1 : weight_of(label_of(b)));
         }
         const Real divisor = !mean ? 1 : weights.total() == 0 ? nan_value : weights.total();
 
@@ -972,7 +971,7 @@ class Case {
             // Whether what the terms are made of has all its digits in the type computed in.
             bool held = true;
             for (std::ptrdiff_t c = 0; c < classes_; ++c) {
-                const Real q = loss.probabilities ? before(second, b, c) : target_of(b) == c;
+                const Real q = loss.probabilities ? before(second, b, c) : label_of(b) == c;
                 Real a = weight_of(c) * ((1 - smoothing) * q + even);
                 share[static_cast<std::size_t>(c)] = a;
                 all.add(a);

@@ -1,0 +1,74 @@
+// Vectors of any size, as GCC and Clang know them, and packs of them: what the instruction sets are written with.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// Code that runs for each pack is inlined. Code that runs once a slice is called, so that it is compiled once.
+#define FASTSOFTMAX_INLINE [[gnu::always_inline]] inline
+#define FASTSOFTMAX_ONCE [[gnu::noinline]] inline
+
+// Loops over the registers of a pack. GCC would unroll them too late to keep eight registers out of memory.
+#define FASTSOFTMAX_UNROLL _Pragma("GCC unroll 8")
+
+namespace {
+
+template <class T, int bytes>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(bytes)));
+    // At any address and over any type: how vectors meet memory.
+    typedef T memory __attribute__((vector_size(bytes), aligned(1), may_alias));
+};
+template <class T, int bytes>
+using Vector = typename VectorOf<T, bytes>::type;
+
+template <class T, int bytes>
+FASTSOFTMAX_INLINE Vector<T, bytes> load_vector(const void* p) {
+    return *reinterpret_cast<const typename VectorOf<T, bytes>::memory*>(p);
+}
+
+template <class T, int bytes>
+FASTSOFTMAX_INLINE void store_vector(void* p, Vector<T, bytes> value) {
+    *reinterpret_cast<typename VectorOf<T, bytes>::memory*>(p) = value;
+}
+
+// An integer as wide as T.
+template <class T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+    using type = std::int32_t;
+};
+template <>
+struct IntegerOf<double> {
+    using type = std::int64_t;
+};
+template <>
+struct IntegerOf<std::int32_t> {
+    using type = std::int32_t;
+};
+template <>
+struct IntegerOf<std::int64_t> {
+    using type = std::int64_t;
+};
+template <class T>
+using Integer = typename IntegerOf<T>::type;
+
+constexpr int pack_bytes = 64;
+
+template <class T, int packs, int register_bytes>
+struct BasicPack {
+    using Register = Vector<T, register_bytes>;
+    static constexpr int registers = packs * pack_bytes / register_bytes;
+    static constexpr int lanes = packs * pack_bytes / static_cast<int>(sizeof(T));
+    Register r[registers];
+};
+
+// As bytes: the elements of an array may lie anywhere, and a T* would promise that they lie at multiples of their size.
+template <class T>
+FASTSOFTMAX_INLINE void copy_elements(T* to, const T* from, std::ptrdiff_t count) {
+    __builtin_memcpy(reinterpret_cast<std::byte*>(to), reinterpret_cast<const std::byte*>(from),
+                     static_cast<std::size_t>(count) * sizeof(T));
+}
+
+}  // namespace

@@ -1,0 +1,71 @@
+// The signature of each operation: the list that a new one joins.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace {
+
+using fastsoftmax::Operation;
+using fastsoftmax::PerSlice;
+using fastsoftmax::Signature;
+
+constexpr double infinity = __builtin_inf();
+constexpr int statistics_state = sizeof(fastsoftmax::Statistics) / sizeof(double);
+
+template <Operation>
+constexpr Signature signature = {};
+
+template <>
+constexpr Signature signature<Operation::softmax> = {.name = "softmax",
+                                                     .output = true,
+                                                     .masked_scores = -infinity,
+                                                     .keeps_exponentials = true,
+                                                     .state = statistics_state};
+
+template <>
+constexpr Signature signature<Operation::log_softmax> = {.name = "log_softmax",
+                                                         .output = true,
+                                                         .masked_scores = -infinity,
+                                                         .masked_output = -infinity,
+                                                         .state = statistics_state};
+
+template <>
+constexpr Signature signature<Operation::logsumexp> = {.name = "logsumexp",
+                                                       .value = PerSlice::one,
+                                                       .sign = PerSlice::one,
+                                                       .masked_scores = -infinity,
+                                                       .state = statistics_state};
+
+// The scores of the gradients are y and logp: a masked entry is a probability of 0.
+template <>
+constexpr Signature signature<Operation::softmax_grad> = {
+    .name = "softmax_grad", .second = true, .output = true, .state = statistics_state};
+
+template <>
+constexpr Signature signature<Operation::log_softmax_grad> = {
+    .name = "log_softmax_grad", .second = true, .output = true, .masked_scores = -infinity, .state = statistics_state};
+
+template <>
+constexpr Signature signature<Operation::cross_entropy> = {.name = "cross_entropy",
+                                                           .labels = PerSlice::one,
+                                                           .value = PerSlice::one,
+                                                           .masked_scores = -infinity,
+                                                           .state = statistics_state};
+
+template <>
+constexpr Signature signature<Operation::cross_entropy_grad> = {.name = "cross_entropy_grad",
+                                                                .labels = PerSlice::one,
+                                                                .output = true,
+                                                                .value = PerSlice::one,
+                                                                .masked_scores = -infinity,
+                                                                .keeps_exponentials = true,
+                                                                .state = statistics_state};
+
+// Its own loop reads scores and weights, a block at a time.
+constexpr Signature weighed_signature = {.name = "weighed_logsumexp",
+                                         .value = PerSlice::one,
+                                         .sign = PerSlice::one,
+                                         .masked_scores = -infinity,
+                                         .state = sizeof(fastsoftmax::WeighedSum) / sizeof(double)};
+
+}  // namespace

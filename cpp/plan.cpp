@@ -1,0 +1,171 @@
+#include "plan.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+namespace fastsoftmax {
+
+namespace {
+
+// Gathered slices are taken together up to this size (half of a first-level cache), and up to so many tiles: where
+// classes are apart in memory, lines of one class are then 1 KiB long. Lines of 4 KiB took 1.3 times as long on 80 MB.
+constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
+// There they may take this much (half of the smallest second-level cache in use): shorter lines cost more.
+constexpr std::ptrdiff_t strided_bytes_at_once = 262144;
+// Exponentials of a gathered slice in blocks are kept up to this many classes: beyond, they would leave the caches.
+constexpr std::ptrdiff_t most_kept = 262144;
+// A broadcast view can have any shape. Larger ones are refused, because their size in bytes could overflow; computing
+// one of this size would already take months.
+constexpr std::ptrdiff_t most_of_each = PTRDIFF_MAX / 1024;
+
+bool computed_in_float(const Array& array) {
+    return array.type == ElementType::float16 || array.type == ElementType::bfloat16 ||
+           array.type == ElementType::float32;
+}
+
+std::ptrdiff_t numbers_of(PerSlice kind, const Slices& slices) {
+    return kind == PerSlice::none ? 0 : kind == PerSlice::one ? 1 : slices.own.size();
+}
+
+}  // namespace
+
+Plan::Plan(const Signature& signature, const Slices& given, const Demands& demands)
+    : slices(given), count(given.batch.size()), classes(given.classes.size()) {
+    if (std::max(classes, count) > most_of_each) throw std::bad_alloc();
+    slices.classes.simplify();
+    if (!demands.in_order) sort_batch();
+    slices.batch.simplify();
+    slices.own.simplify();
+    // Outside this range the parts of the reciprocal of the temperature are no normal floats.
+    in_float = computed_in_float(slices.arrays[Role::scores]) && demands.temperature > 0x1p-100 &&
+               demands.temperature < 0x1p100;
+    if (signature.second) in_float = in_float && computed_in_float(slices.arrays[Role::second]);
+    for (const Role role : {Role::output, Role::value})
+        if (slices.has(role)) in_float = in_float && computed_in_float(slices.arrays[role]);
+    choose_loop(signature, demands);
+    if (signature.labels != PerSlice::none || signature.value != PerSlice::none)
+        at_once = std::min(at_once, slices_per_call);
+    if (count > 0) {
+        along = slices.batch.last().size;
+        units_along = (along + unit - 1) / unit;
+        units = count / along * units_along;
+        at_once = std::min(at_once, unit * units_along);
+    }
+    choose_sizes(signature);
+}
+
+// Neighbours in memory become neighbours in the loop, where the order of slices is free.
+void Plan::sort_batch() {
+    const auto distance = [](const Axis& axis) {
+        return std::abs(axis.strides[Role::scores]) + std::abs(axis.strides[Role::output]);
+    };
+    const auto further = [&](const Axis& a, const Axis& b) { return distance(a) > distance(b); };
+    const auto begin = slices.batch.axis.begin(), end = begin + slices.batch.count;
+    // std::stable_sort would allocate.
+    for (auto axis = begin; axis != end; ++axis)
+        std::rotate(std::upper_bound(begin, axis, *axis, further), axis, axis + 1);
+}
+
+bool Plan::rows_in_place(const Signature& signature) const {
+    if (slices.has(Role::mask) || slices.classes.count > 1) return false;
+    for (const Role role : {Role::scores, Role::second, Role::output}) {
+        if ((role == Role::second && !signature.second) || (role == Role::output && !signature.output)) continue;
+        const Array& array = slices.arrays[role];
+        if (array.type != (in_float ? ElementType::float32 : ElementType::float64) || array.swapped) return false;
+        if (slices.classes.last().strides[role] != width()) return false;
+        bool aligned = reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(width()) == 0;
+        for (int i = 0; i < slices.batch.count; ++i)
+            aligned = aligned && slices.batch.axis[i].strides[role] % width() == 0;
+        if (!aligned) return false;
+    }
+    return true;
+}
+
+// Few classes go through tiles, except gradients in float whose rows follow each other in memory.
+bool Plan::takes_rows(const Signature& signature, double temperature) const {
+    if (!rows_in_place(signature)) return false;
+    if (classes > few_classes) return true;
+    bool dense = signature.second && in_float && temperature == 1 && slices.batch.count > 0;
+    for (const Role role : {Role::scores, Role::second, Role::output})
+        dense = dense && slices.batch.last().strides[role] == classes * width();
+    return dense;
+}
+
+void Plan::choose_loop(const Signature& signature, const Demands& demands) {
+    if (takes_rows(signature, demands.temperature)) {
+        loop = Loop::rows;
+        in_blocks = classes > block_classes && !demands.whole_slices;
+        at_once = in_blocks ? 1 : std::numeric_limits<std::ptrdiff_t>::max();
+        return;
+    }
+    // An axis of neighbouring slices that are contiguous becomes the last one, unless that breaks the order asked for.
+    Axes& batch = slices.batch;
+    const std::ptrdiff_t bytes = bytes_of(slices.arrays[Role::scores].type);
+    const bool strided_classes = slices.classes.last().strides[Role::scores] != bytes;
+    bool neighbours = false;
+    for (int i = batch.count - 1; strided_classes && !neighbours && i >= (demands.in_order ? batch.count - 1 : 0);
+         --i) {
+        // Fewer neighbours than half a pack are better taken row by row.
+        if (i < 0 || batch.axis[i].strides[Role::scores] != bytes || batch.axis[i].size < lanes() / 2) continue;
+        std::rotate(batch.axis.begin() + i, batch.axis.begin() + i + 1, batch.axis.begin() + batch.count);
+        neighbours = true;
+    }
+    if (classes > block_classes) {
+        // A tile of slices this long would be large beside the batch.
+        in_blocks = !demands.whole_slices;
+        unit = at_once = in_blocks && neighbours ? lanes() : 1;
+        return;
+    }
+    const std::ptrdiff_t slice_bytes = std::max<std::ptrdiff_t>(classes, 1) * width();
+    if (neighbours || classes <= few_classes) {
+        loop = Loop::tiles;
+        unit = lanes();
+        // A second array, and terms of losses, lie beside the scores.
+        const std::ptrdiff_t arrays = signature.second || demands.whole_slices ? 2 : 1;
+        const std::ptrdiff_t most = (neighbours ? strided_bytes_at_once : bytes_at_once) / arrays;
+        at_once = unit * std::clamp<std::ptrdiff_t>(most / (slice_bytes * unit), 1, tiles_at_once);
+    } else {
+        const std::ptrdiff_t arrays = signature.second ? 2 : 1;
+        at_once = std::clamp<std::ptrdiff_t>(bytes_at_once / (arrays * slice_bytes), 1, lanes());
+    }
+}
+
+// Doubles for `elements`, in whole cache lines.
+std::ptrdiff_t Plan::in_doubles(std::ptrdiff_t elements) const { return (elements * width() + 63) / 64 * 8; }
+
+void Plan::choose_sizes(const Signature& signature) {
+    if (loop != Loop::rows) {
+        sizes_.x = in_doubles(in_blocks ? block_classes : classes * at_once);
+        if (signature.second) sizes_.second = sizes_.x;
+    }
+    if (in_blocks) {
+        sizes_.statistics = unit * (blocks() + 1) * signature.state;
+        if (signature.keeps_exponentials && loop == Loop::gathered_rows && unit == 1 && classes <= most_kept)
+            sizes_.kept = in_doubles(classes);
+    }
+    const std::ptrdiff_t results = std::min(at_once, std::max<std::ptrdiff_t>(count, 1));
+    sizes_.value = results * numbers_of(signature.value, slices);
+    if (slices.has(Role::sign)) sizes_.sign = results * numbers_of(signature.sign, slices);
+}
+
+Workspace Plan::workspace(double* memory) const {
+    const auto part = [&](std::ptrdiff_t size) {
+        double* begin = size > 0 ? memory : nullptr;
+        memory += size;
+        return begin;
+    };
+    Workspace w;
+    w.x = reinterpret_cast<std::byte*>(part(sizes_.x));
+    w.second = reinterpret_cast<std::byte*>(part(sizes_.second));
+    w.statistics = reinterpret_cast<Statistics*>(part(sizes_.statistics));
+    w.kept = reinterpret_cast<std::byte*>(part(sizes_.kept));
+    w.value = part(sizes_.value);
+    w.sign = part(sizes_.sign);
+    w.extra = memory;
+    return w;
+}
+
+}  // namespace fastsoftmax

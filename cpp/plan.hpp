@@ -1,0 +1,82 @@
+// How a call goes over its slices: which loop, in which units, with which memory. Pure data, known before anything is
+// read.
+#pragma once
+
+#include "slices.hpp"
+
+namespace fastsoftmax {
+
+enum class Loop {
+    rows,           // in place: classes are contiguous
+    gathered_rows,  // through a row of the thread's own: any strides, types and masks
+    tiles,          // through tiles of the thread's own: few classes, or neighbouring slices contiguous
+};
+
+// A kernel takes up to this many slices at once where each has numbers of its own.
+constexpr std::ptrdiff_t slices_per_call = 256;
+
+// What a call asks of its plan.
+struct Demands {
+    double temperature = 1;
+    bool in_order = false;      // slices are met in C order; else in the order of their memory
+    bool whole_slices = false;  // all classes of a slice at once, however many
+};
+
+// The memory of one thread.
+struct Workspace {
+    std::byte* x;            // gathered scores: rows, a block or tiles; results take their place
+    std::byte* second;       // the second array, likewise
+    Statistics* statistics;  // for each slice of a unit: of all blocks, then of each
+    std::byte* kept;         // the results of a gathered slice in blocks, where exponentials wait
+    double* value;           // numbers of the slices of a call, one slice after another
+    double* sign;
+    double* extra;  // the caller's own
+};
+
+struct Plan {
+    Plan(const Signature& signature, const Slices& slices, const Demands& demands);
+
+    Slices slices;  // as the call has them, with as few axes as possible, sorted unless an order was asked for
+    std::ptrdiff_t count, classes;
+    bool in_float;  // or in double
+    Loop loop = Loop::gathered_rows;
+    bool in_blocks = false;  // slices too long to be measured, or gathered, whole
+
+    // Work is dealt out in units of `unit` neighbouring slices along the last batch axis, on which `along` slices make
+    // up `units_along` units. A kernel takes up to `at_once` slices.
+    std::ptrdiff_t unit = 1, along = 1, units_along = 1, units = 0, at_once = 1;
+
+    int lanes() const { return in_float ? 16 : 8; }
+    std::ptrdiff_t width() const { return in_float ? 4 : 8; }
+    std::ptrdiff_t blocks() const { return (classes + block_classes - 1) / block_classes; }
+
+    // Calls f.operator()<T>() with the type computed in.
+    template <class F>
+    auto in_type(F f) const {
+        return in_float ? f.template operator()<float>() : f.template operator()<double>();
+    }
+
+    // The first slice of a unit.
+    std::ptrdiff_t slice_of(std::ptrdiff_t index) const {
+        return index == units ? count : index / units_along * along + index % units_along * unit;
+    }
+
+    // Doubles of memory that each thread needs, and these in parts.
+    std::ptrdiff_t workspace_size() const { return sizes_.x + sizes_.second + sizes_.rest(); }
+    Workspace workspace(double* memory) const;
+
+  private:
+    struct Sizes {
+        std::ptrdiff_t x = 0, second = 0, statistics = 0, kept = 0, value = 0, sign = 0;
+        std::ptrdiff_t rest() const { return statistics + kept + value + sign; }
+    } sizes_;
+
+    void sort_batch();
+    bool rows_in_place(const Signature& signature) const;
+    bool takes_rows(const Signature& signature, double temperature) const;
+    void choose_loop(const Signature& signature, const Demands& demands);
+    void choose_sizes(const Signature& signature);
+    std::ptrdiff_t in_doubles(std::ptrdiff_t elements) const;
+};
+
+}  // namespace fastsoftmax

@@ -1,0 +1,239 @@
+#include "transport.hpp"
+
+#include <utility>
+
+#include "targets.hpp"
+
+namespace fastsoftmax {
+
+namespace {
+
+template <class T>
+const Conversions<T>& conversions() {
+    if constexpr (sizeof(T) == 4)
+        return kernels().to_float;
+    else
+        return kernels().to_double;
+}
+
+template <class T>
+void fill_masked(const std::byte* present, std::ptrdiff_t stride, std::ptrdiff_t count, double value, T* to,
+                 std::ptrdiff_t step) {
+    for (std::ptrdiff_t i = 0; i < count; ++i)
+        if (present[i * stride] == std::byte{0}) to[i * step] = static_cast<T>(value);
+}
+
+template <class I>
+void read_as(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::int64_t* to) {
+    const std::byte* p = array.data + offset;
+    if (!array.swapped && stride == sizeof(I)) {
+        // As they are in memory: a loop that the compiler turns into one of vectors.
+        for (std::ptrdiff_t i = 0; i < count; ++i) {
+            I element;
+            __builtin_memcpy(&element, p + i * sizeof element, sizeof element);
+            to[i] = static_cast<std::int64_t>(element);
+        }
+        return;
+    }
+    for (std::ptrdiff_t i = 0; i < count; ++i, p += stride) {
+        unsigned char bytes[sizeof(I)];
+        __builtin_memcpy(bytes, p, sizeof bytes);
+        if (array.swapped)
+            for (std::size_t k = 0; k < sizeof(I) / 2; ++k) std::swap(bytes[k], bytes[sizeof(I) - 1 - k]);
+        I element;
+        __builtin_memcpy(&element, bytes, sizeof element);
+        to[i] = static_cast<std::int64_t>(element);
+    }
+}
+
+}  // namespace
+
+void read_indices(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count,
+                  std::int64_t* to) {
+    switch (array.type) {
+        case ElementType::int8:
+            return read_as<std::int8_t>(array, offset, stride, count, to);
+        case ElementType::int16:
+            return read_as<std::int16_t>(array, offset, stride, count, to);
+        case ElementType::int32:
+            return read_as<std::int32_t>(array, offset, stride, count, to);
+        case ElementType::uint8:
+            return read_as<std::uint8_t>(array, offset, stride, count, to);
+        case ElementType::uint16:
+            return read_as<std::uint16_t>(array, offset, stride, count, to);
+        case ElementType::uint32:
+            return read_as<std::uint32_t>(array, offset, stride, count, to);
+        default:
+            return read_as<std::int64_t>(array, offset, stride, count, to);
+    }
+}
+
+void Transport::gather(Role role, const Offsets& first, std::ptrdiff_t length, void* to) const {
+    plan_.in_type([&]<class T>() {
+        T* gathered = static_cast<T*>(to);
+        if (plan_.loop == Loop::tiles) return gather_tiles(role, first, length, gathered);
+        if (one_after_another(role)) {
+            const Array& from = array(role);
+            return conversions<T>().gather_row[from.type](from.data + first[role], bytes_of(from.type), from.swapped,
+                                                          length * plan_.classes, gathered);
+        }
+        for (std::ptrdiff_t i = 0; i < length; ++i)
+            gather_row(role, slices().batch.moved(first, i), 0, plan_.classes, gathered + i * plan_.classes);
+    });
+}
+
+void Transport::scatter(const Offsets& first, std::ptrdiff_t length, void* from) const {
+    plan_.in_type([&]<class T>() {
+        T* results = static_cast<T*>(from);
+        if (plan_.loop == Loop::tiles) return scatter_tiles(first, length, results);
+        if (one_after_another(Role::output)) {
+            const Array& to = array(Role::output);
+            return conversions<T>().scatter_row[to.type](results, length * plan_.classes, to.data + first[Role::output],
+                                                         bytes_of(to.type));
+        }
+        for (std::ptrdiff_t i = 0; i < length; ++i)
+            scatter_row(slices().batch.moved(first, i), 0, plan_.classes, results + i * plan_.classes);
+    });
+}
+
+void Transport::gather_block(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* to) const {
+    plan_.in_type([&]<class T>() { gather_row(role, at, begin, end, static_cast<T*>(to)); });
+}
+
+void Transport::scatter_block(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* from) const {
+    plan_.in_type([&]<class T>() { scatter_row(at, begin, end, static_cast<T*>(from)); });
+}
+
+void Transport::gather_doubles(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end,
+                               double* to) const {
+    gather_row(role, at, begin, end, to);
+}
+
+PerSlice Transport::numbers_in(Role role) const {
+    switch (role) {
+        case Role::value:
+            return signature_.value;
+        case Role::sign:
+            return signature_.sign;
+        case Role::label:
+            return signature_.labels;
+        default:
+            return PerSlice::one;
+    }
+}
+
+// Calls f(offset, stride, count, position) for stretches of the numbers of neighbouring slices in the array in `role`.
+template <class F>
+void Transport::for_numbers(Role role, const Offsets& first, std::ptrdiff_t length, F f) const {
+    const Axes& own = slices().own;
+    if (numbers_in(role) == PerSlice::one)
+        return f(first[role], slices().batch.last().strides[role], length, std::ptrdiff_t{0});
+    const std::ptrdiff_t numbers = own.size();
+    for (std::ptrdiff_t i = 0; i < length; ++i) {
+        const std::ptrdiff_t offset = slices().batch.moved(first, i)[role];
+        own.for_stretches(0, numbers, [&](const Offsets& at, std::ptrdiff_t position, std::ptrdiff_t count) {
+            f(offset + at[role], own.last().strides[role], count, i * numbers + position);
+        });
+    }
+}
+
+void Transport::gather_numbers(Role role, const Offsets& first, std::ptrdiff_t length, double* to) const {
+    const Array& from = array(role);
+    for_numbers(role, first, length,
+                [&](std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::ptrdiff_t position) {
+                    conversions<double>().gather_row[from.type](from.data + offset, stride, from.swapped, count,
+                                                                to + position);
+                });
+}
+
+void Transport::scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, const double* from) const {
+    const Array& to = array(role);
+    for_numbers(role, first, length,
+                [&](std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::ptrdiff_t position) {
+                    conversions<double>().scatter_row[to.type](from + position, count, to.data + offset, stride);
+                });
+}
+
+void Transport::gather_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* to) const {
+    for_numbers(Role::label, first, length,
+                [&](std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::ptrdiff_t position) {
+                    read_indices(array(Role::label), offset, stride, count, to + position);
+                });
+}
+
+// Whether rows of the array in `role` make up one long row, all of it present.
+bool Transport::one_after_another(Role role) const {
+    const std::ptrdiff_t bytes = bytes_of(array(role).type);
+    return !slices().has(Role::mask) && slices().classes.count <= 1 && slices().classes.last().strides[role] == bytes &&
+           slices().batch.last().strides[role] == plan_.classes * bytes;
+}
+
+template <class T>
+void Transport::gather_row(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const {
+    const Array& from = array(role);
+    const Offsets strides = slices().classes.last().strides;
+    slices().classes.for_stretches(begin, end, [&](const Offsets& along, std::ptrdiff_t c, std::ptrdiff_t length) {
+        T* there = to + (c - begin);
+        conversions<T>().gather_row[from.type](from.data + at[role] + along[role], strides[role], from.swapped, length,
+                                               there);
+        if (slices().has(Role::mask))
+            fill_masked(array(Role::mask).data + at[Role::mask] + along[Role::mask], strides[Role::mask], length,
+                        masked(role), there, 1);
+    });
+}
+
+template <class T>
+void Transport::scatter_row(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const {
+    const Array& to = array(Role::output);
+    const Offsets strides = slices().classes.last().strides;
+    slices().classes.for_stretches(begin, end, [&](const Offsets& along, std::ptrdiff_t c, std::ptrdiff_t length) {
+        T* there = from + (c - begin);
+        if (slices().has(Role::mask))
+            fill_masked(array(Role::mask).data + at[Role::mask] + along[Role::mask], strides[Role::mask], length,
+                        masked(Role::output), there, 1);
+        conversions<T>().scatter_row[to.type](there, length, to.data + at[Role::output] + along[Role::output],
+                                              strides[Role::output]);
+    });
+}
+
+template <class T>
+void Transport::gather_tiles(Role role, const Offsets& first, std::ptrdiff_t length, T* to) const {
+    const Array& from = array(role);
+    const std::ptrdiff_t class_stride = slices().classes.last().strides[role];
+    slices().classes.for_stretches(
+        0, plan_.classes, [&](const Offsets& along, std::ptrdiff_t c, std::ptrdiff_t stretch) {
+            conversions<T>().gather_tiles[from.type](from.data + first[role] + along[role],
+                                                     slices().batch.last().strides[role], class_stride, from.swapped,
+                                                     length, stretch, plan_.classes, to + c * plan_.lanes());
+        });
+    if (slices().has(Role::mask)) mask_tiles(first, length, masked(role), to);
+}
+
+template <class T>
+void Transport::scatter_tiles(const Offsets& first, std::ptrdiff_t length, T* from) const {
+    if (slices().has(Role::mask)) mask_tiles(first, length, masked(Role::output), from);
+    const Array& to = array(Role::output);
+    const std::ptrdiff_t class_stride = slices().classes.last().strides[Role::output];
+    slices().classes.for_stretches(
+        0, plan_.classes, [&](const Offsets& along, std::ptrdiff_t c, std::ptrdiff_t stretch) {
+            conversions<T>().scatter_tiles[to.type](from + c * plan_.lanes(), length, stretch, plan_.classes,
+                                                    to.data + first[Role::output] + along[Role::output],
+                                                    slices().batch.last().strides[Role::output], class_stride);
+        });
+}
+
+template <class T>
+void Transport::mask_tiles(const Offsets& first, std::ptrdiff_t length, double value, T* tiles) const {
+    const Offsets along = slices().batch.last().strides;
+    const Offsets strides = slices().classes.last().strides;
+    const std::ptrdiff_t lanes = plan_.lanes();
+    slices().classes.for_stretches(0, plan_.classes, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t stretch) {
+        for (std::ptrdiff_t s = 0; s < length; ++s) {
+            T* slice = tiles + s / lanes * plan_.classes * lanes + s % lanes;
+            fill_masked(array(Role::mask).data + first[Role::mask] + at[Role::mask] + s * along[Role::mask],
+                        strides[Role::mask], stretch, value, slice + c * lanes, lanes);
+        }
+    });
+}
+
+}  // namespace fastsoftmax

@@ -1,0 +1,59 @@
+// The way of numbers from arrays of any layout, type and mask to a kernel, and back: the one door for both what has the
+// class axis and what is per slice.
+#pragma once
+
+#include "plan.hpp"
+
+namespace fastsoftmax {
+
+class Transport {
+  public:
+    Transport(const Plan& plan, const Signature& signature) : plan_(plan), signature_(signature) {}
+
+    // `length` neighbouring slices from `first` on, as the plan's loop wants them: rows one after another, or tiles.
+    void gather(Role role, const Offsets& first, std::ptrdiff_t length, void* to) const;
+    void scatter(const Offsets& first, std::ptrdiff_t length, void* from) const;
+
+    // Classes [begin, end) of one slice.
+    void gather_block(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* to) const;
+    void scatter_block(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* from) const;
+    void gather_doubles(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, double* to) const;
+
+    // What neighbouring slices have in an array without the class axis: one number each, or all along the own axes of
+    // one slice, then of the next.
+    void gather_numbers(Role role, const Offsets& first, std::ptrdiff_t length, double* to) const;
+    void scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, const double* from) const;
+    void gather_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* to) const;
+
+  private:
+    const Plan& plan_;
+    const Signature& signature_;
+
+    const Slices& slices() const { return plan_.slices; }
+    const Array& array(Role role) const { return slices().arrays[role]; }
+    bool one_after_another(Role role) const;
+    // What stands for a masked entry.
+    double masked(Role role) const {
+        return role == Role::scores ? signature_.masked_scores : role == Role::output ? signature_.masked_output : 0;
+    }
+
+    template <class T>
+    void gather_row(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const;
+    template <class T>
+    void scatter_row(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const;
+    template <class T>
+    void gather_tiles(Role role, const Offsets& first, std::ptrdiff_t length, T* to) const;
+    template <class T>
+    void scatter_tiles(const Offsets& first, std::ptrdiff_t length, T* from) const;
+    template <class T>
+    void mask_tiles(const Offsets& first, std::ptrdiff_t length, double value, T* tiles) const;
+    PerSlice numbers_in(Role role) const;
+    template <class F>
+    void for_numbers(Role role, const Offsets& first, std::ptrdiff_t length, F f) const;
+};
+
+// Integers of any type, `stride` bytes apart; a uint64 beyond the range of int64 wraps.
+void read_indices(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count,
+                  std::int64_t* to);
+
+}  // namespace fastsoftmax

@@ -1,0 +1,99 @@
+"""The layers of the core by themselves, and what each of them knows."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fastsoftmax import _core
+
+TESTS = Path(__file__).parent
+CPP = TESTS.parent / "cpp"
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+
+needs_sources = pytest.mark.skipif(not CPP.exists(), reason="needs the sources")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """Compile a program of this folder with layers of the core."""
+
+    def compiled(name, *layers):
+        if COMPILER is None or not CPP.exists():
+            pytest.skip("needs a C++ compiler and the sources")
+        built = tmp_path_factory.mktemp(name) / name
+        sources = [TESTS / f"{name}.cpp", *(CPP / layer for layer in layers)]
+        subprocess.run([COMPILER, "-std=c++20", "-O1", "-I", CPP, *sources, "-o", built], check=True)
+        return built
+
+    return compiled
+
+
+def run(program, environment, *arguments):
+    environment.pop("LD_PRELOAD", None)  # this process's sanitizer
+    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def plan(program):
+    return program("plan", "plan.cpp")
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        "contiguous_rows_stay_in_place",
+        "few_classes_and_neighbouring_slices_go_through_tiles",
+        "masks_and_other_types_are_gathered",
+        "long_slices_are_taken_in_blocks_unless_they_must_be_whole",
+        "temperatures_beyond_float_are_computed_in_double",
+        "slices_keep_their_order_only_if_asked",
+        "units_make_up_all_slices",
+        "the_parts_of_the_workspace_do_not_overlap",
+    ],
+)
+def test_a_plan_keeps(promise, plan, environment):
+    run(plan, environment, promise)
+
+
+def test_numbers_of_a_slice_go_along_an_axis_of_their_own_and_nowhere_else(program, environment):
+    run(program("transport", "transport.cpp", "plan.cpp"), environment)
+
+
+def code_of(file):
+    """Its text without comments and strings."""
+    return re.sub(r'//[^\n]*|"(?:\\.|[^"\\])*"', "", file.read_text())
+
+
+@needs_sources
+def test_no_layer_above_the_kernels_names_an_operation():
+    """Only the bindings do; the list of operations is the kernels' own."""
+    names = "|".join(_core.signatures())
+    naming = [file.name for file in sorted(CPP.glob("*.?pp")) if re.search(rf"\b({names})\b", code_of(file))]
+    assert naming == ["bindings.cpp"]
+
+
+@needs_sources
+@pytest.mark.parametrize(
+    ("layer", "known"),
+    [
+        ("slices.hpp", {"kernels/kernels.hpp"}),
+        ("plan.hpp", {"slices.hpp"}),
+        ("transport.hpp", {"plan.hpp"}),
+        ("batch.hpp", {"plan.hpp", "threads.hpp", "transport.hpp"}),
+        ("operations.hpp", {"slices.hpp"}),
+        ("threads.hpp", set()),
+        ("targets.hpp", {"kernels/kernels.hpp"}),
+    ],
+)
+def test_a_layer_knows_only_those_below(layer, known):
+    assert set(re.findall(r'#include "(.*)"', (CPP / layer).read_text())) == known
+
+
+@needs_sources
+def test_what_is_above_the_kernels_sees_only_their_table():
+    included = {name for file in CPP.glob("*.?pp") for name in re.findall(r'#include "(kernels/.*)"', file.read_text())}
+    assert included == {"kernels/kernels.hpp"}
