@@ -46,8 +46,8 @@ class Batch {
     const Plan plan;
     const Transport transport;
 
-    // How many threads are worth waking for this many slices, and whether they should share each slice: there are too
-    // few.
+    // How many threads are worth waking for this many slices, and whether they should share each slice because there
+    // are too few for all of them.
     int threads_for(std::ptrdiff_t slices) const;
     bool shares_slices(int threads) const;
 
@@ -96,7 +96,7 @@ class Batch {
     void apply_blocks(const Kernel& kernel, Run run, const Offsets& first, std::ptrdiff_t length, int threads,
                       double* memory) const;
 
-    // What is per slice, from the workspace to the arrays for it.
+    // Moves the results that are per slice from the workspace to their arrays.
     void scatter_results(const Offsets& first, std::ptrdiff_t length, double* memory) const;
 
   private:

@@ -258,7 +258,7 @@ py::object transform(const py::array& x, const MaybeArray& out, const py::dtype&
 }
 
 template <Operation operation>
-py::object transform_gradient(const py::array& y, const MaybeArray& dy, const MaybeArray& out, const py::dtype& dtype,
+py::object transform_gradient(const py::array& y, const py::array& dy, const MaybeArray& out, const py::dtype& dtype,
                               const ClassAxes& axes, double temperature, const MaybeArray& where) {
     return compute_arrays<operation>(y, dy, out, dtype, axes, temperature, where, false, false);
 }
@@ -427,7 +427,7 @@ py::dict describe() {
     return d;
 }
 
-// What the operations read and write, by name: for the benchmark, which counts the bytes that a call moves.
+// The arrays that each operation reads and writes, by its name: the benchmark counts the bytes that a call moves.
 py::dict signatures() {
     py::dict all;
     for (const Kernel& kernel : kernels().of.values) {

@@ -92,7 +92,7 @@ class LossOfBatch {
 
     double weight_of(std::ptrdiff_t c) const { return weight_ ? weight_[c] : 1; }
 
-    // What multiplies a weight, from the probability of its class.
+    // The factor of a class's weight, from its probability.
     double smoothed(double probability) const {
         const double even = loss_.label_smoothing / static_cast<double>(plan_.classes);
         return (1 - loss_.label_smoothing) * probability + even;

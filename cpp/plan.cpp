@@ -10,10 +10,11 @@ namespace fastsoftmax {
 
 namespace {
 
-// Gathered slices are taken together up to this size (half of a first-level cache), and up to so many tiles: where
-// classes are apart in memory, lines of one class are then 1 KiB long. Lines of 4 KiB took 1.3 times as long on 80 MB.
+// The most bytes (half of a first-level cache) and the most tiles that are gathered together. With 16 tiles, lines of
+// one class are 1 KiB long if classes are apart in memory. Lines of 4 KiB took 1.3 times as long on 80 MB.
 constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
-// There they may take this much (half of the smallest second-level cache in use): shorter lines cost more.
+// Slices whose classes are apart may take this many bytes (half of the smallest second-level cache in use), because
+// shorter lines cost more.
 constexpr std::ptrdiff_t strided_bytes_at_once = 262144;
 // Exponentials of a gathered slice in blocks are kept up to this many classes: beyond, they would leave the caches.
 constexpr std::ptrdiff_t most_kept = 262144;

@@ -15,7 +15,7 @@ enum class Loop {
 // A kernel takes up to this many slices at once where each has numbers of its own.
 constexpr std::ptrdiff_t slices_per_call = 256;
 
-// What a call asks of its plan.
+// The wishes of a call.
 struct Demands {
     double temperature = 1;
     bool in_order = false;      // slices are met in C order; else in the order of their memory
@@ -62,13 +62,13 @@ struct Plan {
     }
 
     // Doubles of memory that each thread needs, and these in parts.
-    std::ptrdiff_t workspace_size() const { return sizes_.x + sizes_.second + sizes_.rest(); }
+    std::ptrdiff_t workspace_size() const { return sizes_.total(); }
     Workspace workspace(double* memory) const;
 
   private:
     struct Sizes {
         std::ptrdiff_t x = 0, second = 0, statistics = 0, kept = 0, value = 0, sign = 0;
-        std::ptrdiff_t rest() const { return statistics + kept + value + sign; }
+        std::ptrdiff_t total() const { return x + second + statistics + kept + value + sign; }
     } sizes_;
 
     void sort_batch();

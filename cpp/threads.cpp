@@ -218,7 +218,7 @@ class alignas(64) Job {
             if (!ticket_.compare_exchange_weak(ticket, ticket - 1)) continue;
             compute(ticket, thread);
             const Nanoseconds end = now();
-            const bool last = chunks_of(ticket) == 1;  // which may be smaller, also where all count as one
+            const bool last = chunks_of(ticket) == 1;  // its work may be smaller, like the last block of a row
             if (!last && (least == 0 || end - begin < least)) least = end - begin;
             begin = end;
             ticket = ticket_;

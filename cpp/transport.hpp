@@ -19,8 +19,8 @@ class Transport {
     void scatter_block(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* from) const;
     void gather_doubles(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, double* to) const;
 
-    // What neighbouring slices have in an array without the class axis: one number each, or all along the own axes of
-    // one slice, then of the next.
+    // The numbers of neighbouring slices in an array without the class axis: one each, or all numbers along the own
+    // axes of one slice, then those of the next.
     void gather_numbers(Role role, const Offsets& first, std::ptrdiff_t length, double* to) const;
     void scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, const double* from) const;
     void gather_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* to) const;
@@ -32,7 +32,7 @@ class Transport {
     const Slices& slices() const { return plan_.slices; }
     const Array& array(Role role) const { return slices().arrays[role]; }
     bool one_after_another(Role role) const;
-    // What stands for a masked entry.
+    // The value that stands for a masked entry.
     double masked(Role role) const {
         return role == Role::scores ? signature_.masked_scores : role == Role::output ? signature_.masked_output : 0;
     }

@@ -1,4 +1,4 @@
-// The plan of a call by itself: `plan PROMISE` looks whether it keeps one. Names and all: the list at the end.
+// The plan of a call by itself: `plan PROMISE` looks whether it keeps one. They are listed at the end.
 #include "plan.hpp"
 
 #include <algorithm>
@@ -170,19 +170,19 @@ void the_parts_of_the_workspace_do_not_overlap() {
     });
 }
 
+#define PROMISE(name) {#name, name}
 const struct {
     const char* name;
     void (*look)();
 } promises[] = {
-    {"contiguous_rows_stay_in_place", contiguous_rows_stay_in_place},
-    {"few_classes_and_neighbouring_slices_go_through_tiles", few_classes_and_neighbouring_slices_go_through_tiles},
-    {"masks_and_other_types_are_gathered", masks_and_other_types_are_gathered},
-    {"long_slices_are_taken_in_blocks_unless_they_must_be_whole",
-     long_slices_are_taken_in_blocks_unless_they_must_be_whole},
-    {"temperatures_beyond_float_are_computed_in_double", temperatures_beyond_float_are_computed_in_double},
-    {"slices_keep_their_order_only_if_asked", slices_keep_their_order_only_if_asked},
-    {"units_make_up_all_slices", units_make_up_all_slices},
-    {"the_parts_of_the_workspace_do_not_overlap", the_parts_of_the_workspace_do_not_overlap},
+    PROMISE(contiguous_rows_stay_in_place),
+    PROMISE(few_classes_and_neighbouring_slices_go_through_tiles),
+    PROMISE(masks_and_other_types_are_gathered),
+    PROMISE(long_slices_are_taken_in_blocks_unless_they_must_be_whole),
+    PROMISE(temperatures_beyond_float_are_computed_in_double),
+    PROMISE(slices_keep_their_order_only_if_asked),
+    PROMISE(units_make_up_all_slices),
+    PROMISE(the_parts_of_the_workspace_do_not_overlap),
 };
 
 }  // namespace

@@ -49,7 +49,7 @@ def assert_within(bound: float, got: NDArray, wanted: Exact, unit: Exact | None 
 class Slices:
     """All that the functions need of `x`, whose slices lie along `axis`: finite, or -inf beside a finite value.
 
-    Of a long slice, in which only the sum is special, every `every`-th class and the largest one are looked at.
+    In a long slice only the sum is special, so `every` > 1 looks at every n-th class and the largest one only.
     """
 
     def __init__(

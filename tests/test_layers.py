@@ -12,6 +12,7 @@ from fastsoftmax import _core
 TESTS = Path(__file__).parent
 CPP = TESTS.parent / "cpp"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+PROMISES = re.findall(r"^ +PROMISE\((\w+)\),", (TESTS / "plan.cpp").read_text(), re.MULTILINE)
 
 needs_sources = pytest.mark.skipif(not CPP.exists(), reason="needs the sources")
 
@@ -42,19 +43,7 @@ def plan(program):
     return program("plan", "plan.cpp")
 
 
-@pytest.mark.parametrize(
-    "promise",
-    [
-        "contiguous_rows_stay_in_place",
-        "few_classes_and_neighbouring_slices_go_through_tiles",
-        "masks_and_other_types_are_gathered",
-        "long_slices_are_taken_in_blocks_unless_they_must_be_whole",
-        "temperatures_beyond_float_are_computed_in_double",
-        "slices_keep_their_order_only_if_asked",
-        "units_make_up_all_slices",
-        "the_parts_of_the_workspace_do_not_overlap",
-    ],
-)
+@pytest.mark.parametrize("promise", PROMISES)
 def test_a_plan_keeps(promise, plan, environment):
     run(plan, environment, promise)
 

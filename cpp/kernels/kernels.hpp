@@ -156,10 +156,10 @@ struct Loops {
     // Slices in tiles: a pack of slices at a time, class by class. Results take the place of scores.
     void (*tiles)(const Run&);
 
-    // One long row (the run's only slice) in blocks, which threads may share: measure each block, merge them in order,
-    // conclude what is one value a slice, write each block. A block is `count` classes from the run's origin on. Where
-    // the output is another row than the scores, measuring may leave exponentials in it, and writing may take them from
-    // there.
+    // One long row, the run's only slice, in blocks that threads may share. Each block is measured, the blocks are
+    // merged in order, the slice's own numbers are concluded, and each block is written. A block has `count` classes
+    // and begins with the run's origin. If the output is another row than the scores, measuring may leave exponentials
+    // in it for writing to use.
     Statistics (*measure)(const Run&, std::ptrdiff_t count);
     void (*conclude)(const Run&, const Statistics&);
     void (*write)(const Run&, const Statistics&, const Statistics& of_block, std::ptrdiff_t count);

@@ -164,7 +164,7 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
     });
     (whole ? m.all : m.rest) = in_two(load_wide<T>(high, low));
     if (op != Operation::logsumexp || fold_max(m.max) != T(infinity)) return m;
-    // Of a row whose largest is +inf, `rest` tells whether it has a NaN.
+    // In a row whose largest entry is +inf, `rest` tells whether there is a NaN.
     for (int i = 0; i < rows.count; ++i) {
         if (maxima[i] != T(infinity)) continue;
         high[i] = has_nan(rows.x(i), begin, end) ? __builtin_nan("") : 0;
@@ -410,7 +410,7 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T
     });
 }
 
-// What is one value a slice.
+// The numbers of a slice itself.
 template <Operation op, class T>
 FASTSOFTMAX_INLINE void conclude(const Rows<T>& rows, const Measured<T>& measured, const Labels<T>& labels,
                                  Pack<T> scores) {
@@ -454,8 +454,8 @@ FASTSOFTMAX_ONCE void write_far_gradients(const Rows<float>& rows, Wide<float> s
     write_transform_gradient<op>(rows, measured, rows.run.classes);
 }
 
-// Gradients of the transforms in float, rows of few classes one behind the other, at temperature 1. Each row is so many
-// spans of 16 bytes for its sum; for the results, packs hold the numbers of several.
+// Gradients of the transforms in float, at temperature 1, for rows of few classes that follow each other in memory.
+// Each row has `spans` spans of 16 bytes for its sum; for the results, packs hold the numbers of several.
 template <Operation op, int spans = 1>
 FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
     if constexpr (4 * spans < fastsoftmax::few_classes)
@@ -531,8 +531,8 @@ Statistics measure_row(const Run& run, std::ptrdiff_t count) {
     return s;
 }
 
-// Whether a block's exponentials, kept, serve as well as new ones: bit for bit, but for a power of two. What is below
-// the normal numbers is not the same, and must come to nothing.
+// Whether the exponentials stored while measuring can be reused when writing. They must equal recomputed ones up to a
+// power of two, so none that matters may have become subnormal.
 template <Operation op, class T>
 bool kept_serve(const Run& run, const Statistics& all, const Statistics& of_block) {
     constexpr double lowest = 1 - ExpConstants<T>::ieee_bias;

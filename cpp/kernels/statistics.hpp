@@ -106,7 +106,7 @@ FASTSOFTMAX_INLINE void set(double (&parts)[2], Wide<double> value) {
 FASTSOFTMAX_ONCE Wide<double> rescaled(Wide<double> sum, Wide<double> difference, double exponent) {
     const Pack<double> n = round_to_integer(difference.high * broadcast(ExpConstants<double>::log2e));
     double power = lane(n, 0) + exponent;
-    // Out of reach, but for a NaN, which stays.
+    // Out of reach; only a NaN stays.
     if (!(power > -1500)) return {sum.high * broadcast(0.0), broadcast(0.0)};
     if (power > 1000) power = 1000;
     const Wide<double> product = sum * exp_reduced(difference, n);
@@ -140,7 +140,7 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
     left = merged;
 }
 
-// Of finite numbers a sum that is not finite is made anew in units of 2^`far_unit`: any number of them has one then.
+// If a sum of finite numbers is not finite, it is summed anew in units of 2^`far_unit`, where it cannot overflow.
 constexpr double far_unit = 64;
 
 template <int packs>
@@ -194,7 +194,7 @@ FASTSOFTMAX_INLINE void set_far_sums(Measured<double>& m, Wide<double> far) {
     m.reference = select(mended, broadcast(far_unit), m.reference);
 }
 
-// What follows from the maxima of slices alone.
+// Sets what follows from the maxima of slices.
 template <class T>
 FASTSOFTMAX_INLINE void set_maxima(Measured<T>& m, Pack<T> max, double temperature) {
     const Pack<T> zero = broadcast(T(0)), limit = broadcast(ExpConstants<T>::largest_unshifted);

@@ -159,7 +159,7 @@ FASTSOFTMAX_ONCE void sum_tile_far(const Run& run, const Tile<double>& tile, std
 template <Operation op, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
                                                    std::ptrdiff_t end) {
-    // Of float, few classes may be rows, too.
+    // Slices of few classes may be rows, too, in float.
     int sums = partial_sums<T>(run.classes);
     if constexpr (sizeof(T) == 4)
         while (sums < run.classes && sums < Pack<T>::lanes) sums *= 2;

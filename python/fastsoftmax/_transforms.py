@@ -248,8 +248,8 @@ def logsumexp(
     as in `scipy.special.logsumexp`. Half precision is computed in float32 and rounded once.
 
     Where terms cancel, digits are lost: besides its rounding, the result is off by up to
-    2^-55 (1 + sum_k |b_k| exp(x_k) / |sum_k b_k exp(x_k)|). Terms of equal `x` count as one there, with the sum of
-    their `b`, so that what is left when they cancel is right unless it is below exp(-22000) times the largest of them.
+    2^-55 (1 + sum_k |b_k| exp(x_k) / |sum_k b_k exp(x_k)|). There, terms of equal `x` count as one term with the sum
+    of their `b`. If large terms cancel exactly, the sum of the others is right, down to exp(-22000) times the largest.
 
     A slice that holds NaN gives NaN, else one that holds +inf gives +inf. An empty sum, and one in which all `x` are
     -inf, gives -inf with sign 0. A negative sum gives NaN without `return_sign`.

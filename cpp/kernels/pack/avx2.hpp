@@ -35,7 +35,7 @@ FASTSOFTMAX_INLINE Register<T> look_up(const T (&table)[8], Register<Integer<T>>
     if constexpr (sizeof(T) == 4) {
         return (Register<T>)_mm256_permutevar8x32_epi32(first, (__m256i)index);
     } else {
-        // Of each half of the table, the entry is found as two neighbouring numbers of 32 bits.
+        // Finds the entry in each half of the table, as two neighbouring 32-bit numbers.
         const __m256i second = _mm256_loadu_si256((const __m256i*)table + 1);
         const __m256i doubled = _mm256_slli_epi32(_mm256_shuffle_epi32((__m256i)index, 0xa0), 1);
         const __m256i entry = _mm256_or_si256(doubled, _mm256_set1_epi64x(std::int64_t{1} << 32));
@@ -72,7 +72,7 @@ FASTSOFTMAX_INLINE std::uint32_t lane_bits(Register<std::int64_t> mask) {
     return static_cast<std::uint32_t>(_mm256_movemask_pd((__m256d)mask));
 }
 
-// Of register i of a pack: all bits of the lanes that are among the first `count` of the pack.
+// A mask for register i of a pack: set in the lanes that are among the first `count` of the pack.
 FASTSOFTMAX_INLINE __m256i first_floats(std::ptrdiff_t count, int i) {
     const __m256i lanes =
         i == 0 ? _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7) : _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15);
