@@ -3,13 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 // Code that runs for each pack is inlined. Code that runs once a slice is called, so that it is compiled once.
 #define FASTSOFTMAX_INLINE [[gnu::always_inline]] inline
 #define FASTSOFTMAX_ONCE [[gnu::noinline]] inline
-
-// Loops over the registers of a pack. GCC would unroll them too late to keep eight registers out of memory.
-#define FASTSOFTMAX_UNROLL _Pragma("GCC unroll 8")
 
 namespace {
 
@@ -63,6 +61,15 @@ struct BasicPack {
     static constexpr int lanes = packs * pack_bytes / static_cast<int>(sizeof(T));
     Register r[registers];
 };
+
+// The pack whose register i is f(i). GCC compiles a loop over registers half as fast, because it unrolls it only after
+// its first passes, and keeps many registers in memory.
+template <class P, class F>
+FASTSOFTMAX_INLINE P from_registers(F f) {
+    return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+        return P{{f.template operator()<i>()...}};
+    }(std::make_integer_sequence<int, P::registers>{});
+}
 
 // As bytes: the elements of an array may lie anywhere, and a T* would promise that they lie at multiples of their size.
 template <class T>
