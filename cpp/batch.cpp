@@ -62,18 +62,17 @@ Ahead Batch::ahead(Role role, const Offsets& first, std::ptrdiff_t slices) const
             neighbours ? plan.slices.classes.last().strides[role] : line};
 }
 
-Run Batch::prepared(Run run, const Workspace& workspace) const {
+void Batch::prepare(Run& run, const Workspace& workspace) const {
     run.classes = plan.classes;
     run.temperature = temperature_;
     if (!run.value) run.value = workspace.value;
     run.sign = workspace.sign;
-    return run;
 }
 
-void Batch::apply(const Kernel& kernel, Run run, const Offsets& first, std::ptrdiff_t length, double* memory) const {
+void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, double* memory) const {
     if (plan.in_blocks) return apply_blocks(kernel, run, first, length, 1, memory);
     const Workspace workspace = plan.workspace(memory);
-    run = prepared(run, workspace);
+    prepare(run, workspace);
     run.slices = length;
     plan.in_type([&]<class T>() {
         const Loops<T>& k = loops<T>(kernel);
@@ -109,11 +108,11 @@ double Batch::label_score(const Run& run, const Offsets& first, std::ptrdiff_t i
     return score;
 }
 
-void Batch::apply_blocks(const Kernel& kernel, Run run, const Offsets& first, std::ptrdiff_t length, int threads,
+void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, int threads,
                          double* memory) const {
     const std::ptrdiff_t blocks = plan.blocks(), stride = blocks + 1;
     const Workspace shared = plan.workspace(memory);
-    run = prepared(run, shared);
+    prepare(run, shared);
     run.slices = 1;
     plan.in_type([&]<class T>() {
         const Loops<T>& k = loops<T>(kernel);

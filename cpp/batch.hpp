@@ -62,20 +62,20 @@ class Batch {
     void for_runs(std::ptrdiff_t begin, std::ptrdiff_t end, int threads, std::ptrdiff_t most, Scratch& memory,
                   Body body) const {
         const int parts = at_most_a_thread_each(threads, end - begin);
-        parallel_for(end - begin, units_per_chunk(end - begin, parts), parts,
-                     [&](std::ptrdiff_t from, std::ptrdiff_t to, int thread) {
-                         const std::ptrdiff_t stop = begin + to;
-                         for (std::ptrdiff_t unit = begin + from; unit < stop;) {
-                             const std::ptrdiff_t in_line = plan.units_along - unit % plan.units_along;
-                             const std::ptrdiff_t taken =
-                                 std::min({stop - unit, in_line, std::max<std::ptrdiff_t>(most / plan.unit, 1)});
-                             const std::ptrdiff_t first = plan.slice_of(unit);
-                             const std::ptrdiff_t last = taken == in_line ? (unit / plan.units_along + 1) * plan.along
-                                                                          : plan.slice_of(unit + taken);
-                             body(plan.slices.batch.at(first), first, last - first, memory.get(thread));
-                             unit += taken;
-                         }
-                     });
+        const std::ptrdiff_t chunk = parts > 1 ? units_per_chunk(end - begin, parts) : end - begin;
+        const std::ptrdiff_t most_units = std::max<std::ptrdiff_t>(most / plan.unit, 1);
+        parallel_for(end - begin, chunk, parts, [&](std::ptrdiff_t from, std::ptrdiff_t to, int thread) {
+            const std::ptrdiff_t stop = begin + to;
+            for (std::ptrdiff_t unit = begin + from; unit < stop;) {
+                const std::ptrdiff_t line = unit / plan.units_along, in_line = unit % plan.units_along;
+                const std::ptrdiff_t left = plan.units_along - in_line;
+                const std::ptrdiff_t taken = std::min({stop - unit, left, most_units});
+                const std::ptrdiff_t first = line * plan.along + in_line * plan.unit;
+                const std::ptrdiff_t last = taken == left ? (line + 1) * plan.along : first + taken * plan.unit;
+                body(plan.slices.batch.at(first), first, last - first, memory.get(thread));
+                unit += taken;
+            }
+        });
     }
 
     // Calls body(offsets, length, memory) for each unit in turn: for `apply_blocks`.
@@ -88,12 +88,12 @@ class Batch {
         }
     }
 
-    // Applies the kernel of this signature to up to `at_once` neighbours. The run brings what is per slice; where it
-    // names no memory for results, these go to the workspace.
-    void apply(const Kernel& kernel, Run run, const Offsets& first, std::ptrdiff_t length, double* memory) const;
+    // Applies the kernel of this signature to up to `at_once` neighbours. The run brings what is per slice, and is
+    // completed here; where it names no memory for results, these go to the workspace.
+    void apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, double* memory) const;
 
     // The slices of one unit in blocks, on `threads` threads. The memory is for all of them.
-    void apply_blocks(const Kernel& kernel, Run run, const Offsets& first, std::ptrdiff_t length, int threads,
+    void apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, int threads,
                       double* memory) const;
 
     // Moves the results that are per slice from the workspace to their arrays.
@@ -109,7 +109,7 @@ class Batch {
     std::ptrdiff_t units_per_chunk(std::ptrdiff_t units, int threads) const;
     Strided strided(Role role, const Offsets& at, std::ptrdiff_t origin) const;
     Ahead ahead(Role role, const Offsets& first, std::ptrdiff_t slices) const;
-    Run prepared(Run run, const Workspace& workspace) const;
+    void prepare(Run& run, const Workspace& workspace) const;
     double label_score(const Run& run, const Offsets& at, std::ptrdiff_t i) const;
 };
 

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "operations.hpp"
+#include "shortcut.hpp"
 #include "targets.hpp"
 #include "threads.hpp"
 
@@ -26,9 +27,7 @@ namespace py = pybind11;
 namespace fastsoftmax {
 namespace {
 
-ElementType element_type(const py::dtype& dtype) {
-    const char kind = dtype.kind();
-    const auto size = dtype.itemsize();
+ElementType element_type(char kind, py::ssize_t size) {
     const auto sized = [&](ElementType smallest) {
         const int power = size == 1 ? 0 : size == 2 ? 1 : size == 4 ? 2 : 3;
         return static_cast<ElementType>(static_cast<int>(smallest) + power);
@@ -47,8 +46,7 @@ ElementType element_type(const py::dtype& dtype) {
     }
 }
 
-bool is_swapped(const py::dtype& dtype) {
-    const char order = dtype.byteorder();
+bool is_swapped(char order) {
     return order != '=' && order != '|' && order != (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>');
 }
 
@@ -161,9 +159,9 @@ class Builder {
     }
 
     void set_data(Role role, const py::array& array) {
-        const py::dtype dtype = array.dtype();
-        slices.arrays[role] = {static_cast<std::byte*>(const_cast<void*>(array.data())), element_type(dtype),
-                               is_swapped(dtype)};
+        const auto* dtype = py::detail::array_descriptor_proxy(py::detail::array_proxy(array.ptr())->descr);
+        slices.arrays[role] = {static_cast<std::byte*>(const_cast<void*>(array.data())),
+                               element_type(dtype->kind, array.itemsize()), is_swapped(dtype->byteorder)};
     }
 
     // A new array for the results in a role.
@@ -323,14 +321,21 @@ bool can_overlap(const py::array& a, py::handle other) {
     return a_begin < b_end && b_begin < a_end;
 }
 
+bool is_exact_array(py::handle given) { return Py_TYPE(given.ptr()) == py::detail::npy_api::get().PyArray_Type_; }
+
+// Writeable, and each element has its own memory.
+bool is_plain(py::handle given, const py::dtype& dtype) {
+    if (!is_exact_array(given)) return false;
+    const auto out = py::reinterpret_borrow<py::array>(given);
+    return out.dtype().is(dtype) && out.writeable() && (out.flags() & (py::array::c_style | py::array::f_style));
+}
+
 // Asked here because every attribute of an array takes Python as long as all of this.
 py::bool_ is_plain_out(py::handle given, const py::tuple& shape, const py::dtype& dtype, const py::tuple& in_place,
                        const py::tuple& inputs) {
-    if (Py_TYPE(given.ptr()) != py::detail::npy_api::get().PyArray_Type_) return false;
+    if (!is_plain(given, dtype)) return false;
     const auto out = py::reinterpret_borrow<py::array>(given);
-    if (out.ndim() != static_cast<py::ssize_t>(shape.size()) || !out.dtype().is(dtype) || !out.writeable() ||
-        !(out.flags() & (py::array::c_style | py::array::f_style)))
-        return false;
+    if (out.ndim() != static_cast<py::ssize_t>(shape.size())) return false;
     for (py::ssize_t d = 0; d < out.ndim(); ++d)
         if (out.shape(d) != argument<std::int64_t>(PyTuple_GET_ITEM(shape.ptr(), d))) return false;
     for (const py::handle input : in_place)
@@ -369,11 +374,11 @@ PyObject* call(Result (*function)(Given...), PyObject* const* given, py::ssize_t
     return call(function, given, std::index_sequence_for<Given...>());
 }
 
-// A function as METH_FASTCALL wants it.
-template <auto function>
-PyObject* fast_call(PyObject*, PyObject* const* given, Py_ssize_t count) noexcept {
+// What f returns, or null and a Python exception for the one that it throws.
+template <class F>
+PyObject* guarded(F f) noexcept {
     try {
-        return call(function, given, count);
+        return f();
     } catch (py::error_already_set& error) {
         error.restore();
     } catch (const py::builtin_exception& error) {
@@ -384,6 +389,12 @@ PyObject* fast_call(PyObject*, PyObject* const* given, Py_ssize_t count) noexcep
         PyErr_SetString(PyExc_RuntimeError, error.what());
     }
     return nullptr;
+}
+
+// A function as METH_FASTCALL wants it.
+template <auto function>
+PyObject* fast_call(PyObject*, PyObject* const* given, Py_ssize_t count) noexcept {
+    return guarded([&] { return call(function, given, count); });
 }
 
 template <auto function>
@@ -411,6 +422,145 @@ PyMethodDef methods[] = {
     method<is_plain_out>("is_plain_out", "is_plain_out($module, out, shape, dtype, in_place, inputs, /)\n--\n\n"),
     {},
 };
+
+// The everyday call of a public function: exact arrays, of a native floating dtype and, for a loss, of class indices,
+// and no option but `axis`, `out` and `reduction`. A shortcut makes it the call of the core that the Python function
+// would make of it, and leaves any other to that function, also one that is to be refused.
+
+// Python's and NumPy's own objects, by whose identity its arguments are known.
+struct Known {
+    PyObject* const axis = PyUnicode_InternFromString("axis");
+    PyObject* const out = PyUnicode_InternFromString("out");
+    PyObject* const reduction = PyUnicode_InternFromString("reduction");
+    const py::dtype dtypes[3] = {py::dtype::of<float>(), py::dtype::of<double>(), py::dtype("float16")};
+};
+const Known* known = nullptr;  // once the module is imported
+
+// The arguments of a call by their parameters; null: absent.
+struct Given {
+    py::handle x, targets, axis, out, reduction;
+};
+
+// Sorts the arguments; false if the call cannot be an everyday one.
+bool take(PyObject* const* given, py::ssize_t count, PyObject* names, const Signature& signature, Given& into) {
+    const bool is_loss = signature.labels != PerSlice::none;
+    const py::ssize_t arrays = is_loss ? 2 : 1;
+    if (count < arrays || count > arrays + 1) return false;
+    if (count > arrays) into.axis = given[arrays];
+    for (py::ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
+        PyObject* const name = PyTuple_GET_ITEM(names, i);
+        PyObject* const value = given[count + i];
+        if (name == known->axis && !into.axis)
+            into.axis = value;
+        else if (name == known->out && signature.output)
+            into.out = value == Py_None ? nullptr : value;
+        else if (name == known->reduction && is_loss)
+            into.reduction = value;
+        else
+            return false;
+    }
+    into.x = given[0];
+    if (is_loss) into.targets = given[1];
+    return true;
+}
+
+bool is_floating(py::handle given) {
+    if (!is_exact_array(given)) return false;
+    const py::handle dtype = py::detail::array_proxy(given.ptr())->descr;
+    return std::any_of(std::begin(known->dtypes), std::end(known->dtypes),
+                       [&](const py::dtype& own) { return own.is(dtype); });
+}
+
+// Whether `out`, if there is one, can take results of the shape and dtype of x as they are computed.
+bool fits(py::handle out, const py::array& x, py::handle targets) {
+    if (!out) return true;
+    if (!is_plain(out, x.dtype())) return false;
+    const auto array = py::reinterpret_borrow<py::array>(out);
+    return same_shape(array, x) && (out.is(x) || !can_overlap(array, x)) && !(targets && can_overlap(array, targets));
+}
+
+MaybeArray maybe_array(py::handle given) {
+    return given ? MaybeArray(py::reinterpret_borrow<py::array>(given)) : MaybeArray();
+}
+
+// An int in range as an axis that is not negative.
+MaybeIndex one_axis(py::handle given, py::ssize_t axes) {
+    int overflow = 0;
+    if (given && !PyLong_CheckExact(given.ptr())) return {};
+    const long long axis = given ? PyLong_AsLongLongAndOverflow(given.ptr(), &overflow) : -1;
+    if (overflow || axis < -axes || axis >= axes) return {};
+    return axis < 0 ? axis + axes : axis;
+}
+
+template <Operation operation, bool all_by_default = false>
+PyObject* transform_at_once(PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+    return guarded([&]() -> PyObject* {
+        Given given;
+        if (!take(arguments, count, names, kernels().of[operation].signature, given)) return nullptr;
+        if (!is_floating(given.x)) return nullptr;
+        const auto x = py::reinterpret_borrow<py::array>(given.x);
+        if (!fits(given.out, x, {})) return nullptr;
+        ClassAxes axes;
+        if (given.axis ? given.axis.is_none() : all_by_default) {
+            for (py::ssize_t d = 0; d < x.ndim(); ++d) axes.set(d);
+        } else {
+            const MaybeIndex axis = one_axis(given.axis, x.ndim());
+            if (!axis) return nullptr;
+            axes.set(*axis);
+        }
+        return compute_arrays<operation>(x, {}, maybe_array(given.out), x.dtype(), axes, 1, {}, false, false)
+            .release()
+            .ptr();
+    });
+}
+
+const char* reduction_name(py::handle given) {
+    if (!given) return "mean";
+    for (const char* name : {"none", "mean", "sum"})
+        if (PyUnicode_CheckExact(given.ptr()) && PyUnicode_CompareWithASCIIString(given.ptr(), name) == 0) return name;
+    return nullptr;
+}
+
+template <Operation operation>
+PyObject* loss_at_once(PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+    return guarded([&]() -> PyObject* {
+        const Signature& signature = kernels().of[operation].signature;
+        Given given;
+        if (!take(arguments, count, names, signature, given)) return nullptr;
+        if (!is_floating(given.x) || !is_exact_array(given.targets)) return nullptr;
+        const auto x = py::reinterpret_borrow<py::array>(given.x);
+        const auto targets = py::reinterpret_borrow<py::array>(given.targets);
+        const char kind = targets.dtype().kind();
+        const MaybeIndex axis = one_axis(given.axis, x.ndim());
+        const char* const reduction = reduction_name(given.reduction);
+        if ((kind != 'i' && kind != 'u') || !axis || !reduction || x.shape(*axis) == 0) return nullptr;
+        if (!fits(given.out, x, targets)) return nullptr;
+        if (!invalid_target(targets, x, *axis, {}).is_none()) return nullptr;
+        const py::tuple both = loss_and_gradient(x, targets, *axis, {}, {}, 0, 1, reduction, x.dtype(), py::float_(1.0),
+                                                 true, signature.output, maybe_array(given.out));
+        return (signature.output ? py::object(both) : py::object(both[0])).release().ptr();
+    });
+}
+
+// The functions that have a shortcut.
+constexpr std::pair<const char*, Shortcut> shortcuts[] = {
+    {"softmax", transform_at_once<Operation::softmax>},
+    {"log_softmax", transform_at_once<Operation::log_softmax>},
+    {"logsumexp", transform_at_once<Operation::logsumexp, true>},
+    {"cross_entropy", loss_at_once<Operation::cross_entropy>},
+    {"cross_entropy_with_grad", loss_at_once<Operation::cross_entropy_grad>},
+};
+
+py::object with_its_shortcut(const py::function& function) {
+    const auto name = function.attr("__name__").cast<std::string>();
+    for (const auto& [own, shortcut] : shortcuts)
+        if (name == own) {
+            PyObject* const made = with_shortcut(function.ptr(), shortcut);
+            if (!made) throw py::error_already_set();
+            return py::reinterpret_steal<py::object>(made);
+        }
+    throw py::value_error("no shortcut is known for " + name);
+}
 
 py::dict describe() {
     py::dict d;
@@ -478,6 +628,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.attr("__version__") = FASTSOFTMAX_VERSION;
     m.def("set_num_threads", set_num_threads);
     m.def("get_num_threads", get_num_threads);
+    if (!known) known = new Known();
+    m.def("with_shortcut", with_its_shortcut);
     m.def("describe", describe);
     m.def("signatures", signatures);
     m.def("exp", plain_exp);

@@ -13,7 +13,8 @@ void compute(Operation operation, const Slices& slices, double temperature) {
     const int threads = batch.threads_for(plan.count);
     if (batch.shares_slices(threads)) {
         batch.for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* memory) {
-            batch.apply_blocks(kernel, Run{}, first, length, threads, memory);
+            Run run;
+            batch.apply_blocks(kernel, run, first, length, threads, memory);
             batch.scatter_results(first, length, memory);
         });
         return;
@@ -21,7 +22,8 @@ void compute(Operation operation, const Slices& slices, double temperature) {
     Scratch memory = batch.memory_for_runs(threads);
     batch.for_runs(0, plan.units, threads, plan.at_once, memory,
                    [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* own) {
-                       batch.apply(kernel, Run{}, first, length, own);
+                       Run run;
+                       batch.apply(kernel, run, first, length, own);
                        batch.scatter_results(first, length, own);
                    });
 }

@@ -72,15 +72,15 @@ void Plan::sort_batch() {
 
 bool Plan::rows_in_place(const Signature& signature) const {
     if (slices.has(Role::mask) || slices.classes.count > 1) return false;
+    const auto aligned = [&](std::ptrdiff_t place) { return (place & (width() - 1)) == 0; };
     for (const Role role : {Role::scores, Role::second, Role::output}) {
         if ((role == Role::second && !signature.second) || (role == Role::output && !signature.output)) continue;
         const Array& array = slices.arrays[role];
         if (array.type != (in_float ? ElementType::float32 : ElementType::float64) || array.swapped) return false;
         if (slices.classes.last().strides[role] != width()) return false;
-        bool aligned = reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::uintptr_t>(width()) == 0;
+        if (!aligned(reinterpret_cast<std::intptr_t>(array.data))) return false;
         for (int i = 0; i < slices.batch.count; ++i)
-            aligned = aligned && slices.batch.axis[i].strides[role] % width() == 0;
-        if (!aligned) return false;
+            if (!aligned(slices.batch.axis[i].strides[role])) return false;
     }
     return true;
 }

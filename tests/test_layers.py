@@ -74,6 +74,7 @@ def test_no_layer_above_the_kernels_names_an_operation():
         ("transport.hpp", {"plan.hpp"}),
         ("batch.hpp", {"plan.hpp", "threads.hpp", "transport.hpp"}),
         ("operations.hpp", {"slices.hpp"}),
+        ("shortcut.hpp", set()),
         ("threads.hpp", set()),
         ("targets.hpp", {"kernels/kernels.hpp"}),
     ],

@@ -8,13 +8,15 @@ as an input of the same type; any other overlap is the caller's to resolve. With
 the given dtype; a scalar if that is 0-d.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 _Array = NDArray[Any]
 _DType = np.dtype[Any]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 __version__: str
 
@@ -92,6 +94,9 @@ def is_plain_out(
     """Whether `out` is for certain good to compute in: an exact ndarray of this shape and dtype, writeable, contiguous,
     and beside all memory of the arrays among `inputs` and of those `in_place`, unless it is one of the latter itself.
     """
+
+def with_shortcut(function: _Function, /) -> _Function:
+    """A public function as its users know it, but that its everyday call goes straight to the core."""
 
 def set_num_threads(n: int, /) -> int: ...
 def get_num_threads() -> int: ...

@@ -15,6 +15,7 @@ from ._arguments import (
 )
 
 
+@_core.with_shortcut
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -177,6 +178,7 @@ def cross_entropy_grad(
     return grad
 
 
+@_core.with_shortcut
 def cross_entropy_with_grad(
     logits: ArrayLike,
     targets: ArrayLike,

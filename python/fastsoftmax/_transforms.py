@@ -19,6 +19,7 @@ from ._arguments import (
 )
 
 
+@_core.with_shortcut
 def softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -107,6 +108,7 @@ def softmax(
     return result if work is out else delivered(result, out)
 
 
+@_core.with_shortcut
 def log_softmax(
     x: ArrayLike,
     axis: Axis = -1,
@@ -182,6 +184,7 @@ def log_softmax(
     return result if work is out else delivered(result, out)
 
 
+@_core.with_shortcut
 def logsumexp(
     x: ArrayLike,
     axis: Axis = None,

@@ -1,0 +1,15 @@
+// A Python function with a shortcut: a C function that is tried first and takes the calls that it knows.
+#pragma once
+
+#include <Python.h>
+
+namespace fastsoftmax {
+
+// Arguments as a vectorcall brings them. Null without an error: this call is for the Python function.
+using Shortcut = PyObject* (*)(PyObject* const* given, Py_ssize_t count, PyObject* names);
+
+// A new object that is called as `function` is; null: an error is set. To its users it is that function: it binds as a
+// method, pickles by its name, and has all its attributes.
+PyObject* with_shortcut(PyObject* function, Shortcut shortcut);
+
+}  // namespace fastsoftmax
