@@ -98,7 +98,7 @@ struct Axes {
     }
 
     // The last axis: one element, unmoving, where there is none.
-    Axis last() const { return count ? axis[count - 1] : Axis{1, {}}; }
+    const Axis& last() const { return count ? axis[count - 1] : none; }
 
     // `elements` further along the last axis.
     Offsets moved(Offsets offsets, std::ptrdiff_t elements) const {
@@ -119,6 +119,8 @@ struct Axes {
     }
 
   private:
+    static constexpr Axis none = {1, {}};
+
     static void add(Offsets& offsets, const Offsets& strides, std::ptrdiff_t steps) {
         for (int r = 0; r < roles; ++r) offsets.values[r] += steps * strides.values[r];
     }

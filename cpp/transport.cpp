@@ -171,7 +171,7 @@ bool Transport::one_after_another(Role role) const {
 template <class T>
 void Transport::gather_row(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const {
     const Array& from = array(role);
-    const Offsets strides = slices().classes.last().strides;
+    const Offsets& strides = slices().classes.last().strides;
     slices().classes.for_stretches(begin, end, [&](const Offsets& along, std::ptrdiff_t c, std::ptrdiff_t length) {
         T* there = to + (c - begin);
         conversions<T>().gather_row[from.type](from.data + at[role] + along[role], strides[role], from.swapped, length,
@@ -185,7 +185,7 @@ void Transport::gather_row(Role role, const Offsets& at, std::ptrdiff_t begin, s
 template <class T>
 void Transport::scatter_row(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const {
     const Array& to = array(Role::output);
-    const Offsets strides = slices().classes.last().strides;
+    const Offsets& strides = slices().classes.last().strides;
     slices().classes.for_stretches(begin, end, [&](const Offsets& along, std::ptrdiff_t c, std::ptrdiff_t length) {
         T* there = from + (c - begin);
         if (slices().has(Role::mask))
@@ -224,8 +224,8 @@ void Transport::scatter_tiles(const Offsets& first, std::ptrdiff_t length, T* fr
 
 template <class T>
 void Transport::mask_tiles(const Offsets& first, std::ptrdiff_t length, double value, T* tiles) const {
-    const Offsets along = slices().batch.last().strides;
-    const Offsets strides = slices().classes.last().strides;
+    const Offsets& along = slices().batch.last().strides;
+    const Offsets& strides = slices().classes.last().strides;
     const std::ptrdiff_t lanes = plan_.lanes();
     slices().classes.for_stretches(0, plan_.classes, [&](const Offsets& at, std::ptrdiff_t c, std::ptrdiff_t stretch) {
         for (std::ptrdiff_t s = 0; s < length; ++s) {
