@@ -94,11 +94,29 @@ Real as(std::uint64_t bits) {
     return static_cast<Real>(element);
 }
 
+// By arithmetic, because not every compiler has a type for it.
+Real from_float16(std::uint64_t bits) {
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    Real size = std::ldexp(Real(exponent ? 1024 + fraction : fraction), (exponent ? exponent : 1) - 25);
+    if (exponent == 31) size = fraction ? nan_value : infinity;
+    return bits & 0x8000 ? -size : size;
+}
+
+std::uint64_t to_float16(double value) {
+    const std::uint64_t sign = std::signbit(value) ? 0x8000 : 0;
+    const double size = std::fabs(value);
+    if (std::isnan(value)) return sign | 0x7e00;
+    if (size >= 65520) return sign | 0x7c00;
+    const int exponent = size < 0x1p-14 ? -14 : std::ilogb(size);
+    // The leading 1 of a normal number adds 1 to its exponent.
+    return sign | ((exponent + 14) * 1024 + std::lrint(std::ldexp(size, 10 - exponent)));
+}
+
 // As the core promises to see it: an integer as a float64.
 Real value_of(ElementType type, std::uint64_t bits) {
     switch (type) {
         case float16:
-            return as<_Float16>(bits);
+            return from_float16(bits);
         case bfloat16:
             return as<float>(bits << 16);
         case float32:
@@ -129,8 +147,7 @@ Real value_of(ElementType type, std::uint64_t bits) {
 std::uint64_t bits_of(ElementType type, double value) {
     std::uint64_t bits = 0;
     if (type == float16) {
-        const auto element = static_cast<_Float16>(value);
-        std::memcpy(&bits, &element, sizeof element);
+        bits = to_float16(value);
     } else if (type == bfloat16 || type == float32) {
         const auto element = static_cast<float>(value);
         std::memcpy(&bits, &element, sizeof element);
