@@ -337,6 +337,18 @@ def test_entries_that_count_as_nothing_do_so_beside_any_quotient(dtype, largest,
         np.testing.assert_allclose(loss, np.log(40_000), 1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1, 1e-30, 1e-100, 1e-300, 1e-310])
+@pytest.mark.parametrize("largest", [-3e18, -1, 1, 3e18])
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
+def test_a_loss_of_probabilities_depends_on_differences_of_logits_only(dtype, classes, largest, temperature):
+    x = np.full((5, classes), largest, dtype)
+    for a, axis in along_both_axes(x):
+        targets = np.full(a.shape, 1 / classes)
+        loss = fs.cross_entropy(a, targets, axis, temperature=temperature, reduction="none")
+        np.testing.assert_allclose(loss, np.log(classes), 1e-6)
+
+
 @pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
 @pytest.mark.parametrize("temperature", [1e300, 1.7e308, 1e-300, 1e-309, 5e-324])
 @pytest.mark.parametrize("classes", CLASSES)

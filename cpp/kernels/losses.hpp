@@ -77,13 +77,15 @@ struct Labels {
 };
 
 // Losses of slices whose labels have the scores `scores`, with what the terms add: to run.value. Of an undefined slice
-// every log-probability is NaN, and so is the product, whatever it is multiplied by.
+// every log-probability is NaN, and so is the product, whatever it is multiplied by. Without labels that of the largest
+// entry tells it: any other number could be too far from the scores.
 template <class T>
 FASTSOFTMAX_INLINE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
                                         const LogTotal<T>& log, const Labels<T>& labels, Pack<T> scores,
                                         const double* from_terms) {
     double* losses = run.value + first;
-    const Doubles<T> minus_log = minus_log_probability<T>(m, scores, log.wide(), run.temperature);
+    const Doubles<T> minus_log =
+        minus_log_probability<T>(m, labels.given ? scores : m.max, log.wide(), run.temperature);
     store_doubles<T>(losses, product_or_zero(labels.chosen, minus_log), count);
     if (from_terms)
         for (int i = 0; i < count; ++i) losses[i] = losses[i] + from_terms[i];
