@@ -18,10 +18,10 @@ struct Rows {
     FASTSOFTMAX_INLINE const T* dy(int i) const { return at(run.dy, i); }
     FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
 
-    // The result of class `c`, where it is one of the `count` classes that the arrays hold.
-    FASTSOFTMAX_INLINE void put(int i, std::int64_t c, std::ptrdiff_t count, T value) const {
+    // The result of class `c`, where it is one of the `classes` that the arrays hold.
+    FASTSOFTMAX_INLINE void put(int i, std::int64_t c, std::ptrdiff_t classes, T value) const {
         const std::int64_t position = c - run.origin;
-        if (0 <= position && position < count) out(i)[position] = value;
+        if (0 <= position && position < classes) out(i)[position] = value;
     }
 
   private:
@@ -77,7 +77,7 @@ FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t begin, 
 
 template <class T>
 FASTSOFTMAX_ONCE bool has_nan(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    constexpr std::uint32_t all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
+    constexpr auto all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
     bool found = false;
     for_packs(x, begin, end, T(0),
               [&](auto v, std::ptrdiff_t) __attribute__((always_inline)) { found |= equal_bits(v, v) != all; });
