@@ -31,6 +31,7 @@ int threads_for(std::ptrdiff_t elements) { return elements < 128 ? 1 : threads_n
 const std::ptrdiff_t elements_per_chunk = 64;
 
 void run_shared(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
+    if (count <= chunk) return call(body, 0, count, 0);  // of nothing, chunks of 0
     std::ptrdiff_t chunks = (count + chunk - 1) / chunk;
     while (chunks-- > 0)
         call(body, chunks * chunk, std::min((chunks + 1) * chunk, count), static_cast<int>(chunks % threads));
