@@ -36,7 +36,7 @@ int Batch::threads_for(std::ptrdiff_t slices) const {
 std::ptrdiff_t Batch::units_per_chunk(std::ptrdiff_t units, int threads) const {
     const std::ptrdiff_t elements = plan.unit * std::max<std::ptrdiff_t>(plan.classes, 1);
     const std::ptrdiff_t group = plan.loop == Loop::rows ? 1 : plan.at_once / plan.unit;
-    const std::ptrdiff_t chunk = std::max<std::ptrdiff_t>({elements_per_chunk / elements, units / (8 * threads), 1});
+    const auto chunk = std::max<std::ptrdiff_t>({elements_per_chunk / elements, units / (8 * threads), 1});
     return std::min((chunk + group - 1) / group * group, (units + threads - 1) / threads);
 }
 
@@ -74,7 +74,7 @@ void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptr
     const Workspace workspace = plan.workspace(memory);
     prepare(run, workspace);
     run.slices = length;
-    plan.in_type([&]<class T>() {
+    plan.in_type([&]<class T> {
         const Loops<T>& k = loops<T>(kernel);
         if (plan.loop == Loop::rows) {
             run.x = strided(Role::scores, first, 0);
@@ -114,7 +114,7 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
     const Workspace shared = plan.workspace(memory);
     prepare(run, shared);
     run.slices = 1;
-    plan.in_type([&]<class T>() {
+    plan.in_type([&]<class T> {
         const Loops<T>& k = loops<T>(kernel);
         // Calls body(run, at, statistics, block, count) for each block of each slice, its arrays at hand; the
         // statistics are those of the slice, then of its blocks. A block of all slices comes before the next:

@@ -110,7 +110,7 @@ class Batch {
     Strided strided(Role role, const Offsets& at, std::ptrdiff_t origin) const;
     Ahead ahead(Role role, const Offsets& first, std::ptrdiff_t slices) const;
     void prepare(Run& run, const Workspace& workspace) const;
-    double label_score(const Run& run, const Offsets& at, std::ptrdiff_t i) const;
+    double label_score(const Run& run, const Offsets& first, std::ptrdiff_t i) const;
 };
 
 }  // namespace fastsoftmax

@@ -374,8 +374,10 @@ PyObject* call(Result (*function)(Given...), PyObject* const* given, py::ssize_t
     return call(function, given, std::index_sequence_for<Given...>());
 }
 
-// What f returns, or null and a Python exception for the one that it throws.
+// What f returns, or null and a Python exception for the one that it throws. Only without the GIL do the handlers throw,
+// and then the process ends.
 template <class F>
+// NOLINTNEXTLINE(bugprone-exception-escape)
 PyObject* guarded(F f) noexcept {
     try {
         return f();
@@ -398,7 +400,7 @@ PyObject* fast_call(PyObject*, PyObject* const* given, Py_ssize_t count) noexcep
 }
 
 template <auto function>
-PyMethodDef method(const char* name, const char* signature_and_doc) {
+PyMethodDef method(const char* name, const char* signature_and_doc) noexcept {
     return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_call<function>)), METH_FASTCALL,
             signature_and_doc};
 }

@@ -33,7 +33,7 @@ class LossOfBatch {
         if (!loss.probabilities && loss.label_smoothing > 0) {
             if (in_units_) normalise_weights();
             shared_terms_.reset(new double[plan_.classes]);
-            plan_.in_type([&]<class T>() {
+            plan_.in_type([&]<class T> {
                 auto* terms = reinterpret_cast<T*>(shared_terms_.get());
                 OrderedSum sum;
                 for (std::ptrdiff_t c = 0; c < plan_.classes; ++c) {
@@ -87,7 +87,7 @@ class LossOfBatch {
 
     bool weights_are_far_from_one() const {
         return weight_ && std::any_of(weight_, weight_ + plan_.classes,
-                                      [](double w) { return w != 0 && !(w > 0x1p-30 && w < 0x1p30); });
+                                      [](double w) { return w != 0 && (w <= 0x1p-30 || w >= 0x1p30); });
     }
 
     double weight_of(std::ptrdiff_t c) const { return weight_ ? weight_[c] : 1; }
@@ -242,7 +242,7 @@ class LossOfBatch {
 
     double size_of_terms(const double* from, std::ptrdiff_t slice) const {
         double sum = 0;
-        plan_.in_type([&]<class T>() {
+        plan_.in_type([&]<class T> {
             const auto* terms = reinterpret_cast<const T*>(from);
             for (std::ptrdiff_t c = 0; c < plan_.classes; ++c)
                 sum += std::fabs(static_cast<double>(terms[position(slice, c)]));
@@ -316,7 +316,7 @@ class LossOfBatch {
     void gather_terms(const Offsets& first, std::ptrdiff_t length, Samples& s, double* to) const {
         batch_.transport.gather(Role::second, first, length, to);
         if (!weight_ && loss_.label_smoothing == 0) return;
-        plan_.in_type([&]<class T>() {
+        plan_.in_type([&]<class T> {
             T* terms = reinterpret_cast<T*>(to);
             if (in_units_) {
                 for (std::ptrdiff_t i = 0; i < length; ++i) s.units[i] = weigh_in_unit(terms, i);

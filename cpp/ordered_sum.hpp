@@ -71,7 +71,7 @@ class OrderedSum {
     }
 
   private:
-    typedef double Pair __attribute__((vector_size(16)));
+    using Pair __attribute__((vector_size(16))) = double;
 
     double high_[8] = {}, low_[8] = {};
     std::ptrdiff_t position_ = 0;

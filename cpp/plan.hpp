@@ -34,7 +34,7 @@ struct Workspace {
 };
 
 struct Plan {
-    Plan(const Signature& signature, const Slices& slices, const Demands& demands);
+    Plan(const Signature& signature, const Slices& given, const Demands& demands);
 
     Slices slices;  // as the call has them, with as few axes as possible, sorted unless an order was asked for
     std::ptrdiff_t count, classes;

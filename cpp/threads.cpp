@@ -21,7 +21,7 @@
 #endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
-#include <signal.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): that of POSIX
 #endif
 #ifdef __linux__
 #include <sched.h>
@@ -41,7 +41,7 @@ std::atomic<int> limit{INT_MAX};
 // The threads of a process do not live on in its forked child.
 std::atomic<bool> forked{false};
 
-[[maybe_unused]] const int fork_guard = [] {
+[[maybe_unused]] const int fork_guard = []() noexcept {
 #if defined(__unix__) || defined(__APPLE__)
     return pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #else
@@ -149,7 +149,7 @@ class Bell {
         if (sleeping_ == 0) return;
         // A thread that found nothing ready sleeps by the time the lock is free.
         {
-            const std::lock_guard lock(mutex_);
+            const std::scoped_lock lock(mutex_);
         }
         for (int i = 0; i < threads; ++i) rung_.notify_one();
     }
@@ -379,7 +379,7 @@ class Pool {
 #endif
         try {
             for (; started_ < helpers; ++started_) std::thread([this] { serve(); }).detach();
-        } catch (const std::exception&) {
+        } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch)
         }
 #if defined(__unix__) || defined(__APPLE__)
         pthread_sigmask(SIG_SETMASK, &before, nullptr);

@@ -69,7 +69,7 @@ void read_indices(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stri
 }
 
 void Transport::gather(Role role, const Offsets& first, std::ptrdiff_t length, void* to) const {
-    plan_.in_type([&]<class T>() {
+    plan_.in_type([&]<class T> {
         T* gathered = static_cast<T*>(to);
         if (plan_.loop == Loop::tiles) return gather_tiles(role, first, length, gathered);
         if (one_after_another(role)) {
@@ -83,7 +83,7 @@ void Transport::gather(Role role, const Offsets& first, std::ptrdiff_t length, v
 }
 
 void Transport::scatter(const Offsets& first, std::ptrdiff_t length, void* from) const {
-    plan_.in_type([&]<class T>() {
+    plan_.in_type([&]<class T> {
         T* results = static_cast<T*>(from);
         if (plan_.loop == Loop::tiles) return scatter_tiles(first, length, results);
         if (one_after_another(Role::output)) {
@@ -97,11 +97,11 @@ void Transport::scatter(const Offsets& first, std::ptrdiff_t length, void* from)
 }
 
 void Transport::gather_block(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* to) const {
-    plan_.in_type([&]<class T>() { gather_row(role, at, begin, end, static_cast<T*>(to)); });
+    plan_.in_type([&]<class T> { gather_row(role, at, begin, end, static_cast<T*>(to)); });
 }
 
 void Transport::scatter_block(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* from) const {
-    plan_.in_type([&]<class T>() { scatter_row(at, begin, end, static_cast<T*>(from)); });
+    plan_.in_type([&]<class T> { scatter_row(at, begin, end, static_cast<T*>(from)); });
 }
 
 void Transport::gather_doubles(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end,

@@ -49,11 +49,11 @@ FASTSOFTMAX_INLINE float to_compute(Half x) {
 template <class E>
 FASTSOFTMAX_INLINE E from_compute(Compute<E> x) {
     if constexpr (std::is_same_v<E, BFloat16>) {
-        const std::uint32_t bits = same_bits<std::uint32_t>(x);
+        const auto bits = same_bits<std::uint32_t>(x);
         if (x != x) return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
         return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
     } else if constexpr (std::is_same_v<E, Half>) {
-        const std::uint32_t bits = same_bits<std::uint32_t>(x);
+        const auto bits = same_bits<std::uint32_t>(x);
         const std::uint32_t sign = (bits >> 16) & 0x8000u;
         const std::uint32_t magnitude = bits & 0x7fffffffu;
         std::uint32_t half;

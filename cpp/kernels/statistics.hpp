@@ -208,7 +208,7 @@ FASTSOFTMAX_INLINE void set_maxima(Measured<T>& m, Pack<T> max, double temperatu
 
 template <class T>
 FASTSOFTMAX_INLINE bool any_shift(const Measured<T>& m) {
-    constexpr std::uint32_t all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
+    constexpr auto all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
     return equal_bits(m.shift, broadcast(T(0))) != all;
 }
 

@@ -39,7 +39,7 @@ FASTSOFTMAX_INLINE Register<T> look_up(const T (&table)[8], Register<Integer<T>>
         const __m256i second = _mm256_loadu_si256((const __m256i*)table + 1);
         const __m256i doubled = _mm256_slli_epi32(_mm256_shuffle_epi32((__m256i)index, 0xa0), 1);
         const __m256i entry = _mm256_or_si256(doubled, _mm256_set1_epi64x(std::int64_t{1} << 32));
-        const __m256d in_second = (__m256d)_mm256_slli_epi64((__m256i)index, 61);
+        const auto in_second = (__m256d)_mm256_slli_epi64((__m256i)index, 61);
         return (Register<T>)_mm256_blendv_pd((__m256d)_mm256_permutevar8x32_epi32(first, entry),
                                              (__m256d)_mm256_permutevar8x32_epi32(second, entry), in_second);
     }
@@ -48,7 +48,7 @@ FASTSOFTMAX_INLINE Register<T> look_up(const T (&table)[8], Register<Integer<T>>
 FASTSOFTMAX_INLINE Pack<float> permuted(const Pack<float>& table, Pack<std::int32_t> index) {
     Pack<float> a;
     for (int i = 0; i < 2; ++i) {
-        const __m256i lanes = (__m256i)index.r[i];
+        const auto lanes = (__m256i)index.r[i];
         a.r[i] = _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.r[0], lanes),
                                   _mm256_permutevar8x32_ps(table.r[1], lanes), (__m256)_mm256_slli_epi32(lanes, 28));
     }

@@ -13,9 +13,9 @@ namespace {
 
 template <class T, int bytes>
 struct VectorOf {
-    typedef T type __attribute__((vector_size(bytes)));
+    using type __attribute__((vector_size(bytes))) = T;
     // At any address and over any type: how vectors meet memory.
-    typedef T memory __attribute__((vector_size(bytes), aligned(1), may_alias));
+    using memory __attribute__((vector_size(bytes), aligned(1), may_alias)) = T;
 };
 template <class T, int bytes>
 using Vector = typename VectorOf<T, bytes>::type;
