@@ -186,7 +186,7 @@ class LossOfBatch {
     // upstream / (divisor T), in no units.
     double plain_scale(double upstream) const { return upstream / divisor_.x / loss_.temperature; }
 
-    // Whether that is right to the last digits, and its product with any sum of coefficients is in range.
+    // Whether that is right to the last digits, and its product with a sum of coefficients below 2^512 is in range.
     bool is_plain(double upstream, double scale) const {
         const auto in_range = [](double x) { return std::fabs(x) > 0x1p-960 && std::fabs(x) < 0x1p512; };
         return upstream == 0 || (in_range(upstream / divisor_.x) && in_range(scale));
@@ -206,9 +206,12 @@ class LossOfBatch {
         } else {
             std::fill(s.scale, s.scale + length, scale_);
             plain &= is_plain(loss_.upstream, scale_);
-            if (!plain) std::fill(s.upstream, s.upstream + length, loss_.upstream);
         }
+        // Only probabilities in double can add up to more.
+        for (std::ptrdiff_t i = 0; i < length && plain && loss_.probabilities && !plan_.in_float; ++i)
+            plain = std::fabs(s.scale[i]) <= 1 || size_of_terms(terms, i) < 0x1p512;
         if (!plain) {
+            if (!slices_.has(Role::upstream)) std::fill(s.upstream, s.upstream + length, loss_.upstream);
             run.exponent = s.exponent;
             for (std::ptrdiff_t i = 0; i < length; ++i) {
                 const double sum = loss_.probabilities ? size_of_terms(terms, i) : s.chosen[i] + sum_of_shared_terms_;

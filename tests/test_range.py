@@ -183,6 +183,15 @@ def test_a_factor_out_of_range_meets_the_difference_first_with_any_coefficients(
         assert_within(4, grad[:, :3], *(np.broadcast_to(w[:3], (SAMPLES, 3)) for w in (wanted, unit)))
 
 
+@each_number_of_classes
+def test_the_product_of_large_probabilities_and_the_factor_may_be_out_of_range(classes):
+    x, q = padded([3e9, 0], classes, -np.inf, float64), padded([1e270, 1e170], classes, 0, float64)
+    for axis, a, b in layouts(x, q):
+        grad = np.moveaxis(fs.cross_entropy_grad(a, b, axis, temperature=1e-60, reduction="sum"), axis, 1)
+        np.testing.assert_allclose(grad[:, 1], -1e230, 1e-15)
+        assert (np.delete(grad, 1, axis=1) == 0).all()
+
+
 # Weights: only what samples use, and as ratios where the mean divides them out.
 
 USED = {
