@@ -182,6 +182,7 @@ def emulate(session: nox.Session, machine: str) -> None:
     emulated = python.with_name("emulated")
     emulated.write_text(f'#!/bin/sh\nexec {" ".join(emulator)} -0 "$0" {python.resolve()} "$@"\n')
     emulated.chmod(0o755)
+    env["EMULATOR"] = " ".join(emulator)  # for programs that the tests compile
     session.run("python", "-m", "pip", "--python", str(emulated), *install, env=env)
     session.run(str(emulated), "-m", "pytest", *(session.posargs or EMULATED_TESTS), env=env, external=True)
 

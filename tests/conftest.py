@@ -54,6 +54,12 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def emulator() -> list[str]:
+    """The beginning of a command that runs a program of the tests, where a machine is emulated: see noxfile.py."""
+    return os.environ.get("EMULATOR", "").split()
+
+
+@pytest.fixture(scope="session")
 def shared_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compiles a C file of the tests, with the compiler's options, into a library that can be loaded."""
 

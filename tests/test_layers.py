@@ -32,10 +32,15 @@ def program(tmp_path_factory):
     return compiled
 
 
-def run(program, environment, *arguments):
+@pytest.fixture
+def run(environment, emulator):
     environment.pop("LD_PRELOAD", None)  # this process's sanitizer
-    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+
+    def runs(program, *arguments):
+        done = subprocess.run([*emulator, program, *arguments], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +49,12 @@ def plan(program):
 
 
 @pytest.mark.parametrize("promise", PROMISES)
-def test_a_plan_keeps(promise, plan, environment):
-    run(plan, environment, promise)
+def test_a_plan_keeps(promise, plan, run):
+    run(plan, promise)
 
 
-def test_numbers_of_a_slice_go_along_an_axis_of_their_own_and_nowhere_else(program, environment):
-    run(program("transport", "transport.cpp", "plan.cpp"), environment)
+def test_numbers_of_a_slice_go_along_an_axis_of_their_own_and_nowhere_else(program, run):
+    run(program("transport", "transport.cpp", "plan.cpp"))
 
 
 def code_of(file):

@@ -231,12 +231,14 @@ def test_two_threads_give_the_bits_of_one_however_the_caller_rounds(mode, thread
 
 
 @pytest.mark.parametrize("sanitizer", ["none", "thread"])
-def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, tmp_path, environment):
+def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, tmp_path, environment, emulator):
     """parallel_for by itself, from 12 threads at once, on more threads than there are processors."""
     cpp, program = Path(__file__).parent.parent / "cpp", tmp_path / "parallel_for"
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None or not cpp.exists():
         pytest.skip("needs a C++ compiler and the sources")
+    if emulator and sanitizer != "none":
+        pytest.skip("ThreadSanitizer cannot be emulated")
     sources = [Path(__file__).with_name("parallel_for.cpp"), cpp / "threads.cpp", cpp / "processors.cpp"]
     options = ["-std=c++20", "-O1", "-pthread", "-I", cpp]
     environment.pop("LD_PRELOAD", None)  # this process's sanitizer
@@ -247,7 +249,7 @@ def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, 
     if done.returncode and sanitizer != "none":
         pytest.skip(f"{compiler} has no sanitizer: {done.stderr.splitlines()[:1]}")
     assert done.returncode == 0, done.stderr
-    command = [program, "12", "3"]
+    command = [*emulator, program, "12", "3"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=4 * TIME_LIMIT)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer does not get along with this kernel's address space")
