@@ -233,7 +233,7 @@ class LossOfBatch {
         if (x == 0 || !std::isfinite(x)) return {plain_scale(upstream), 0};
         const int exponent = u - d - divisor_.exponent - t + unit;
         const int size = exponent + (sum > 1 && std::isfinite(sum) ? std::ilogb(sum) : 0);
-        const int apart = size > 980 ? size - 600 : size < -960 ? size + 600 : 0;
+        const int apart = size > 980 ? size - 600 : exponent < -960 ? exponent + 600 : 0;
         return {std::ldexp(x, exponent - apart), apart};
     }
 

@@ -149,6 +149,7 @@ TERMS = {
     "weight": ([0, -20 * LN, -300 * LN], 1.0, 1e300, {"weight": [1e9, 2e9, 3e9]}),
     "large weight": ([0, -20 * LN, -300 * LN], 1e-5, 1e10, {"weight": [1e300, 1e299, 1e298]}),
     "probabilities": ([0, -5 * LN, -20 * LN], 1e-10, 1e300, {"q": [1 - 2.0**-20, 2.0**-20, 0]}),
+    "large probabilities, subnormal upstream": ([0, -5 * LN, -20 * LN], 1.7, 1.2345e-311, {"q": [1e38, 1e37, 0]}),
     "large probabilities": ([0, -5 * LN, -20 * LN], 1.0, 1e300, {"q": [1e20, 1e15, 0]}),
     "probabilities, weight": ([0, -5 * LN, -20 * LN], 1e-5, 1e10, {"q": [0.5, 0.5, 0], "weight": [1e300, 1, 1e290]}),
 }
