@@ -13,6 +13,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -235,14 +236,23 @@ Two two_sum(Real a, Real b) {
     return {high, std::isfinite(high) ? low : 0};
 }
 
-struct Sum {
-    Real high = 0, low = 0;
+// Exact: parts that do not overlap, the smallest first (Shewchuk).
+class Sum {
+  public:
     void add(Real x) {
-        const Two next = two_sum(high, x);
-        high = next.high;
-        low += next.low;
+        std::size_t kept = 0;
+        for (const Real part : parts_) {
+            const Two sum = two_sum(x, part);
+            if (sum.low != 0) parts_[kept++] = sum.low;
+            x = sum.high;
+        }
+        parts_.resize(kept);
+        parts_.push_back(x);
     }
-    Real total() const { return std::isfinite(high) ? high + low : high; }
+    Real total() const { return std::accumulate(parts_.begin(), parts_.end(), Real(0)); }
+
+  private:
+    std::vector<Real> parts_;
 };
 
 // (a - b) / divisor in two parts.
