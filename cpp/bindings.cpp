@@ -374,8 +374,8 @@ PyObject* call(Result (*function)(Given...), PyObject* const* given, py::ssize_t
     return call(function, given, std::index_sequence_for<Given...>());
 }
 
-// What f returns, or null and a Python exception for the one that it throws. Only without the GIL do the handlers throw,
-// and then the process ends.
+// What f returns, or null and a Python exception for the one that it throws. Only without the GIL do the handlers
+// throw, and then the process ends.
 template <class F>
 // NOLINTNEXTLINE(bugprone-exception-escape)
 PyObject* guarded(F f) noexcept {

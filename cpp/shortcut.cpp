@@ -66,7 +66,12 @@ PyMemberDef members[] = {
     {},
 };
 
-PyGetSetDef computed[] = {{"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, nullptr, nullptr}, {}};
+// isinstance, and with it help() and inspect, takes it for the Python function that it stands for.
+PyObject* shown_type(PyObject*, void*) { return Py_NewRef(reinterpret_cast<PyObject*>(&PyFunction_Type)); }
+
+PyGetSetDef computed[] = {{"__class__", shown_type, nullptr, nullptr, nullptr},
+                          {"__dict__", PyObject_GenericGetDict, PyObject_GenericSetDict, nullptr, nullptr},
+                          {}};
 
 PyMethodDef methods[] = {{"__reduce__", reduced, METH_NOARGS, nullptr}, {}};
 
@@ -88,7 +93,6 @@ PyType_Slot slots[] = {
     {},
 };
 
-// help() shows the name of the type.
 PyType_Spec spec = {"fastsoftmax._core.function", sizeof(Function), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
                         Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
