@@ -228,8 +228,8 @@ void run(const Slices& slices, Body body) {
 // An operation that needs nothing but its arrays. Its signature says where its results go.
 template <Operation operation>
 py::object compute_arrays(const py::array& x, const MaybeArray& second, const MaybeArray& out, const py::dtype& dtype,
-                          const ClassAxes& axes, double temperature, const MaybeArray& where, bool keepdims,
-                          bool with_sign) {
+                          const ClassAxes& axes, double temperature, const MaybeArray& where, bool keepdims = false,
+                          bool with_sign = false) {
     const Signature& signature = kernels().of[operation].signature;
     const Role role = signature.output ? Role::output : Role::value;
     Builder b(x, axes);
@@ -252,13 +252,13 @@ py::object compute_arrays(const py::array& x, const MaybeArray& second, const Ma
 template <Operation operation>
 py::object transform(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
                      double temperature, const MaybeArray& where) {
-    return compute_arrays<operation>(x, {}, out, dtype, axes, temperature, where, false, false);
+    return compute_arrays<operation>(x, {}, out, dtype, axes, temperature, where);
 }
 
 template <Operation operation>
 py::object transform_gradient(const py::array& y, const py::array& dy, const MaybeArray& out, const py::dtype& dtype,
                               const ClassAxes& axes, double temperature, const MaybeArray& where) {
-    return compute_arrays<operation>(y, dy, out, dtype, axes, temperature, where, false, false);
+    return compute_arrays<operation>(y, dy, out, dtype, axes, temperature, where);
 }
 
 py::object reduce(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
@@ -510,9 +510,10 @@ PyObject* transform_at_once(PyObject* const* arguments, Py_ssize_t count, PyObje
             if (!axis) return nullptr;
             axes.set(*axis);
         }
-        return compute_arrays<operation>(x, {}, maybe_array(given.out), x.dtype(), axes, 1, {}, false, false)
-            .release()
-            .ptr();
+        const MaybeArray second, where;
+        constexpr double temperature = 1;
+        const MaybeArray out = maybe_array(given.out);
+        return compute_arrays<operation>(x, second, out, x.dtype(), axes, temperature, where).release().ptr();
     });
 }
 
@@ -538,8 +539,14 @@ PyObject* loss_at_once(PyObject* const* arguments, Py_ssize_t count, PyObject* n
         if ((kind != 'i' && kind != 'u') || !axis || !reduction || x.shape(*axis) == 0) return nullptr;
         if (!fits(given.out, x, targets)) return nullptr;
         if (!invalid_target(targets, x, *axis, {}).is_none()) return nullptr;
-        const py::tuple both = loss_and_gradient(x, targets, *axis, {}, {}, 0, 1, reduction, x.dtype(), py::float_(1.0),
-                                                 true, signature.output, maybe_array(given.out));
+        const MaybeArray weight;
+        const MaybeIndex ignore_index;
+        constexpr double label_smoothing = 0, temperature = 1;
+        constexpr bool with_loss = true;
+        const py::float_ upstream(1.0);
+        const py::tuple both =
+            loss_and_gradient(x, targets, *axis, weight, ignore_index, label_smoothing, temperature, reduction,
+                              x.dtype(), upstream, with_loss, signature.output, maybe_array(given.out));
         return (signature.output ? py::object(both) : py::object(both[0])).release().ptr();
     });
 }
