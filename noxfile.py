@@ -214,11 +214,11 @@ def debian(session: nox.Session, architecture: str) -> Path:
 def free_threading(session: nox.Session) -> None:
     """Each test of what the functions give in four threads at once, on a Python without the GIL."""
     session.install(".[test]", "pytest-run-parallel>=0.10")
-    functions = ("arguments", "end_to_end", "losses", "properties", "races", "same_bits", "transforms", "values")
+    files = ("arguments", "calls", "end_to_end", "losses", "properties", "races", "same_bits", "transforms", "values")
     session.run(
         *("python", "-W", "error", "-m", "pytest", "--parallel-threads=4", "--iterations=2"),
         *("--skip-thread-unsafe=True", "-o", "thread_unsafe_fixtures=threads"),
-        *(f"tests/test_{name}.py" for name in functions),
+        *(f"tests/test_{name}.py" for name in files),
         *session.posargs,
     )
 
