@@ -333,7 +333,9 @@ class LossOfBatch {
         });
     }
 
-    // The terms of one slice in a unit such that the largest is near 1; its exponent.
+    // The terms of one slice in a unit; its exponent. In that of the largest weight that counts, terms have the sizes
+    // of the probabilities, which the type holds, small beside large. Where their sum would be below 1, the unit is
+    // smaller and the sum near 1: then the least vanishes, and no sum of their products with finite numbers overflows.
     template <class T>
     int weigh_in_unit(T* terms, std::ptrdiff_t slice) const {
         const auto term = [&](std::ptrdiff_t c) {
@@ -341,13 +343,16 @@ class LossOfBatch {
             const double weight = std::frexp(weight_[c], &exponent);
             return Scaled{weight * smoothed(static_cast<double>(terms[position(slice, c)])), exponent};
         };
-        constexpr int none = std::numeric_limits<int>::min();
-        int unit = none;
+        int unit = -1073;  // of the least weight
+        double sum = 0;
         for (std::ptrdiff_t c = 0; c < plan_.classes; ++c) {
             const Scaled t = term(c);
-            if (t.x != 0 && std::isfinite(t.x)) unit = std::max(unit, t.exponent + std::ilogb(t.x));
+            if (t.x == 0) continue;
+            if (t.exponent > unit) sum = std::ldexp(sum, unit - t.exponent);
+            unit = std::max(unit, t.exponent);
+            sum += std::ldexp(std::fabs(t.x), t.exponent - unit);
         }
-        if (unit == none) unit = 0;
+        if (sum > 0 && sum < 1) unit += std::ilogb(sum) + 1;
         for (std::ptrdiff_t c = 0; c < plan_.classes; ++c) {
             const Scaled t = term(c);
             const double scaled = std::ldexp(t.x, t.exponent - unit);

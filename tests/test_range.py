@@ -248,6 +248,40 @@ def test_probabilities_use_only_the_weights_of_their_classes(used, dtype, classe
         assert_within(5, np.asarray(fs.cross_entropy(a, b, **given)), to_longdouble([sum(products) / SAMPLES])[0])
 
 
+# Logits, probabilities, temperature.
+FAR_APART = {
+    "tiny probabilities of the largest losses": (float64, [1.79e308, *[0] * 9], [0, *[1e-239] * 9], 1),
+    "a tiny one beside a large one without loss": (float64, [50886, -1099511627777], [9e228, 1.8e-109], 6.09),
+    "the same in float32": (float32, [0, -1e20, -1e30], [3e25, 1e-19, 1e-30], 1),
+    "tiny ones in float32": (float32, [0, -1, -2], [0, 1e-37, 3e-36], 0.5),
+}
+
+
+@each_number_of_classes
+@pytest.mark.parametrize("power", [-35, 35, 502, 929, -600])
+@pytest.mark.parametrize("case", FAR_APART)
+def test_weights_far_from_one_take_nothing_from_probabilities_far_apart(case, power, classes):
+    dtype, logits, probabilities, temperature = FAR_APART[case]
+    x, q = padded(logits, classes, -np.inf, dtype), padded(probabilities, classes, 0, dtype)
+    used, unit = len(logits), mpf(2) ** power
+    weight = np.resize([1.0, 2.0], x.shape[1]) * 2.0**power
+    scores = [v / mpf(temperature) for v in exactly(x[0, :used])]
+    total = mpmath.log(sum(mpmath.exp(v - max(scores)) for v in scores)) + max(scores)
+    share = [a * w for a, w in zip(exactly(q[0, :used]), exactly(weight), strict=False)]
+    loss = sum(a * (total - v) for a, v in zip(share, scores, strict=True))
+    grad, size = loss_gradient(x[0, :used], share, temperature, 1 / unit)
+    given = {"weight": weight, "temperature": temperature, "reduction": "none"}
+    for axis, a, b in layouts(x, q):
+        # A loss that float32 does not hold is only infinite, or nothing.
+        if dtype == float64 or abs(power) < 100:
+            got = fs.cross_entropy(a, b, axis, **given)
+            assert_within(4, got, np.full(SAMPLES, to_longdouble([loss])))
+        if power > -600:
+            got = fs.cross_entropy_grad(a, b, axis, upstream=np.full(SAMPLES, 2.0**-power), **given)
+            got = np.moveaxis(got, axis, 1)[:, :used]
+            assert_within(4, got, *(np.broadcast_to(w, got.shape) for w in (grad, size)))
+
+
 def test_an_upstream_that_undoes_a_weight_brings_its_gradient_back():
     x = np.array([[0.5, -1, 2], [1, 0, 3]])
     weight, upstream = np.array([1e-300, 1e300, 1]), np.array([1e300, 1e-300])
