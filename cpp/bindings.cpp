@@ -426,10 +426,10 @@ PyMethodDef methods[] = {
 };
 
 // The everyday call of a public function: exact arrays, of a native floating dtype and, for a loss, of class indices,
-// and no option but `axis`, `out` and `reduction`. A shortcut makes it the call of the core that the Python function
-// would make of it, and leaves any other to that function, also one that is to be refused.
+// and no option but `axis`, `out` and `reduction`. A shortcut calls the core as the Python function would. It leaves
+// all other calls to that function, and so all refusals.
 
-// Python's and NumPy's own objects, by whose identity its arguments are known.
+// Objects of Python and NumPy that arguments are compared with by identity.
 struct Known {
     PyObject* const axis = PyUnicode_InternFromString("axis");
     PyObject* const out = PyUnicode_InternFromString("out");

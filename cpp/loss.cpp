@@ -333,9 +333,10 @@ class LossOfBatch {
         });
     }
 
-    // The terms of one slice in a unit; its exponent. In that of the largest weight that counts, terms have the sizes
-    // of the probabilities, which the type holds, small beside large. Where their sum would be below 1, the unit is
-    // smaller and the sum near 1: then the least vanishes, and no sum of their products with finite numbers overflows.
+    // Writes the terms of one slice in a unit, and returns its exponent. In units of the largest weight that counts,
+    // terms have the sizes of the probabilities, which the type holds, small beside large. If their sum is below 1, the
+    // unit is made smaller until it is near 1, so that the fewest terms vanish and no sum of their products with finite
+    // numbers overflows.
     template <class T>
     int weigh_in_unit(T* terms, std::ptrdiff_t slice) const {
         const auto term = [&](std::ptrdiff_t c) {

@@ -24,7 +24,7 @@ PyObject* call(PyObject* self, PyObject* const* given, std::size_t count, PyObje
     return PyObject_Vectorcall(python_function(self), given, count, names);
 }
 
-// What it has not itself (__code__, __defaults__, ...) the Python function has, or lacks with an error of its own.
+// An attribute that it lacks (__code__, __defaults__, ...) is that of the Python function, or its AttributeError.
 PyObject* attribute(PyObject* self, PyObject* name) {
     PyObject* found = PyObject_GenericGetAttr(self, name);
     if (found || !PyErr_ExceptionMatches(PyExc_AttributeError)) return found;
@@ -101,7 +101,7 @@ PyType_Spec spec = {"fastsoftmax._core.function", sizeof(Function), 0,
 }  // namespace
 
 PyObject* with_shortcut(PyObject* function, Shortcut shortcut) {
-    // One for all: whoever imports the core anew gets functions of the same type.
+    // Made once: a second import of the core gets functions of the same type.
     static PyObject* const type = PyType_FromSpec(&spec);
     if (!type) return nullptr;
     auto* made = PyObject_GC_New(Function, reinterpret_cast<PyTypeObject*>(type));

@@ -1,4 +1,4 @@
-"""The everyday call goes straight to the core: nobody sees a difference but in time."""
+"""The everyday call goes straight to the core, and differs from the Python function only in time."""
 
 import copy
 import doctest
@@ -33,7 +33,7 @@ class Reached(Exception):
 
 
 def guarded(name):
-    """The function's shortcut, before a Python function that tells with what it is called."""
+    """The function's shortcut, in front of a Python function that reports its arguments."""
 
     def function(*args, **kwargs):
         raise Reached(args, kwargs)
@@ -55,7 +55,7 @@ def is_taken(name, *args, **kwargs):
 
 
 def outcome(function, *args, **kwargs):
-    """All that can be told of a call: of its results, or of its refusal."""
+    """Everything a caller can observe: the results or the refusal."""
     try:
         result = function(*args, **kwargs)
     except Exception as error:
@@ -250,7 +250,7 @@ def test_a_shortcut_is_for_the_functions_that_have_one():
         _core.with_shortcut("softmax")
 
 
-# What a user sees of the function
+# What users see of the function
 
 
 @each_function

@@ -77,8 +77,8 @@ struct Labels {
 };
 
 // Losses of slices whose labels have the scores `scores`, with what the terms add: to run.value. Of an undefined slice
-// every log-probability is NaN, and so is the product, whatever it is multiplied by. Without labels that of the largest
-// entry tells it: any other number could be too far from the scores.
+// every log-probability is NaN, and so is the product, whatever it is multiplied by. Without labels, that of the
+// largest entry shows it: the difference from any other number could overflow.
 template <class T>
 FASTSOFTMAX_INLINE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
                                         const LogTotal<T>& log, const Labels<T>& labels, Pack<T> scores,

@@ -302,8 +302,8 @@ void tiles(const Run& run) {
             ahead.data += first / lanes * ahead.tile_stride;
             return ahead;
         };
-        const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset,
-                              reinterpret_cast<const T*>(run.dy.data) + offset, of_tile(run.scores_ahead),
+        const T* dy = is_gradient<op> ? reinterpret_cast<const T*>(run.dy.data) + offset : nullptr;
+        const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset, dy, of_tile(run.scores_ahead),
                               of_tile(run.dy_ahead), of_tile(run.results_ahead)};
         const int count = static_cast<int>(left < lanes ? left : lanes);
         if (may_keep<op> && run.classes <= fastsoftmax::block_classes && !run.terms)

@@ -96,7 +96,7 @@ def is_plain_out(
     """
 
 def with_shortcut(function: _Function, /) -> _Function:
-    """A public function as its users know it, but that its everyday call goes straight to the core."""
+    """The function, with its everyday call going straight to the core."""
 
 def set_num_threads(n: int, /) -> int: ...
 def get_num_threads() -> int: ...

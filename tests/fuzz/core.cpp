@@ -96,7 +96,7 @@ Real as(std::uint64_t bits) {
     return static_cast<Real>(element);
 }
 
-// By arithmetic, because not every compiler has a type for it.
+// Not every compiler has a float16 type, so these two compute with its bits.
 Real from_float16(std::uint64_t bits) {
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
     Real size = std::ldexp(Real(exponent ? 1024 + fraction : fraction), (exponent ? exponent : 1) - 25);

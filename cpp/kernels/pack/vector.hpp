@@ -62,8 +62,8 @@ struct BasicPack {
     Register r[registers];
 };
 
-// The pack whose register i is f(i). GCC compiles a loop over registers half as fast, because it unrolls it only after
-// its first passes, and keeps many registers in memory.
+// The pack whose register i is f(i). This is no loop, because GCC takes twice as long to compile loops over registers:
+// it unrolls them only after its first passes, which see an array in memory.
 template <class P, class F>
 FASTSOFTMAX_INLINE P from_registers(F f) {
     return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
