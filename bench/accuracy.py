@@ -31,7 +31,7 @@ from .report import markdown
 # The tests' modules import each other by their bare names.
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import contract
-from arrays import FAMILIES, family
+from arrays import ENDS, FAMILIES, family
 from precision import SUFFICES, Slices, ulp_error
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -55,6 +55,7 @@ SHAPES: tuple[Slicing, ...] = (
     ((2, 32_000), 1),
     ((3, 400), 0),
     ((200, 40), 0),
+    *((shape, 1) for shape in ENDS),
 )
 LONG_SHAPES: tuple[Slicing, ...] = (((1, 1_000_000), 1), ((70_001, 2), 0))
 LONG_FAMILIES = ("normal 1", "ahead by 20", "sorted")  # what takes long

@@ -16,6 +16,12 @@ INTEGERS = [np.dtype(code) for code in "?bBhHiIlLqQ"]
 SIZES = [*range(1, 71), 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097]
 LONG_SIZES = [65535, 65536, 65537, 200_003, 1_000_003]
 
+# Numbers of classes around the widths of vectors and their multiples; of slices, around that of a tile.
+END_SIZES = [*range(1, 21), *range(31, 35), *range(47, 51), *range(55, 59), *range(63, 67), *range(127, 131)]
+END_SLICES = [1, 15, 16, 17]
+# Of every four neighbouring sizes, each with another number of slices, and 4, 8, 12 and 16 too.
+ENDS = [(END_SLICES[(i + i // 4) % 4], classes) for i, classes in enumerate(END_SIZES)]
+
 
 # Layouts: the same values, elsewhere in memory.
 
@@ -150,6 +156,85 @@ def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLi
         return np.where(np.isfinite(values), values, dtype.type(0))
 
 
+def all_equal_but_one(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """One class of each slice above or below the others, by about 1 ULP of them up to 8."""
+    values = np.broadcast_to(rng.normal(0, 10, (*shape[:-1], 1)), shape).copy()
+    one = rng.integers(0, shape[-1], (*shape[:-1], 1))
+    by = rng.choice([-1, 1], one.shape) * 2 ** rng.uniform(3 - ml_dtypes.finfo(dtype).nmant, 3, one.shape)
+    np.put_along_axis(values, one, np.take_along_axis(values, one, -1) + by, -1)
+    return values
+
+
+def of_any_scale(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
+    """Normal logits, in each slice of another scale."""
+    return rng.normal(size=shape) * 10 ** rng.uniform(-2, 1, (*shape[:-1], 1))
+
+
+def repeated_pattern(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """The same 2 to 64 logits again and again, so that errors of the same lanes add up; each slice has its own period."""
+    period = rng.integers(2, 65, (*shape[:-1], 1))
+    return np.take_along_axis(of_any_scale(rng, (*shape[:-1], 64)), np.arange(shape[-1]) % period, -1)
+
+
+def ahead_by_any(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """Normal logits, and one class of each slice in front by another distance, up to where the others vanish.
+
+    In about every fourth slice, two to four classes share that place. 0 is anywhere between it and the others.
+    """
+    values = rng.normal(size=shape)
+    batch = (*shape[:-1], 1)
+    first = rng.integers(0, shape[-1], (*shape[:-1], 4))
+    first = np.where(rng.uniform(size=batch) < 0.25, first, first[..., :1])
+    by = rng.uniform(0, 760 if np.dtype(dtype) == np.float64 else 110, batch)
+    np.put_along_axis(values, first, np.max(values, axis=-1, keepdims=True) + by, -1)
+    return values - rng.uniform(size=batch) * by
+
+
+def minus_infinity_between(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """-inf among normal logits, in each slice another share of them; of some slices one class is left, of none less."""
+    left = rng.uniform(size=shape) < rng.uniform(-0.3, 1, (*shape[:-1], 1))
+    np.put_along_axis(left, rng.integers(0, shape[-1], (*shape[:-1], 1)), True, -1)
+    return np.where(left, rng.normal(0, 10, shape), -np.inf)
+
+
+def ends_of_range(dtype: DTypeLike) -> tuple[float, float, float]:
+    """Logarithms of powers of two that a sum of unshifted exponentials has to stay between, or its terms above.
+
+    A sum that is at least the first and at most the second has room in its dtype for a reciprocal and for errors below
+    it; terms below the third can then no longer be told from 0. Half precision is computed in float32.
+    """
+    powers = (-146, 700, -1222) if np.dtype(dtype) == np.float64 else (-39, 50, -190)
+    lowest, highest, least = (power * float(np.log(2)) for power in powers)
+    return lowest, highest, least
+
+
+def beside(rng: np.random.Generator, shape: tuple[int, ...], *values: float) -> NDArray:
+    """Numbers above and below some of `values`, by 2^-20 to 2^4."""
+    return rng.choice(values, shape) + rng.choice([-1, 1], shape) * 2 ** rng.uniform(-20, 4, shape)
+
+
+def total_at_an_end(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """Normal logits, moved so that logsumexp is beside one end of the range of unshifted sums."""
+    values = of_any_scale(rng, shape)
+    lowest, highest, _ = ends_of_range(dtype)
+    total = np.logaddexp.reduce(values, axis=-1, keepdims=True)
+    return values - total + beside(rng, total.shape, lowest, highest)
+
+
+def terms_at_an_end(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    """Logits whose exponentials are about to vanish, and one class of each slice from there up to the lowest sum.
+
+    In every other slice that class is beside the lowest sum itself, where the probabilities of the others are subnormal
+    or just vanish, while all together they still count in the loss.
+    """
+    lowest, _, least = ends_of_range(dtype)
+    values = beside(rng, shape, least)
+    one = (*shape[:-1], 1)
+    first = np.where(rng.uniform(size=one) < 0.5, beside(rng, one, lowest), rng.uniform(least, lowest, one))
+    np.put_along_axis(values, rng.integers(0, shape[-1], one), first, -1)
+    return values
+
+
 FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, ...], np.dtype], NDArray]] = {
     **{
         f"normal {scale:g}": lambda rng, shape, dtype, scale=scale: rng.normal(0, scale, shape)
@@ -164,16 +249,23 @@ FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, ...], np.dtype], N
     "common offset": lambda rng, shape, dtype: rng.normal(size=shape) + 2.0 ** (ml_dtypes.finfo(dtype).nmant - 2),
     "negative offset": lambda rng, shape, dtype: rng.normal(size=shape) - 2.0 ** (ml_dtypes.finfo(dtype).nmant - 2),
     "random bits": random_bits,
+    "all equal but one": all_equal_but_one,
+    "repeated pattern": repeated_pattern,
+    "ahead by any": ahead_by_any,
+    "-inf between": minus_infinity_between,
+    "total at an end": total_at_an_end,
+    "terms at an end": terms_at_an_end,
 }
 
 
 def family(name: str, shape: tuple[int, ...], dtype: np.dtype, axis: int = -1, seed: int = 0) -> NDArray:
-    """Finite logits of one family; their slices lie along `axis`."""
+    """Logits of one family; their slices lie along `axis`, and each has a finite entry at least."""
     rng = np.random.default_rng([seed, *name.encode(), *shape])
     moved = [n for i, n in enumerate(shape) if i != axis % len(shape)]
     values = FAMILIES[name](rng, (*moved, shape[axis]), dtype)
     limit = float(ml_dtypes.finfo(dtype).max)
-    return np.ascontiguousarray(np.moveaxis(np.clip(values, -limit, limit).astype(dtype), -1, axis))
+    values = np.where(np.isinf(values), values, np.clip(values, -limit, limit))
+    return np.ascontiguousarray(np.moveaxis(values.astype(dtype), -1, axis))
 
 
 def zoo(dtype: DTypeLike) -> Iterator[tuple[str, NDArray]]:

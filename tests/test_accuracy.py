@@ -1,12 +1,14 @@
 """How far results are from the exact ones: the bounds of `contract.py` in ULP, in every loop and family of input."""
 
+from itertools import product
+
 import contract
 import fastsoftmax as fs
 import ml_dtypes
 import numpy as np
 import precision
 import pytest
-from arrays import FAMILIES, FLOATING, LONG_SIZES, SIZES, family
+from arrays import END_SIZES, END_SLICES, ENDS, FAMILIES, FLOATING, LONG_SIZES, SIZES, family
 from precision import assert_within, ulp_error
 
 pytestmark = [
@@ -19,6 +21,7 @@ LOOPS = {
     "rows": [((24, 333), 1), ((3, 4097), 1)],
     "tiles": [((333, 24), 0), ((4, 130, 5), 1)],
     "few classes": [(shape[:: 1 if axis else -1], axis) for shape, axis in FEW],
+    "ends": [case for slices, classes in ENDS for case in (((slices, classes), 1), ((classes, slices), 0))],
 }
 ARGUMENT_SHAPES = [((8, 333), 1), ((333, 20), 0), ((40, 2), 1), ((40, 10), 1), ((3, 40), 0)]
 LONG = [((1, 70_001), 1), ((70_001, 2), 0)]
@@ -47,8 +50,9 @@ def test_transforms_and_losses_keep_their_bounds(name, dtype, loop):
 
 @each_dtype
 def test_transforms_and_losses_keep_their_bounds_for_every_size(dtype):
-    for classes in SIZES:
-        for shape, axis in [((5, classes), 1), ((classes, 5), 0)]:
+    shapes = [*((5, classes) for classes in SIZES), *product(END_SLICES, END_SIZES)]
+    for slices, classes in shapes:
+        for shape, axis in [((slices, classes), 1), ((classes, slices), 0)]:
             x = family("normal 10", shape, dtype, axis)
             assert_kept(dtype, contract.plain(fs, x, axis, precision.Slices(x, axis)))
 
