@@ -171,7 +171,7 @@ def of_any_scale(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
 
 
 def repeated_pattern(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """The same 2 to 64 logits again and again, so that errors of the same lanes add up; each slice has its own period."""
+    """The same 2 to 64 logits again and again, so that the same roundings add up; each slice has its own period."""
     period = rng.integers(2, 65, (*shape[:-1], 1))
     return np.take_along_axis(of_any_scale(rng, (*shape[:-1], 64)), np.arange(shape[-1]) % period, -1)
 
