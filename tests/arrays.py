@@ -16,10 +16,10 @@ INTEGERS = [np.dtype(code) for code in "?bBhHiIlLqQ"]
 SIZES = [*range(1, 71), 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097]
 LONG_SIZES = [65535, 65536, 65537, 200_003, 1_000_003]
 
-# Numbers of classes around the widths of vectors and their multiples; of slices, around that of a tile.
+# Numbers of classes around multiples of a vector's width, and numbers of slices around a tile's.
 END_SIZES = [*range(1, 21), *range(31, 35), *range(47, 51), *range(55, 59), *range(63, 67), *range(127, 131)]
 END_SLICES = [1, 15, 16, 17]
-# Of every four neighbouring sizes, each with another number of slices, and 4, 8, 12 and 16 too.
+# Four neighbouring sizes have four different numbers of slices; so do 4, 8, 12 and 16.
 ENDS = [(END_SLICES[(i + i // 4) % 4], classes) for i, classes in enumerate(END_SIZES)]
 
 
@@ -157,7 +157,7 @@ def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLi
 
 
 def all_equal_but_one(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """One class of each slice above or below the others, by about 1 ULP of them up to 8."""
+    """One class of each slice a little above or below all others, which are equal: by an ULP of them or so, up to 8."""
     values = np.broadcast_to(rng.normal(0, 10, (*shape[:-1], 1)), shape).copy()
     one = rng.integers(0, shape[-1], (*shape[:-1], 1))
     by = rng.choice([-1, 1], one.shape) * 2 ** rng.uniform(3 - ml_dtypes.finfo(dtype).nmant, 3, one.shape)
@@ -166,7 +166,7 @@ def all_equal_but_one(rng: np.random.Generator, shape: tuple[int, ...], dtype: D
 
 
 def of_any_scale(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
-    """Normal logits, in each slice of another scale."""
+    """Normal logits; each slice has its own scale."""
     return rng.normal(size=shape) * 10 ** rng.uniform(-2, 1, (*shape[:-1], 1))
 
 
@@ -177,9 +177,9 @@ def repeated_pattern(rng: np.random.Generator, shape: tuple[int, ...], dtype: DT
 
 
 def ahead_by_any(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Normal logits, and one class of each slice in front by another distance, up to where the others vanish.
+    """Normal logits, and one class of each slice ahead by the slice's own distance, up to where the others vanish.
 
-    In about every fourth slice, two to four classes share that place. 0 is anywhere between it and the others.
+    In about a quarter of the slices, up to four classes tie for the top. 0 is anywhere between the top and the others.
     """
     values = rng.normal(size=shape)
     batch = (*shape[:-1], 1)
@@ -191,17 +191,18 @@ def ahead_by_any(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeL
 
 
 def minus_infinity_between(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """-inf among normal logits, in each slice another share of them; of some slices one class is left, of none less."""
+    """-inf among normal logits. Each slice keeps its own share of finite classes, and about a quarter keep only one."""
     left = rng.uniform(size=shape) < rng.uniform(-0.3, 1, (*shape[:-1], 1))
     np.put_along_axis(left, rng.integers(0, shape[-1], (*shape[:-1], 1)), True, -1)
     return np.where(left, rng.normal(0, 10, shape), -np.inf)
 
 
 def ends_of_range(dtype: DTypeLike) -> tuple[float, float, float]:
-    """Logarithms of powers of two that a sum of unshifted exponentials has to stay between, or its terms above.
+    """Where sums of exponentials need a shift: the least and the largest logsumexp without one, and the least logit.
 
-    A sum that is at least the first and at most the second has room in its dtype for a reciprocal and for errors below
-    it; terms below the third can then no longer be told from 0. Half precision is computed in float32.
+    Between the first two, a sum and its reciprocal, scaled by one power of two, are normal numbers with room for their
+    rounding errors. Beside such a sum, a class below the third has a probability that rounds to 0. Half precision is
+    computed in float32.
     """
     powers = (-146, 700, -1222) if np.dtype(dtype) == np.float64 else (-39, 50, -190)
     lowest, highest, least = (power * float(np.log(2)) for power in powers)
@@ -209,12 +210,12 @@ def ends_of_range(dtype: DTypeLike) -> tuple[float, float, float]:
 
 
 def beside(rng: np.random.Generator, shape: tuple[int, ...], *values: float) -> NDArray:
-    """Numbers above and below some of `values`, by 2^-20 to 2^4."""
+    """Numbers above or below one of `values`, by 2^-20 to 2^4."""
     return rng.choice(values, shape) + rng.choice([-1, 1], shape) * 2 ** rng.uniform(-20, 4, shape)
 
 
 def total_at_an_end(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Normal logits, moved so that logsumexp is beside one end of the range of unshifted sums."""
+    """Normal logits, moved so that logsumexp is just below or above one end of the range of unshifted sums."""
     values = of_any_scale(rng, shape)
     lowest, highest, _ = ends_of_range(dtype)
     total = np.logaddexp.reduce(values, axis=-1, keepdims=True)
@@ -222,10 +223,10 @@ def total_at_an_end(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTy
 
 
 def terms_at_an_end(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Logits whose exponentials are about to vanish, and one class of each slice from there up to the lowest sum.
+    """Logits around the least that an unshifted sum can hold, and one class of each slice above them.
 
-    In every other slice that class is beside the lowest sum itself, where the probabilities of the others are subnormal
-    or just vanish, while all together they still count in the loss.
+    In half of the slices that class is near the least sum. There the others' probabilities are subnormal or round to 0,
+    but all of them together still count in the loss.
     """
     lowest, _, least = ends_of_range(dtype)
     values = beside(rng, shape, least)
@@ -259,7 +260,7 @@ FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, ...], np.dtype], N
 
 
 def family(name: str, shape: tuple[int, ...], dtype: np.dtype, axis: int = -1, seed: int = 0) -> NDArray:
-    """Logits of one family; their slices lie along `axis`, and each has a finite entry at least."""
+    """Logits of one family; their slices lie along `axis`, and each has at least one finite entry."""
     rng = np.random.default_rng([seed, *name.encode(), *shape])
     moved = [n for i, n in enumerate(shape) if i != axis % len(shape)]
     values = FAMILIES[name](rng, (*moved, shape[axis]), dtype)

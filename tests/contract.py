@@ -142,7 +142,7 @@ def signed_sum(fs: Any, x: NDArray, axis: int) -> Checks:
     b = np.random.default_rng(x.shape).normal(size=x.shape).astype(x.dtype)
     exact = Slices(x, axis)
     terms = exact.exp * b.astype(np.longdouble)
-    # The terms of tied largest logits may cancel exactly; beside them, long double would lose what the others leave.
+    # Tied largest terms may cancel exactly. Long double would lose the others if it added them before that.
     is_largest = exact.x == exact.peak
     total = np.where(is_largest, terms, 0).sum(axis) + np.where(is_largest, 0, terms).sum(axis)
     size = np.abs(terms).sum(axis)
