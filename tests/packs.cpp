@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/sums.hpp"
+#include "kernels/operations/gradients.hpp"
 
 namespace {
 
@@ -524,42 +524,32 @@ TEST(first_lanes) {
 
 // The product of two floats is exact in double, so that it makes no difference whether it is fused.
 TEST(sums_of_four) {
-    const std::vector<float> x = random_numbers<float>(64), y = random_numbers<float>(65);
-    const auto check = [&](const MemorySums<float>& sums, const double (&wanted)[16], const char* name, int count) {
-        const Pack<double, 2> total = sums.total();
-        for (int i = 0; i < 16; ++i) report.check(lane(total, i), wanted[i], name, static_cast<std::size_t>(count));
+    const std::vector<float> x = random_numbers<float>(64), dy = random_numbers<float>(65);
+    const auto check_sums = [&]<Operation op>() {
+        const auto check = [&](const TermSums<op, float>& sums, int terms, const char* name) {
+            double wanted[16] = {};
+            for (std::size_t i = 0; i < static_cast<std::size_t>(terms); ++i)
+                wanted[i % 16] += (op == Operation::softmax_grad ? double{x[i]} : 1) * double{dy[i]};
+            const Pack<double, 2> total = sums.total();
+            for (int i = 0; i < 16; ++i) report.check(lane(total, i), wanted[i], name, static_cast<std::size_t>(terms));
+        };
+        for (int count = 0; count <= 16; ++count) {
+            TermSums<op, float> sums;
+            for (int first = 0; first < 48; first += 16) sums.add(&x[first], &dy[first]);
+            sums.add(&x[48], &dy[48], count);
+            check(sums, 48 + count, "add");
+        }
+        [&]<int... k>(std::integer_sequence<int, k...>) {
+            const auto check_row = [&]<int spans>(std::integral_constant<int, spans>) {
+                for (int last = 1; last <= 4; ++last) {
+                    TermSums<op, float> sums;
+                    sums.template add_row<spans>(x.data(), dy.data(), last);
+                    check(sums, 4 * (spans - 1) + last, "add_row");
+                }
+            };
+            (check_row(std::integral_constant<int, k + 1>()), ...);
+        }(std::make_integer_sequence<int, 8>());
     };
-    for (int count = 0; count <= 16; ++count) {
-        MemorySums<float> sum, sum_of_products;
-        double wanted[16] = {}, wanted_of_products[16] = {};
-        for (int first = 0; first < 48; first += 16) {
-            sum.add(&x[first]);
-            sum_of_products.add_product(&x[first], &y[first]);
-        }
-        sum.add(&x[48], count);
-        sum_of_products.add_product(&x[48], &y[48], count);
-        for (int i = 0; i < 48 + count; ++i) {
-            wanted[i % 16] += double{x[i]};
-            wanted_of_products[i % 16] += double{x[i]} * double{y[i]};
-        }
-        check(sum, wanted, "add", count);
-        check(sum_of_products, wanted_of_products, "add_product", count);
-    }
-    const auto check_row = [&]<int spans>(std::integral_constant<int, spans>) {
-        for (int last = 1; last <= 4; ++last) {
-            MemorySums<float> sum, sum_of_products;
-            double wanted[16] = {}, wanted_of_products[16] = {};
-            sum.add_row<spans>(x.data(), last);
-            sum_of_products.add_row_product<spans>(x.data(), y.data(), last);
-            for (int i = 0; i < 4 * (spans - 1) + last; ++i) {
-                wanted[i % 16] += double{x[i]};
-                wanted_of_products[i % 16] += double{x[i]} * double{y[i]};
-            }
-            check(sum, wanted, "add_row", 4 * spans + last);
-            check(sum_of_products, wanted_of_products, "add_row_product", 4 * spans + last);
-        }
-    };
-    [&]<int... k>(std::integer_sequence<int, k...>) {
-        (check_row(std::integral_constant<int, k + 1>()), ...);
-    }(std::make_integer_sequence<int, 8>());
+    check_sums.operator()<Operation::softmax_grad>();
+    check_sums.operator()<Operation::log_softmax_grad>();
 }

@@ -15,7 +15,6 @@ struct Rows {
     int count;
 
     FASTSOFTMAX_INLINE const T* x(int i) const { return at(run.x, i); }
-    FASTSOFTMAX_INLINE const T* dy(int i) const { return at(run.dy, i); }
     FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
 
     // The result of class `c`, where it is one of the `classes` that the arrays hold.
@@ -174,71 +173,9 @@ FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrd
     return m;
 }
 
-// The sums of gradients over a block that are not finite, once more.
-template <Operation op>
-FASTSOFTMAX_ONCE void sum_far(const Rows<double>& rows, std::ptrdiff_t begin, std::ptrdiff_t end,
-                              Measured<double>& measured) {
-    const Pack<double> unit = power_of_two(broadcast(-far_unit));
-    double high[Pack<double>::lanes] = {}, low[Pack<double>::lanes] = {};
-    for (int r = 0; r < rows.count; ++r) {
-        const double* x = rows.x(r);
-        Accumulator<double> sum;
-        for_packs(rows.dy(r), begin, end, 0.0, [&](Pack<double> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
-            if constexpr (op == Operation::softmax_grad)
-                sum.add_product(load_in(x, i, end), dy * unit);
-            else
-                sum.add(dy * unit);
-        });
-        const Two<double> total = sum.total();
-        high[r] = total.high;
-        low[r] = total.low;
-    }
-    set_far_sums(measured, load_wide<double>(high, low));
-}
-
-// Sums of y * dy, or of dy, over a block.
-template <Operation op, class T>
-FASTSOFTMAX_ONCE Measured<T> measure_gradients(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    constexpr int lanes = Pack<T>::lanes;
-    Wide<T> sums[lanes] = {};
-    for (int r = 0; r < rows.count; ++r) {
-        const T *x = rows.x(r), *dy = rows.dy(r), *out = rows.out(r);
-        const T *next_x = rows.x(r + rows.count), *next_dy = rows.dy(r + rows.count);
-        MemorySums<T> sum;
-        std::ptrdiff_t i = begin;
-        for (; i + lanes <= end; i += lanes) {
-            // Where the results go, which are written next; and, in the pass that leaves time for it, the next rows.
-            __builtin_prefetch(out + i, 1);
-            if constexpr (op == Operation::softmax_grad) {
-                __builtin_prefetch(next_x + i);
-                __builtin_prefetch(next_dy + i);
-            }
-            if constexpr (op == Operation::softmax_grad)
-                sum.add_product(x + i, dy + i);
-            else
-                sum.add(dy + i);
-        }
-        if (i < end) {
-            if constexpr (op == Operation::softmax_grad)
-                sum.add_product(x + i, dy + i, end - i);
-            else
-                sum.add(dy + i, end - i);
-        }
-        sums[r] = sum.total();
-    }
-    Measured<T> measured = {};
-    measured.sum = folded(sums);
-    if constexpr (sizeof(T) == 8)
-        if (!all_finite(measured.sum.high)) sum_far<op>(rows, begin, end, measured);
-    return measured;
-}
-
 template <Operation op, bool keep, class T>
 FASTSOFTMAX_INLINE Measured<T> measure(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    if constexpr (is_gradient<op>)
-        return measure_gradients<op>(rows, begin, end);
-    else
-        return measure_exponentials<sums_as<op>, keep>(rows, begin, end);
+    return measure_exponentials<sums_as<op>, keep>(rows, begin, end);
 }
 
 // Stores f(x) of `count` classes.
@@ -294,23 +231,6 @@ FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& 
             transform(rows.x(i), rows.out(i), count,
                       [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return log_probability(v); });
             if (lane(dominates, i)) rows.put(i, m.argmax[i], count, lane(dominant_value, i));
-        }
-    });
-}
-
-template <Operation op, class T>
-FASTSOFTMAX_ONCE void write_transform_gradient(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t count) {
-    with_transform_gradient<op>(m, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
-        for (int r = 0; r < rows.count; ++r) {
-            const decltype(all) gradient(all, r);
-            const T *x = rows.x(r), *next_x = rows.x(r + rows.count), *next_dy = rows.dy(r + rows.count);
-            transform(rows.dy(r), rows.out(r), count, [&](Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
-                if constexpr (op == Operation::log_softmax_grad) {
-                    __builtin_prefetch(next_x + i);
-                    __builtin_prefetch(next_dy + i);
-                }
-                return gradient(load_in(x, i, count), dy);
-            });
         }
     });
 }
@@ -429,8 +349,6 @@ FASTSOFTMAX_INLINE void write(const Rows<T>& rows, const Measured<T>& measured, 
         write_softmax<kept>(rows, measured, count, scale);
     else if constexpr (op == Operation::log_softmax)
         write_log_softmax(rows, measured, count);
-    else if constexpr (is_gradient<op>)
-        write_transform_gradient<op>(rows, measured, count);
     else if constexpr (op == Operation::cross_entropy_grad)
         write_loss_gradients<kept>(rows, measured, labels, scores, count, scale);
 }
@@ -447,62 +365,10 @@ void compute_rows(const Rows<T>& rows) {
     write<op, keep>(rows, measured, labels, scores, run.classes, T(1));
 }
 
-template <Operation op>
-FASTSOFTMAX_ONCE void write_far_gradients(const Rows<float>& rows, Wide<float> sums) {
-    Measured<float> measured = {};
-    measured.sum = sums;
-    write_transform_gradient<op>(rows, measured, rows.run.classes);
-}
-
-// Gradients of the transforms in float, at temperature 1, for rows of few classes that follow each other in memory.
-// Each row has `spans` spans of 16 bytes for its sum; for the results, packs hold the numbers of several.
-template <Operation op, int spans = 1>
-FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
-    if constexpr (4 * spans < fastsoftmax::few_classes)
-        if (run.classes > 4 * spans) return dense_gradients<op, spans + 1>(run);
-    using Position = Pack<std::int32_t>;
-    constexpr int lanes = Pack<float>::lanes;
-    const std::ptrdiff_t classes = run.classes, last = classes - 4 * (spans - 1);
-    // position / classes as position * reciprocal / 2^16: exact below 2^10.
-    const Position reciprocal = broadcast(static_cast<std::int32_t>(0x10000 / classes + 1));
-    for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
-        const std::ptrdiff_t left = run.slices - first;
-        const Rows<float> rows = {run, first, static_cast<int>(left < lanes ? left : lanes)};
-        const float *x = rows.x(0), *dy = rows.dy(0);
-        Pack<double> sums[lanes];
-        for (int r = 0; r < lanes; ++r) {
-            MemorySums<float> sum;
-            if (r < rows.count) {
-                if constexpr (op == Operation::softmax_grad)
-                    sum.add_row_product<spans>(x + r * classes, dy + r * classes, last);
-                else
-                    sum.add_row<spans>(dy + r * classes, last);
-            }
-            const Wide<float> total = sum.total();
-            sums[r] = spans > 2 ? part(total, 0) + part(total, 1) : part(total, 0);
-        }
-        const Wide<float> total = joined(fold_sums(sums), fold_sums(sums + lanes / 2));
-        if (any_far<op, float>(total, 1)) {
-            write_far_gradients<op>(rows, total);
-            continue;
-        }
-        const PlainTransformGradient<op> all(total);
-        Position position = iota<std::int32_t>();
-        const std::ptrdiff_t count = rows.count * classes;
-        transform(dy, rows.out(0), count, [&](Pack<float> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-            const PlainTransformGradient<op> gradient(all, shift_right(position * reciprocal, 16));
-            position = position + broadcast<std::int32_t>(lanes);
-            return gradient(load_in(x, i, count), v);
-        });
-    }
-}
-
 template <Operation op, class T>
 void rows(const Run& run) {
     // Together, with the results if those are written later, they stay in the first-level cache.
-    constexpr std::ptrdiff_t bytes_together = is_gradient<op> || op == Operation::log_softmax ? 8192 : 16384;
-    if constexpr (is_gradient<op> && sizeof(T) == 4)
-        if (run.classes <= fastsoftmax::few_classes) return dense_gradients<op>(run);
+    constexpr std::ptrdiff_t bytes_together = op == Operation::log_softmax ? 8192 : 16384;
     const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;
     for (std::ptrdiff_t first = 0; first < run.slices; first += together) {

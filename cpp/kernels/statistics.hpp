@@ -88,15 +88,6 @@ FASTSOFTMAX_INLINE Pack<double, packs> times_power(Pack<double, packs> a, Pack<d
     return a * power_of_two(steps[2]) * power_of_two(steps[1]) * power_of_two(steps[0]);
 }
 
-// floor(log2|a|) of normal numbers, -1023 of 0, 1024 of what is not finite.
-template <int packs>
-FASTSOFTMAX_INLINE Pack<double, packs> exponent_of(Pack<double, packs> a) {
-    using Bits = Pack<std::int64_t, packs>;
-    const Bits field = shift_right(bit_cast<std::int64_t>(a), 52) & broadcast<std::int64_t, packs>(0x7ff);
-    return bit_cast<double>(field | bit_cast<std::int64_t>(broadcast<double, packs>(0x1p52))) -
-           broadcast<double, packs>(0x1p52 + 1023);
-}
-
 FASTSOFTMAX_INLINE void set(double (&parts)[2], Wide<double> value) {
     parts[0] = lane(value.high, 0);
     parts[1] = lane(value.low, 0);
@@ -140,42 +131,6 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
     left = merged;
 }
 
-// If a sum of finite numbers is not finite, it is summed anew in units of 2^`far_unit`, where it cannot overflow.
-constexpr double far_unit = 64;
-
-template <int packs>
-FASTSOFTMAX_INLINE Mask<double, packs> finite(Pack<double, packs> a) {
-    return equal(a - a, broadcast<double, packs>(0));
-}
-FASTSOFTMAX_INLINE bool all_finite(Pack<double> a) { return lane_bits(finite(a)) == (1u << Pack<double>::lanes) - 1; }
-
-// A sum in units of 2^reference, one slice a lane: in units of 2^`unit`.
-FASTSOFTMAX_INLINE Wide<double> in_unit(Wide<double> sum, double reference, double unit) {
-    const Pack<double> scale = power_of_two(broadcast(reference - unit));
-    return {sum.high * scale, sum.low * scale};
-}
-
-// As one sum; lanes are alike.
-FASTSOFTMAX_ONCE void merge_sums(Statistics& left, const Statistics& right) {
-    double unit = left.reference < right.reference ? right.reference : left.reference;
-    const auto sum = [&](double in) {
-        return in_unit(broadcast2(left.rest), left.reference, in) +
-               in_unit(broadcast2(right.rest), right.reference, in);
-    };
-    Wide<double> total = sum(unit);
-    if (unit == 0 && !all_finite(total.high)) {
-        // The error of an infinite sum is NaN; the sum itself is right.
-        total = widen(broadcast(left.rest[0] + right.rest[0]));
-        const Wide<double> far = sum(far_unit);
-        if (all_finite(far.high)) {
-            unit = far_unit;
-            total = far;
-        }
-    }
-    set(left.rest, total);
-    left.reference = unit;
-}
-
 // The statistics of as many slices as a pack has lanes, over a block of classes.
 template <class T>
 struct Measured {
@@ -183,16 +138,8 @@ struct Measured {
     Two<Pack<T>> top;   // the exponential of the largest entry; NaN where that is infinite
     Two<Pack<T>> all;   // the sum of all exponentials: of softmax
     Two<Pack<T>> rest;  // that of all but the largest: of the others that sum exponentials
-    Wide<T> sum;        // of the gradients of the transforms: their sum, in units of 2^reference
     std::int64_t argmax[Pack<T>::lanes];
 };
-
-// The sums of gradients that are not finite, from the same ones in units of 2^far_unit, where those are.
-FASTSOFTMAX_INLINE void set_far_sums(Measured<double>& m, Wide<double> far) {
-    const Mask<double> mended = select(finite(m.sum.high), broadcast<std::int64_t>(0), finite(far.high));
-    m.sum = select(mended, far, m.sum);
-    m.reference = select(mended, broadcast(far_unit), m.reference);
-}
 
 // Sets what follows from the maxima of slices.
 template <class T>
@@ -276,10 +223,6 @@ FASTSOFTMAX_INLINE Wide<T> load_wide(const double* high, const double* low) {
         return {load_doubles<T>(high), load_doubles<T>(low)};
 }
 
-// The gradients of the transforms, which sum no exponentials.
-template <Operation op>
-constexpr bool is_gradient = signature<op>.second;
-
 template <Operation op>
 constexpr bool is_loss = signature<op>.labels != fastsoftmax::PerSlice::none;
 
@@ -295,7 +238,7 @@ inline Statistics statistics_of(const Measured<T>& m, int i) {
     s.shift = static_cast<double>(lane(m.shift, i));
     s.reference = static_cast<double>(lane(m.reference, i));
     get_lane<T>(s.top, widen(m.top), i);
-    get_lane<T>(s.rest, is_gradient<op> ? m.sum : widen(op == Operation::softmax ? m.all : m.rest), i);
+    get_lane<T>(s.rest, widen(op == Operation::softmax ? m.all : m.rest), i);
     return s;
 }
 
@@ -320,8 +263,7 @@ inline Measured<T> measured_of(const Statistics* slices, int count) {
     m.shift = load_pack<T>(shift);
     m.reference = load_pack<T>(reference);
     m.top = in_two(load_wide<T>(top[0], top[1]));
-    m.sum = load_wide<T>(rest[0], rest[1]);
-    m.rest = m.all = in_two(m.sum);
+    m.rest = m.all = in_two(load_wide<T>(rest[0], rest[1]));
     return m;
 }
 
@@ -331,10 +273,7 @@ constexpr Operation sums_as = op == Operation::softmax || op == Operation::logsu
 
 template <Operation op>
 void merge(const Run& run, Statistics& left, const Statistics& right) {
-    if constexpr (is_gradient<op>)
-        merge_sums(left, right);
-    else
-        merge_exponentials(run, left, right, op == Operation::softmax);
+    merge_exponentials(run, left, right, op == Operation::softmax);
 }
 
 // Measures slices of any length: measure(begin, end) does so for a block of up to `lanes` slices.

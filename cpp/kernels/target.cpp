@@ -1,6 +1,7 @@
 // Compiled once per target with its own flags; FASTSOFTMAX_TARGET_NAME is the target's name. Everything but the table
 // is local to the file, so that the linker can never take another target's copy.
 #include "gather.hpp"
+#include "operations/gradient_loops.hpp"
 #include "rows.hpp"
 #include "tiles.hpp"
 #include "weighed.hpp"
@@ -16,6 +17,15 @@ constexpr Loops<T> loops_of = {::rows<op, T>, ::tiles<op, T>, ::measure_row<op, 
 template <Operation op>
 void fill_operation(Kernels& k) {
     k.of[op] = {signature<op>, ::merge<op>, loops_of<op, float>, loops_of<op, double>};
+}
+
+template <Operation op, class T>
+constexpr Loops<T> gradient_loops_of = {::gradient_rows<op, T>, ::gradient_tiles<op, T>, ::measure_gradient_row<op, T>,
+                                        ::conclude_gradient_row, ::write_gradient_row<op, T>};
+
+template <Operation op>
+void fill_gradient(Kernels& k) {
+    k.of[op] = {signature<op>, ::merge_sums, gradient_loops_of<op, float>, gradient_loops_of<op, double>};
 }
 
 template <class E, ElementType element>
@@ -62,8 +72,8 @@ Kernels make_kernels() {
     fill_operation<Operation::softmax>(k);
     fill_operation<Operation::log_softmax>(k);
     fill_operation<Operation::logsumexp>(k);
-    fill_operation<Operation::softmax_grad>(k);
-    fill_operation<Operation::log_softmax_grad>(k);
+    fill_gradient<Operation::softmax_grad>(k);
+    fill_gradient<Operation::log_softmax_grad>(k);
     fill_operation<Operation::cross_entropy>(k);
     fill_operation<Operation::cross_entropy_grad>(k);
     fill_gather<Half, ElementType::float16>(k);

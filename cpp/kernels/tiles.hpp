@@ -25,8 +25,7 @@ class Positions {
 template <class T>
 struct Tile {
     T* x;
-    const T* dy;
-    fastsoftmax::Ahead scores_ahead, dy_ahead, results_ahead;
+    fastsoftmax::Ahead scores_ahead, results_ahead;
 
     // Neighbouring slices of one class are followed, far away, by those of the next: no prefetcher of the machine's
     // sees that after these the same class of other slices will be wanted.
@@ -34,12 +33,8 @@ struct Tile {
         __builtin_prefetch(scores_ahead.data + c * scores_ahead.class_stride);
         __builtin_prefetch(results_ahead.data + c * results_ahead.class_stride, 1);
     }
-    FASTSOFTMAX_INLINE void fetch_gradient(std::ptrdiff_t c) const {
-        __builtin_prefetch(dy_ahead.data + c * dy_ahead.class_stride);
-    }
 
     FASTSOFTMAX_INLINE Pack<T> score(std::ptrdiff_t c) const { return load_pack<T>(x + c * Pack<T>::lanes); }
-    FASTSOFTMAX_INLINE Pack<T> gradient(std::ptrdiff_t c) const { return load_pack<T>(dy + c * Pack<T>::lanes); }
     FASTSOFTMAX_INLINE void write(std::ptrdiff_t c, Pack<T> value) const { store_pack(x + c * Pack<T>::lanes, value); }
 
     // One class of each slice: that of lane i is wanted[i], or any if that is negative.
@@ -141,55 +136,9 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
     return m;
 }
 
-// As in rows.
-template <Operation op>
-FASTSOFTMAX_ONCE void sum_tile_far(const Run& run, const Tile<double>& tile, std::ptrdiff_t begin, std::ptrdiff_t end,
-                                   Measured<double>& measured) {
-    const Pack<double> unit = power_of_two(broadcast(-far_unit));
-    TileSum<double> sum(run.classes);
-    for (std::ptrdiff_t c = begin; c < end; ++c) {
-        if constexpr (op == Operation::softmax_grad)
-            sum.add_product(c, tile.score(c), tile.gradient(c) * unit);
-        else
-            sum.add(c, tile.gradient(c) * unit);
-    }
-    set_far_sums(measured, sum.total());
-}
-
-template <Operation op, class T>
-FASTSOFTMAX_ONCE Measured<T> measure_tile_gradient(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
-                                                   std::ptrdiff_t end) {
-    // Slices of few classes may be rows, too, in float.
-    int sums = partial_sums<T>(run.classes);
-    if constexpr (sizeof(T) == 4)
-        while (sums < run.classes && sums < Pack<T>::lanes) sums *= 2;
-    Wide<T> partial[Pack<T>::lanes];
-    for (int k = 0; k < sums; ++k) {
-        MemorySums<T> sum;
-        for (std::ptrdiff_t c = begin + k; c < end; c += sums) {
-            tile.fetch(c);
-            tile.fetch_gradient(c);
-            const std::ptrdiff_t i = c * Pack<T>::lanes;
-            if constexpr (op == Operation::softmax_grad)
-                sum.add_product(tile.x + i, tile.dy + i);
-            else
-                sum.add(tile.dy + i);
-        }
-        partial[k] = sum.total();
-    }
-    Measured<T> measured = {};
-    measured.sum = folded(partial, sums);
-    if constexpr (sizeof(T) == 8)
-        if (!all_finite(measured.sum.high)) sum_tile_far<op>(run, tile, begin, end, measured);
-    return measured;
-}
-
 template <Operation op, class T, bool keep>
 inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    if constexpr (is_gradient<op>)
-        return measure_tile_gradient<op>(run, tile, begin, end);
-    else
-        return measure_tile_exponentials<sums_as<op>, keep>(run, tile, begin, end);
+    return measure_tile_exponentials<sums_as<op>, keep>(run, tile, begin, end);
 }
 
 template <class T>
@@ -286,10 +235,6 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
         conclude_logsumexp(run, first, count, measured);
     } else if constexpr (loss) {
         write_tile_losses<op, T, keep>(run, tile, first, count, measured, labels, scores);
-    } else {
-        with_transform_gradient<op>(measured, run.temperature, [&](auto gradient) __attribute__((always_inline)) {
-            for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, gradient(tile.score(c), tile.gradient(c)));
-        });
     }
 }
 
@@ -302,9 +247,8 @@ void tiles(const Run& run) {
             ahead.data += first / lanes * ahead.tile_stride;
             return ahead;
         };
-        const T* dy = is_gradient<op> ? reinterpret_cast<const T*>(run.dy.data) + offset : nullptr;
-        const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset, dy, of_tile(run.scores_ahead),
-                              of_tile(run.dy_ahead), of_tile(run.results_ahead)};
+        const Tile<T> tile = {reinterpret_cast<T*>(run.x.data) + offset, of_tile(run.scores_ahead),
+                              of_tile(run.results_ahead)};
         const int count = static_cast<int>(left < lanes ? left : lanes);
         if (may_keep<op> && run.classes <= fastsoftmax::block_classes && !run.terms)
             compute_tile<op, T, may_keep<op>>(run, tile, first, count);

@@ -1,0 +1,467 @@
+// The gradients of the transforms by their input. Of each slice they need one sum: of y dy, or of dy where log_softmax
+// is the transform. Rows and tiles share what is here, so that both get the same bits.
+#pragma once
+
+#include "../statistics.hpp"
+
+namespace {
+
+// The sums of as many slices as a pack has lanes, in units of 2^reference.
+template <class T>
+struct GradientSums {
+    Wide<T> sum;
+    Pack<T> reference;
+};
+
+template <class T>
+inline Statistics statistics_of(const GradientSums<T>& sums, int i) {
+    Statistics s = {};
+    s.reference = static_cast<double>(lane(sums.reference, i));
+    get_lane<T>(s.rest, sums.sum, i);
+    return s;
+}
+
+template <class T>
+inline GradientSums<T> sums_of(const Statistics* slices, int count) {
+    constexpr int lanes = Pack<T>::lanes;
+    T reference[lanes] = {};
+    double rest[2][lanes] = {};
+    for (int i = 0; i < count; ++i) {
+        reference[i] = static_cast<T>(slices[i].reference);
+        for (int k = 0; k < 2; ++k) rest[k][i] = slices[i].rest[k];
+    }
+    return {load_wide<T>(rest[0], rest[1]), load_pack<T>(reference)};
+}
+
+// floor(log2|a|) of normal numbers, -1023 of 0, 1024 of what is not finite.
+template <int packs>
+FASTSOFTMAX_INLINE Pack<double, packs> exponent_of(Pack<double, packs> a) {
+    using Bits = Pack<std::int64_t, packs>;
+    const Bits field = shift_right(bit_cast<std::int64_t>(a), 52) & broadcast<std::int64_t, packs>(0x7ff);
+    return bit_cast<double>(field | bit_cast<std::int64_t>(broadcast<double, packs>(0x1p52))) -
+           broadcast<double, packs>(0x1p52 + 1023);
+}
+
+// If a sum of finite numbers is not finite, it is summed anew in units of 2^`far_unit`, where it cannot overflow.
+constexpr double far_unit = 64;
+
+template <int packs>
+FASTSOFTMAX_INLINE Mask<double, packs> finite(Pack<double, packs> a) {
+    return equal(a - a, broadcast<double, packs>(0));
+}
+FASTSOFTMAX_INLINE bool all_finite(Pack<double> a) { return lane_bits(finite(a)) == (1u << Pack<double>::lanes) - 1; }
+
+// A sum in units of 2^reference, one slice a lane: in units of 2^`unit`.
+FASTSOFTMAX_INLINE Wide<double> in_unit(Wide<double> sum, double reference, double unit) {
+    const Pack<double> scale = power_of_two(broadcast(reference - unit));
+    return {sum.high * scale, sum.low * scale};
+}
+
+// Sums that are not finite, from the same ones in units of 2^far_unit, where those are.
+FASTSOFTMAX_INLINE void set_far_sums(GradientSums<double>& sums, Wide<double> far) {
+    const Mask<double> mended = select(finite(sums.sum.high), broadcast<std::int64_t>(0), finite(far.high));
+    sums.sum = select(mended, far, sums.sum);
+    sums.reference = select(mended, broadcast(far_unit), sums.reference);
+}
+
+// Two blocks of one slice as one.
+FASTSOFTMAX_ONCE void merge_sums(const Run&, Statistics& left, const Statistics& right) {
+    double unit = left.reference < right.reference ? right.reference : left.reference;
+    const auto sum = [&](double in) {
+        return in_unit(broadcast2(left.rest), left.reference, in) +
+               in_unit(broadcast2(right.rest), right.reference, in);
+    };
+    Wide<double> total = sum(unit);
+    if (unit == 0 && !all_finite(total.high)) {
+        // The error of an infinite sum is NaN; the sum itself is right.
+        total = widen(broadcast(left.rest[0] + right.rest[0]));
+        const Wide<double> far = sum(far_unit);
+        if (all_finite(far.high)) {
+            unit = far_unit;
+            total = far;
+        }
+    }
+    set(left.rest, total);
+    left.reference = unit;
+}
+
+// The partial sums of the terms of packs in memory: y dy or dy. With `far` in units of 2^far_unit.
+template <Operation op, class T, bool far = false>
+class TermSums;
+
+// In spans of four floats on every target: two conversions to 32 bytes take Zen 4 less time than one to 64.
+template <Operation op>
+class TermSums<op, float> {
+  public:
+    FASTSOFTMAX_INLINE void add(const float* x, const float* dy) {
+        for (int k = 0; k < 4; ++k) add_span(k, x + 4 * k, dy + 4 * k);
+    }
+
+    // The first `count` of a pack.
+    FASTSOFTMAX_INLINE void add(const float* x, const float* dy, std::ptrdiff_t count) {
+        for (int k = 0; k < 4 && count > 0; ++k, count -= 4) {
+            if (count < 4)
+                add_first_of_span(k, x + 4 * k, dy + 4 * k, count);
+            else
+                add_span(k, x + 4 * k, dy + 4 * k);
+        }
+    }
+
+    // A row of `spans` spans, with `last` numbers in the last one.
+    template <int spans>
+    FASTSOFTMAX_INLINE void add_row(const float* x, const float* dy, std::ptrdiff_t last) {
+        constexpr int k = spans - 1;
+        for (int i = 0; i < k; ++i) add_span(i % 4, x + 4 * i, dy + 4 * i);
+        add_first_of_span(k % 4, x + 4 * k, dy + 4 * k, last);
+    }
+
+    FASTSOFTMAX_INLINE Wide<float> total() const { return joined(sums_); }
+
+  private:
+    Four sums_[4] = {};
+
+    FASTSOFTMAX_INLINE void add_span(int k, const float* x, const float* dy) {
+        if constexpr (op == Operation::softmax_grad)
+            sums_[k] = multiply_add(load_four(x), load_four(dy), sums_[k]);
+        else
+            sums_[k] += load_four(dy);
+    }
+    FASTSOFTMAX_INLINE void add_first_of_span(int k, const float* x, const float* dy, std::ptrdiff_t count) {
+        if constexpr (op == Operation::softmax_grad)
+            sums_[k] = multiply_add(load_first_of_four(x, count), load_first_of_four(dy, count), sums_[k]);
+        else
+            sums_[k] += load_first_of_four(dy, count);
+    }
+};
+
+template <Operation op, bool far>
+class TermSums<op, double, far> {
+  public:
+    FASTSOFTMAX_INLINE void add(const double* x, const double* dy) {
+        add_terms(load_pack<double>(x), load_pack<double>(dy));
+    }
+    FASTSOFTMAX_INLINE void add(const double* x, const double* dy, std::ptrdiff_t count) {
+        add_terms(load_first(x, count, 0.0), load_first(dy, count, 0.0));
+    }
+
+    FASTSOFTMAX_INLINE Wide<double> total() const { return sum_; }
+
+  private:
+    Wide<double> sum_ = widen(broadcast(0.0));
+
+    FASTSOFTMAX_INLINE void add_terms(Pack<double> x, Pack<double> dy) {
+        if constexpr (far) dy = dy * power_of_two(broadcast(-far_unit));
+        if constexpr (op == Operation::softmax_grad)
+            add_product_to(sum_, x, dy);
+        else
+            add_to(sum_, dy);
+    }
+};
+
+// No log-probability is above 0; what is passed as one may be, and must not leave the exponent's range.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> bounded_log_probability(Pack<T> x) {
+    constexpr T highest = 40;
+    return min(broadcast(highest), x);
+}
+
+// The vector-Jacobian products of the transforms, from the sum over the slice: y (dy - sum) / temperature with y =
+// softmax(x), (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Where float is computed, in double,
+// rounded once. Error of doubles: 3 ULP of |y| (|dy| + |sum|), of the three roundings up to 1 each where the result's
+// digits are nearly 2 (2.22 seen, three classes of like size); 2 ULP of |dy| + exp(logp) |sum| (1.6 seen), 3 with a
+// temperature.
+template <Operation op, class T>
+struct TransformGradient {
+    Doubles<T> high, low;
+    double temperature;
+    Exponential<T, true> exp;
+
+    FASTSOFTMAX_INLINE TransformGradient(const GradientSums<T>& sums, double temperature)
+        : temperature(temperature), exp(broadcast(T(0))) {
+        constexpr double unscale =
+            op == Operation::softmax_grad ? 1 : 1 / (sizeof(T) == 4 ? 0x1p64 : 0x1p200);  // 2^-bias
+        if constexpr (sizeof(T) == 4) {
+            high = sums.sum * doubles<T>(unscale);
+            low = doubles<T>(0);
+        } else {
+            Pack<double> factor = broadcast(unscale);
+            if constexpr (op == Operation::log_softmax_grad) {
+                // A sum that this would make subnormal stays as it is, and its exponentials go without the bias.
+                const Mask<double> little = less(max(sums.sum.high, -sums.sum.high), broadcast(0x1p-500));
+                factor = select(little, broadcast(1.0), factor);
+                exp = Exponential<double, true>(
+                    select(little, broadcast(double{ExpConstants<double>::exponent_bias}), broadcast(0.0)));
+            }
+            high = sums.sum.high * factor;
+            low = sums.sum.low * factor;
+        }
+    }
+
+    FASTSOFTMAX_INLINE TransformGradient(const TransformGradient& all, int i)
+        : high(spread(all.high, i)), low(spread(all.low, i)), temperature(all.temperature), exp(all.exp, i) {}
+
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> x, Pack<T> dy) const {
+        if constexpr (op == Operation::log_softmax_grad) x = exp(bounded_log_probability(x)).rounded();
+        const Doubles<T> a = to_doubles(x), b = to_doubles(dy);
+        Doubles<T> value;
+        if constexpr (op == Operation::log_softmax_grad)
+            value = fma(-a, high, b) - a * low;
+        else
+            value = a * ((b - high) - low);
+        return temperature == 1 ? narrow(value) : over_temperature(value);
+    }
+
+  private:
+    // A reciprocal would cost doubles a rounding; in float's digits it does not show.
+    FASTSOFTMAX_INLINE Pack<T> over_temperature(Doubles<T> value) const {
+        if constexpr (sizeof(T) == 8)
+            return value / broadcast(temperature);
+        else
+            return narrow(value * doubles<T>(1 / temperature));
+    }
+};
+
+// A sum in two floats, to 2^-46, the first of them near `part` of it. That stays finite; an infinite sum is so in the
+// second.
+FASTSOFTMAX_INLINE Two<Pack<float>> finite_in_two(Wide<float> sum, double part) {
+    const Doubles<float> largest = doubles<float>(0x1.fffffep127);
+    const Pack<float> high = to_float(max(-largest, min(largest, sum * doubles<float>(part))));
+    return {high, to_float(sum - to_double(high))};
+}
+
+// The same in float, at temperature 1.
+template <Operation op>
+struct PlainTransformGradient;
+
+// y (dy - sum). Error: 2 ULP of |y| (|dy| + |sum|), where the result's digits are nearly 2: up to 1 of the difference,
+// to which the low part has added no more than half of that, and the rounding.
+template <>
+struct PlainTransformGradient<Operation::softmax_grad> {
+    Two<Pack<float>> sum;
+
+    FASTSOFTMAX_INLINE explicit PlainTransformGradient(Wide<float> sum) : sum(in_two(sum)) {}
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, int i)
+        : sum{spread(all.sum.high, i), spread(all.sum.low, i)} {}
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, Pack<std::int32_t> slices)
+        : sum{permuted(all.sum.high, slices), permuted(all.sum.low, slices)} {}
+
+    // Each argument is used once: compilers load what is used twice from memory twice.
+    FASTSOFTMAX_INLINE Pack<float> operator()(Pack<float> y, Pack<float> dy) const {
+        return y * ((dy - sum.low) - sum.high);
+    }
+};
+
+// dy - exp(logp) sum. Error: 1.56 ULP of |dy| + exp(logp) |sum|: 1.06 of the exponential, where the result's digits are
+// nearly 2 and dy is little, and the rounding; adding the low part to dy loses less than the exponential does of as
+// much.
+template <>
+struct PlainTransformGradient<Operation::log_softmax_grad> {
+    Exponential<float, true> exp;  // times a power of two
+    Two<Pack<float>> minus;        // the sum, over the same
+
+    FASTSOFTMAX_INLINE explicit PlainTransformGradient(Wide<float> sum) : PlainTransformGradient(sum, reference(sum)) {}
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, int i)
+        : exp(all.exp, i), minus{spread(all.minus.high, i), spread(all.minus.low, i)} {}
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, Pack<std::int32_t> slices)
+        : exp(all.exp, slices), minus{permuted(all.minus.high, slices), permuted(all.minus.low, slices)} {}
+
+    FASTSOFTMAX_LONG Pack<float> operator()(Pack<float> logp, Pack<float> dy) const {
+        const Pack<float> e = exp(bounded_log_probability(logp)).rounded();
+        return fma(e, minus.high, fma(e, minus.low, dy));
+    }
+
+  private:
+    static constexpr double bias = ExpConstants<float>::exponent_bias;
+
+    // Exponentials that vanish are to be those whose product with the sum would: 2^26 over the sum is their power of
+    // two, if not above 2^64, so that they do not overflow.
+    FASTSOFTMAX_INLINE static Doubles<float> reference(Wide<float> sum) {
+        const Doubles<float> most = doubles<float>(bias - 26);
+        return most - max(doubles<float>(-149), min(most, exponent_of(sum)));
+    }
+
+    FASTSOFTMAX_INLINE PlainTransformGradient(Wide<float> total, Doubles<float> reference) : exp(to_float(reference)) {
+        const Doubles<float> scale = power_of_two(reference - doubles<float>(bias));
+        // Of one sign, so that dy with the low part overflows only where the result does.
+        minus = finite_in_two(-total * scale, 1 - 0x1p-23);
+    }
+};
+
+FASTSOFTMAX_INLINE bool all_below(Pack<double> size, double limit) {
+    return lane_bits(less(size, broadcast(limit))) == (1u << Pack<double>::lanes) - 1;
+}
+
+// From which sum on those formulas fall short: dy - sum overflows, or exponentials vanish whose product with the sum,
+// over the temperature, does not.
+template <Operation op, class T>
+constexpr double far_from(double temperature) {
+    if (op == Operation::softmax_grad) return sizeof(T) == 4 ? 0x1p100 : 0x1p960;
+    return (sizeof(T) == 4 ? 0x1p38 : 0x1p140) * (temperature < 1 ? temperature : 1);
+}
+
+template <Operation op, class T>
+FASTSOFTMAX_INLINE bool any_far(Wide<T> sum, double temperature) {
+    // Double holds all of this that is float.
+    if (op == Operation::softmax_grad && sizeof(T) == 4 && temperature != 1) return false;
+    const double least = far_from<op, T>(temperature);
+    // A NaN, which makes all of its slice one, may be passed over.
+    if constexpr (sizeof(T) == 4)
+        return !all_below(max(max(part(sum, 0), -part(sum, 0)), max(part(sum, 1), -part(sum, 1))), least);
+    else
+        return !all_below(max(sum.high, -sum.high), least);
+}
+
+// The same for slices with such sums; other slices beside them keep their bits.
+template <Operation op, class T>
+struct FarTransformGradient;
+
+// What is computed of a part, 1 / `back`, over a temperature.
+FASTSOFTMAX_INLINE Pack<double> over_temperature(Pack<double> value, Pack<double> back, double temperature) {
+    if (temperature < 4) return value / broadcast(temperature) * back;
+    return value / (broadcast(temperature) / back);
+}
+
+// 4 y (dy / 4 - sum / 4): where dy - sum overflows, the result, of a probability y, need not.
+template <class T>
+struct FarTransformGradient<Operation::softmax_grad, T> {
+    Pack<T> scale, back;
+    Two<Pack<T>> sum;  // scaled
+    double temperature;
+
+    FASTSOFTMAX_INLINE FarTransformGradient(const GradientSums<T>& sums, double temperature)
+        : temperature(temperature) {
+        const Pack<T> size = max(narrow(sums.sum), -narrow(sums.sum)), one = broadcast(T(1));
+        const Mask<T> near =
+            less(size, broadcast(sizeof(T) == 4 ? T(0x1p100) : T(0x1p960))) & equal(sums.reference, broadcast(T(0)));
+        scale = select(near, one, broadcast(T(0.25)));
+        back = select(near, one, broadcast(T(4)));
+        if constexpr (sizeof(T) == 4) {
+            sum = finite_in_two(sums.sum * to_doubles(scale), 1);
+        } else {
+            const Pack<double> unit = scale * power_of_two(sums.reference);
+            sum = {sums.sum.high * unit, sums.sum.low * unit};
+        }
+    }
+
+    FASTSOFTMAX_INLINE FarTransformGradient(const FarTransformGradient& all, int i)
+        : scale(spread(all.scale, i)),
+          back(spread(all.back, i)),
+          sum{spread(all.sum.high, i), spread(all.sum.low, i)},
+          temperature(all.temperature) {}
+
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> y, Pack<T> dy) const {
+        if constexpr (sizeof(T) == 4) {
+            return y * back * ((dy * scale - sum.low) - sum.high);
+        } else {
+            const Pack<double> value = y * ((dy * scale - sum.high) - sum.low);
+            return temperature == 1 ? value * back : over_temperature(value, back, temperature);
+        }
+    }
+};
+
+// Where exponentials vanish, dy - exp(logp) sum with the exponent apart; where what is subtracted, or the difference,
+// overflows, of a part of both.
+template <class T>
+struct FarTransformGradient<Operation::log_softmax_grad, T> {
+    static constexpr auto op = Operation::log_softmax_grad;
+    TransformGradient<op, T> gradient;
+    Wide<T> sum;
+    Pack<T> reference;
+    Mask<T> far;
+
+    FASTSOFTMAX_INLINE FarTransformGradient(const GradientSums<T>& sums, double temperature)
+        : gradient(sums, temperature), sum(sums.sum), reference(sums.reference) {
+        const Doubles<T> least = doubles<T>(far_from<op, T>(temperature));
+        if constexpr (sizeof(T) == 4) {
+            far = to_int32(less(least, max(sum, -sum)) & finite(sum));
+        } else {
+            far = (less(least, max(sum.high, -sum.high)) & finite(sum.high)) | less(broadcast(0.0), sums.reference);
+            gradient.high = gradient.high * power_of_two(sums.reference);
+            gradient.low = gradient.low * power_of_two(sums.reference);
+        }
+    }
+
+    FASTSOFTMAX_INLINE FarTransformGradient(const FarTransformGradient& all, int i)
+        : gradient(all.gradient, i), reference(spread(all.reference, i)), far(spread(all.far, i)) {
+        if constexpr (sizeof(T) == 4)
+            sum = spread(all.sum, i);
+        else
+            sum = {spread(all.sum.high, i), spread(all.sum.low, i)};
+    }
+
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> logp, Pack<T> dy) const {
+        const Pack<T> near = nearly(logp, dy);
+        const Mask<T> vanishing = far & less(logp, broadcast(T(sizeof(T) == 4 ? -130 : -840)));
+        if (lane_bits(vanishing) == 0) return near;
+        const Pack<T> value = farther(logp, dy);
+        // Of what vanishes all the same, the sign is that of the rest.
+        return select(vanishing & less(broadcast(T(0)), max(value, -value)), value, near);
+    }
+
+  private:
+    FASTSOFTMAX_INLINE Pack<float> nearly(Pack<float> logp, Pack<float> dy) const {
+        if (gradient.temperature == 1) return PlainTransformGradient<op>(sum)(logp, dy);
+        return gradient(logp, dy);
+    }
+
+    FASTSOFTMAX_INLINE Pack<double> nearly(Pack<double> logp, Pack<double> dy) const {
+        const Pack<double> e = gradient.exp(bounded_log_probability(logp)).rounded();
+        // Of numbers as small as this a part might lose digits.
+        const Pack<double> one = broadcast(1.0), little = broadcast(0x1p-900), subtracted = e * gradient.high;
+        const Mask<double> small = less(max(dy, -dy), little) & less(max(subtracted, -subtracted), little);
+        const Mask<double> in_unit = less(broadcast(0.0), reference);
+        const Pack<double> part = select(in_unit, broadcast(0x1p-66), broadcast(0.25));
+        const Pack<double> scale = select(far, select(small, one, part), one), back = one / scale;
+        const Pack<double> value = fma(-e, gradient.high * scale, dy * scale) - e * (gradient.low * scale);
+        return gradient.temperature == 1 ? value * back : over_temperature(value, back, gradient.temperature);
+    }
+
+    // exp(logp) sum 2^raise, logp not below -4000.
+    FASTSOFTMAX_INLINE static Pack<double> product(Pack<double> logp, Pack<double> sum, Pack<double> raise) {
+        logp = max(broadcast(-4000.0), logp);
+        const Pack<double> n = round_to_integer(logp * broadcast(ExpConstants<double>::log2e));
+        // Half of the sum, since the exponential's mantissa may be above 1.
+        const Pack<double> mantissa = exp_reduced(widen(logp), n).high * (sum * broadcast(0.5));
+        return times_power(mantissa, n + raise + broadcast(1.0));
+    }
+
+    FASTSOFTMAX_INLINE Pack<float> farther(Pack<float> logp, Pack<float> dy) const {
+        const auto half = [&](Pack<double> x, Pack<double> d, Pack<double> s) __attribute__((always_inline)) {
+            return (d - product(x, s, broadcast(0.0))) / broadcast(gradient.temperature);
+        };
+        const Doubles<float> x = to_double(logp), d = to_double(dy);
+        return to_float(joined(half(part(x, 0), part(d, 0), part(sum, 0)), half(part(x, 1), part(d, 1), part(sum, 1))));
+    }
+
+    // Both terms are raised by 2^1060, so that neither is subnormal before it is divided by the temperature. Beside a
+    // larger dy the other term is nothing.
+    FASTSOFTMAX_INLINE Pack<double> farther(Pack<double> logp, Pack<double> dy) const {
+        const Pack<double> raise = broadcast(1060.0);
+        const Pack<double> difference = times_power(dy, raise) - product(logp, sum.high, reference + raise);
+        const Pack<double> whole = broadcast(gradient.temperature);
+        const Mask<double> tiny = less(whole, broadcast(0x1p-1000));
+        const Pack<double> normal = select(tiny, whole * broadcast(0x1p100), whole);
+        const Pack<double> exponent = exponent_of(normal);
+        const Pack<double> quotient = difference / times_power(normal, -exponent);
+        const Pack<double> lowered = select(tiny, broadcast(100.0), broadcast(0.0)) - exponent - raise;
+        const Pack<double> value = times_power(quotient, lowered);
+        return select(less(max(dy, -dy), broadcast(0x1p-60)), value, broadcast(0.0));
+    }
+};
+
+// Calls body(gradient) with the one of these that is needed.
+template <Operation op, class T, class Body>
+FASTSOFTMAX_INLINE void with_transform_gradient(const GradientSums<T>& sums, double temperature, Body body) {
+    bool far = any_far<op, T>(sums.sum, temperature);
+    if constexpr (sizeof(T) == 8) far = far || fold_max(sums.reference) > 0;
+    if (far) return body(FarTransformGradient<op, T>(sums, temperature));
+    if constexpr (sizeof(T) == 4)
+        if (temperature == 1) return body(PlainTransformGradient<op>(sums.sum));
+    body(TransformGradient<op, T>(sums, temperature));
+}
+
+}  // namespace
