@@ -49,7 +49,8 @@ bool Batch::shares_slices(int threads) const {
 
 // The array in `role` as rows of the kernel, from class `origin` on.
 Strided Batch::strided(Role role, const Offsets& at, std::ptrdiff_t origin) const {
-    return {plan.slices.arrays[role].data + at[role] + origin * plan.width(), plan.slices.batch.last().strides[role]};
+    const Array& array = plan.slices.arrays[role];
+    return {array.data + at[role] + origin * bytes_of(array.type), plan.slices.batch.last().strides[role]};
 }
 
 // Where tiles of the array in `role` lie, from `slices` slices on.
@@ -74,29 +75,26 @@ void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptr
     const Workspace workspace = plan.workspace(memory);
     prepare(run, workspace);
     run.slices = length;
-    plan.in_type([&]<class T> {
-        const Loops<T>& k = loops<T>(kernel);
-        if (plan.loop == Loop::rows) {
-            run.x = strided(Role::scores, first, 0);
-            if (signature_.second) run.dy = strided(Role::second, first, 0);
-            if (signature_.output) run.out = strided(Role::output, first, 0);
-            return k.rows(run);
-        }
-        const std::ptrdiff_t stride = plan.classes * plan.width();
-        run.x = run.out = {workspace.x, stride};
-        run.dy = {workspace.second, stride};
-        transport.gather(Role::scores, first, length, workspace.x);
-        if (signature_.second) transport.gather(Role::second, first, length, workspace.second);
-        if (plan.loop == Loop::tiles) {
-            run.scores_ahead = ahead(Role::scores, first, length);
-            if (signature_.second) run.dy_ahead = ahead(Role::second, first, length);
-            run.results_ahead = signature_.output ? ahead(Role::output, first, 0) : run.scores_ahead;
-            k.tiles(run);
-        } else {
-            k.rows(run);
-        }
-        if (signature_.output) transport.scatter(first, length, workspace.x);
-    });
+    if (plan.loop == Loop::rows) {
+        run.x = strided(Role::scores, first, 0);
+        if (signature_.second) run.dy = strided(Role::second, first, 0);
+        if (signature_.output) run.out = strided(Role::output, first, 0);
+        return kernel.rows[plan.slices.arrays[Role::scores].type](run);
+    }
+    const std::ptrdiff_t stride = plan.classes * plan.width();
+    run.x = run.out = {workspace.x, stride};
+    run.dy = {workspace.second, stride};
+    transport.gather(Role::scores, first, length, workspace.x);
+    if (signature_.second) transport.gather(Role::second, first, length, workspace.second);
+    if (plan.loop == Loop::tiles) {
+        run.scores_ahead = ahead(Role::scores, first, length);
+        if (signature_.second) run.dy_ahead = ahead(Role::second, first, length);
+        run.results_ahead = signature_.output ? ahead(Role::output, first, 0) : run.scores_ahead;
+        plan.in_type([&]<class T> { loops<T>(kernel).tiles(run); });
+    } else {
+        kernel.rows[plan.computed()](run);
+    }
+    if (signature_.output) transport.scatter(first, length, workspace.x);
 }
 
 // The score of slice i's label, 0 without one.

@@ -72,12 +72,17 @@ void Plan::sort_batch() {
 
 bool Plan::rows_in_place(const Signature& signature) const {
     if (slices.has(Role::mask) || slices.classes.count > 1) return false;
-    const auto aligned = [&](std::ptrdiff_t place) { return (place & (width() - 1)) == 0; };
+    const ElementType type = slices.arrays[Role::scores].type;
+    // Halves in blocks are gathered.
+    const bool halves = in_float && signature.rows_of_halves && classes <= block_classes;
+    if (type != computed() && !halves) return false;
+    const std::ptrdiff_t bytes = bytes_of(type);
+    const auto aligned = [&](std::ptrdiff_t place) { return (place & (bytes - 1)) == 0; };
     for (const Role role : {Role::scores, Role::second, Role::output}) {
         if ((role == Role::second && !signature.second) || (role == Role::output && !signature.output)) continue;
         const Array& array = slices.arrays[role];
-        if (array.type != (in_float ? ElementType::float32 : ElementType::float64) || array.swapped) return false;
-        if (slices.classes.last().strides[role] != width()) return false;
+        if (array.type != type || array.swapped) return false;
+        if (slices.classes.last().strides[role] != bytes) return false;
         if (!aligned(reinterpret_cast<std::intptr_t>(array.data))) return false;
         for (int i = 0; i < slices.batch.count; ++i)
             if (!aligned(slices.batch.axis[i].strides[role])) return false;
@@ -89,7 +94,8 @@ bool Plan::rows_in_place(const Signature& signature) const {
 bool Plan::takes_rows(const Signature& signature, double temperature) const {
     if (!rows_in_place(signature)) return false;
     if (classes > few_classes) return true;
-    bool dense = signature.second && in_float && temperature == 1 && slices.batch.count > 0;
+    bool dense = signature.second && slices.arrays[Role::scores].type == ElementType::float32 && temperature == 1 &&
+                 slices.batch.count > 0;
     for (const Role role : {Role::scores, Role::second, Role::output})
         dense = dense && slices.batch.last().strides[role] == classes * width();
     return dense;

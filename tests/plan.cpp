@@ -21,7 +21,8 @@ int failures = 0;
     } while (false)
 
 constexpr Signature transform = {.name = "transform", .output = true, .keeps_exponentials = true, .state = 10};
-constexpr Signature gradient = {.name = "gradient", .second = true, .output = true, .state = 10};
+constexpr Signature gradient = {
+    .name = "gradient", .second = true, .output = true, .rows_of_halves = true, .state = 10};
 constexpr Signature reduction = {.name = "reduction", .value = PerSlice::one, .sign = PerSlice::one, .state = 10};
 constexpr Signature several = {.name = "several", .value = PerSlice::own, .state = 10};
 
@@ -96,6 +97,31 @@ void few_classes_and_neighbouring_slices_go_through_tiles() {
 void masks_and_other_types_are_gathered() {
     const Case masked = {.batch = {10}, .classes = 100, .masked = true}, half = {{10}, 100, ElementType::float16};
     for (const Case& c : {masked, half}) EXPECT(Plan(transform, c.slices(transform), {}).loop == Loop::gathered_rows);
+}
+
+void rows_of_halves_stay_in_place_where_a_loop_reads_them() {
+    for (const ElementType half : {ElementType::float16, ElementType::bfloat16}) {
+        const auto loop = [](const Signature& signature, const Slices& slices, double temperature = 1) {
+            return Plan(signature, slices, {.temperature = temperature}).loop;
+        };
+        const Slices rows = Case{{10}, 100, half}.slices(gradient);
+        EXPECT(loop(gradient, rows) == Loop::rows);
+        EXPECT(Plan(gradient, rows, {}).workspace_size() == 0);
+        EXPECT(loop(transform, Case{{10}, 100, half}.slices(transform)) == Loop::gathered_rows);
+        EXPECT(loop(gradient, rows, 1e-40) == Loop::gathered_rows);
+        EXPECT(loop(gradient, Case{{10}, 100, half, false, true}.slices(gradient)) == Loop::gathered_rows);
+        EXPECT(loop(gradient, Case{{10}, 16'385, half}.slices(gradient)) == Loop::gathered_rows);
+        EXPECT(loop(gradient, Case{{10}, 10, half}.slices(gradient)) == Loop::tiles);
+        for (const Role role : {Role::scores, Role::second, Role::output}) {
+            Slices mixed = rows, unaligned = rows, apart = rows, swapped = rows;
+            mixed.arrays[role].type = half == ElementType::float16 ? ElementType::bfloat16 : ElementType::float16;
+            unaligned.arrays[role].data += 1;
+            apart.batch.axis[0].strides[role] += 1;
+            swapped.arrays[role].swapped = true;
+            for (const Slices& slices : {mixed, unaligned, apart, swapped})
+                EXPECT(loop(gradient, slices) == Loop::gathered_rows);
+        }
+    }
 }
 
 void long_slices_are_taken_in_blocks_unless_they_must_be_whole() {
@@ -177,6 +203,7 @@ const struct {
 } promises[] = {
     PROMISE(contiguous_rows_stay_in_place),
     PROMISE(few_classes_and_neighbouring_slices_go_through_tiles),
+    PROMISE(rows_of_halves_stay_in_place_where_a_loop_reads_them),
     PROMISE(masks_and_other_types_are_gathered),
     PROMISE(long_slices_are_taken_in_blocks_unless_they_must_be_whole),
     PROMISE(temperatures_beyond_float_are_computed_in_double),

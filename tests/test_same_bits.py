@@ -6,6 +6,7 @@ import fastsoftmax as fs
 import numpy as np
 import pytest
 from arrays import CALLS, FLOATING, LAYOUTS, LOSSES, Inputs, assert_all_same_bits, assert_same_bits, results
+from ml_dtypes import finfo
 
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 each_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
@@ -46,6 +47,38 @@ def test_in_every_layout(call, dtype):
         wanted = call(fs, inputs, -1)
         for layout in LAYOUTS.values():
             assert_all_same_bits(call(fs, inputs.map(layout), -1), wanted)
+
+
+def of_every_size(rng, shape, dtype):
+    """Products of two overflow here and there, and some are less than the least of all numbers; then a few NaN."""
+    info = finfo(dtype)
+    scale = np.exp2(rng.integers(int(info.minexp), int(info.maxexp), shape) // rng.choice([1, 2, 9], (shape[0], 1)))
+    with np.errstate(over="ignore"):
+        x = (rng.normal(size=shape) * scale).astype(dtype)
+    x[-1, rng.integers(shape[1])] = rng.choice([np.nan, np.inf, -np.inf])
+    return x
+
+
+@pytest.mark.core
+@each_dtype
+@pytest.mark.parametrize("function", [fs.softmax_grad, fs.log_softmax_grad])
+def test_gradients_of_rows_of_every_length_are_those_of_elements_apart(function, dtype, rng):
+    for classes in [*range(1, 200), 1000, 1001, 16_384, 16_385]:
+        rows = 6 if classes < 1000 else 3
+        y, dy = (of_every_size(rng, (rows, classes), dtype) for _ in range(2))
+        apart = [np.repeat(a, 2, axis=1)[:, ::2] for a in (y, dy)]
+        with np.errstate(all="ignore"):
+            wanted = function(*apart)
+            assert_same_bits(function(y, dy), wanted)
+            for gap in (1, 3):  # between rows, which then begin anywhere in a cache line
+                room = np.zeros((3, rows, classes + gap), dtype)
+                y_rows, dy_rows, out = room[:, :, gap:]
+                y_rows[...], dy_rows[...] = y, dy
+                assert_same_bits(function(y_rows, dy_rows, out=out), wanted)
+                assert not room[:, :, :gap].any()
+                assert_same_bits(function(y_rows, dy, out=y_rows), wanted)
+                assert_same_bits(function(y, dy_rows, out=dy_rows), wanted)
+                assert not room[:, :, :gap].any()
 
 
 @pytest.mark.core

@@ -259,6 +259,17 @@ def test_dtype_widens_without_rounding_to_the_input_first(dtype, wanted, rng):
     assert_within(1, got, exact.logsumexp, np.maximum(abs(exact.logsumexp), abs(exact.peak[:, 0])))
 
 
+def test_products_of_bfloat16_below_the_least_float_count():
+    least = 2.0**-133
+    y = np.full(16_001, 2.0**-15)
+    y[0] = 0.5
+    dy = np.full_like(y, 8 * least)
+    dy[0] = 0
+    # y[0] * sum is 0.5 * 16000 * 2^-15 * 8 = 1.95 times the least number.
+    gradient = fs.softmax_grad(y.astype(bfloat16), dy.astype(bfloat16))
+    assert gradient[0] == -2 * least
+
+
 @pytest.mark.parametrize(("y", "dy"), [(np.float32, np.float64), (np.float64, np.float32), (bfloat16, np.float32)])
 def test_a_gradient_has_the_dtype_of_what_comes_from_behind(y, dy, rng):
     y, dy = fs.softmax(rng.normal(size=(4, 6))).astype(y), rng.normal(size=(4, 6)).astype(dy)

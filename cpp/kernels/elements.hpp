@@ -14,6 +14,17 @@ FASTSOFTMAX_INLINE Pack<Compute<E>> load(const E* p) {
         return load_halves(p);
 }
 
+// As bfloat16 in the upper half of each lane.
+template <bool may_be_nan = true>
+FASTSOFTMAX_INLINE Pack<std::int32_t> rounded_to_bfloat16(Pack<float> a) {
+    using Bits = Pack<std::int32_t>;
+    const Bits bits = bit_cast<std::int32_t>(a);
+    const Bits odd = shift_right(bits, 16) & broadcast<std::int32_t>(1);
+    const Bits rounded = bits + broadcast<std::int32_t>(0x7fff) + odd;
+    if constexpr (!may_be_nan) return rounded;
+    return select(equal(a, a), rounded, bits | broadcast<std::int32_t>(0x400000));
+}
+
 template <class E>
 FASTSOFTMAX_INLINE void store(E* p, Pack<Compute<E>> a) {
     if constexpr (std::is_same_v<E, Compute<E>>) {
@@ -21,23 +32,20 @@ FASTSOFTMAX_INLINE void store(E* p, Pack<Compute<E>> a) {
     } else if constexpr (std::is_same_v<E, Half>) {
         store_halves(p, a);
     } else {
-        using Bits = Pack<std::int32_t>;
-        const Bits bits = bit_cast<std::int32_t>(a);
-        const Bits odd = shift_right(bits, 16) & broadcast<std::int32_t>(1);
-        const Bits rounded = bits + broadcast<std::int32_t>(0x7fff) + odd;
-        store_upper_halves(p, select(equal(a, a), rounded, bits | broadcast<std::int32_t>(0x400000)));
+        store_upper_halves(p, rounded_to_bfloat16(a));
     }
 }
 
-// The first `count` (less than a pack) elements; the other lanes are `fill`. Nothing beyond is read.
+// The first `count` elements (less than a pack, and of halves at least one); the other lanes are `fill`. Nothing beyond
+// is read.
 template <class E>
 FASTSOFTMAX_INLINE Pack<Compute<E>> load_first(const E* p, std::ptrdiff_t count, Compute<E> fill) {
     if constexpr (std::is_same_v<E, Compute<E>>) {
         return load_first_lanes(p, count, fill);
     } else {
-        E elements[Pack<Compute<E>>::lanes];
-        for (E& element : elements) element = from_compute<E>(fill);
-        copy_elements(elements, p, count);
+        E elements[Pack<std::uint16_t>::lanes];
+        const auto* bits = reinterpret_cast<const std::uint16_t*>(p);
+        store_pack(elements, load_first_lanes(bits, count, from_compute<E>(fill).bits));
         return load(elements);
     }
 }
@@ -50,6 +58,44 @@ FASTSOFTMAX_INLINE void store_first(E* p, Pack<Compute<E>> a, std::ptrdiff_t cou
         E elements[Pack<Compute<E>>::lanes];
         store(elements, a);
         copy_elements(p, elements, count);
+    }
+}
+
+// The elements that a loop takes at a time, where their order is of no weight: a pack, or of bfloat16 two, those at
+// even positions and those at odd ones, because one operation makes each.
+template <class E>
+using Step = Pack<Compute<E>, std::is_same_v<E, BFloat16> ? 2 : 1>;
+
+template <class E>
+FASTSOFTMAX_INLINE Step<E> load_step(const E* p) {
+    if constexpr (std::is_same_v<E, BFloat16>) {
+        const Pack<std::uint32_t> bits = load_pack<std::uint32_t>(p);
+        return joined(bit_cast<float>(shift_left(bits, 16)), bit_cast<float>(bits & broadcast(0xffff0000u)));
+    } else {
+        return load(p);
+    }
+}
+
+// The first `count` elements, at least one and not all; the others are 0. Nothing beyond is read.
+template <class E>
+FASTSOFTMAX_INLINE Step<E> load_first_of_step(const E* p, std::ptrdiff_t count) {
+    if constexpr (std::is_same_v<E, BFloat16>) {
+        E elements[Step<E>::lanes];
+        store_pack(elements, load_first_lanes(reinterpret_cast<const std::uint16_t*>(p), count, std::uint16_t{0}));
+        return load_step(elements);
+    } else {
+        return load_first(p, count, Compute<E>(0));
+    }
+}
+
+template <bool may_be_nan, class E>
+FASTSOFTMAX_INLINE void store_step(E* p, Step<E> a) {
+    if constexpr (std::is_same_v<E, BFloat16>) {
+        const auto even = bit_cast<std::uint32_t>(rounded_to_bfloat16<may_be_nan>(part(a, 0)));
+        const auto odd = bit_cast<std::uint32_t>(rounded_to_bfloat16<may_be_nan>(part(a, 1)));
+        store_pack(p, shift_right(even, 16) | (odd & broadcast(0xffff0000u)));
+    } else {
+        store(p, a);
     }
 }
 

@@ -23,7 +23,8 @@ struct Table {
     [[gnu::always_inline]] constexpr const Value& operator[](Key key) const { return values[static_cast<int>(key)]; }
 };
 
-// Kernels compute float32 and float64; the others are gathered to one of these, and the floating ones scattered back.
+// Kernels compute float32 and float64; the others are gathered to one of these, and the floating ones scattered back,
+// except for rows of halves that a kernel reads and writes itself.
 enum class ElementType : int {
     float16,
     bfloat16,
@@ -67,6 +68,7 @@ struct Signature {
     double masked_scores = 0;          // what stands for a masked entry of the scores; of `second` it is 0
     double masked_output = 0;          // what a masked entry of the output becomes
     bool keeps_exponentials = false;   // exponentials may wait where the results will stand
+    bool rows_of_halves = false;       // reads and writes rows of float16 and bfloat16 itself
     int state = 0;                     // doubles that tell of a block of a slice
 };
 
@@ -150,9 +152,6 @@ constexpr std::ptrdiff_t few_classes = 32;
 // The loops of one operation in T, float or double.
 template <class T>
 struct Loops {
-    // Slices in rows: the classes are contiguous.
-    void (*rows)(const Run&);
-
     // Slices in tiles: a pack of slices at a time, class by class. Results take the place of scores.
     void (*tiles)(const Run&);
 
@@ -168,6 +167,9 @@ struct Loops {
 // One operation.
 struct Kernel {
     Signature signature;
+    // Slices in rows, the classes contiguous, of arrays whose elements are of that type, all of them. Null: rows of
+    // that type must be gathered first.
+    Table<ElementType, void (*)(const Run&), floating_types> rows;
     void (*merge)(const Run&, Statistics& left, const Statistics& right);
     Loops<float> in_float;
     Loops<double> in_double;

@@ -7,8 +7,9 @@
 //   Register<T>, Pack<T, n>; has_fma
 //   FASTSOFTMAX_LONG: before functions that are inlined only where an fma is one instruction
 //   fma, max, min, look_up, lane_bits, first_to_double, second_to_double, to_float: of a register
-//   permuted; load_first_lanes, store_first_lanes; load_halves, store_halves, store_upper_halves: of a pack
-//   Four, load_four, load_first_of_four, multiply_add, joined: four numbers at a time, for sums
+//   permuted; load_first_lanes (of 16-bit numbers, too), store_first_lanes; load_halves, store_halves,
+//   store_upper_halves: of a pack Four, load_four, load_first_of_four, multiply_add, joined: four numbers at a time,
+//   for sums
 //
 // Everything else is written once, here, on top of these.
 #pragma once
@@ -175,6 +176,21 @@ FASTSOFTMAX_INLINE Pack<T, packs> min(Pack<T, packs> a, Pack<T, packs> b) {
 template <class R, std::size_t... i>
 FASTSOFTMAX_INLINE R even_lanes(R a, R b, std::index_sequence<i...>) {
     return __builtin_shufflevector(a, b, static_cast<int>(2 * i)...);
+}
+
+template <int first, class R, std::size_t... i>
+FASTSOFTMAX_INLINE R in_turn(R a, R b, std::index_sequence<i...>) {
+    return __builtin_shufflevector(a, b, static_cast<int>(first + i / 2 + (i % 2) * sizeof...(i))...);
+}
+
+// Lane i of a, then of b, for each i.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T, 2> interleaved(Pack<T> a, Pack<T> b) {
+    constexpr int width = register_bytes / static_cast<int>(sizeof(T));
+    using Lanes = std::make_index_sequence<width>;
+    return from_registers<Pack<T, 2>>([&]<int i>() __attribute__((always_inline)) {
+        return in_turn<i % 2 * width / 2>(a.r[i / 2], b.r[i / 2], Lanes{});
+    });
 }
 
 // Floats as doubles, exactly, and back, rounding once.

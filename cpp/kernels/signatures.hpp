@@ -39,11 +39,15 @@ constexpr Signature signature<Operation::logsumexp> = {.name = "logsumexp",
 // The scores of the gradients are y and logp: a masked entry is a probability of 0.
 template <>
 constexpr Signature signature<Operation::softmax_grad> = {
-    .name = "softmax_grad", .second = true, .output = true, .state = statistics_state};
+    .name = "softmax_grad", .second = true, .output = true, .rows_of_halves = true, .state = statistics_state};
 
 template <>
-constexpr Signature signature<Operation::log_softmax_grad> = {
-    .name = "log_softmax_grad", .second = true, .output = true, .masked_scores = -infinity, .state = statistics_state};
+constexpr Signature signature<Operation::log_softmax_grad> = {.name = "log_softmax_grad",
+                                                              .second = true,
+                                                              .output = true,
+                                                              .masked_scores = -infinity,
+                                                              .rows_of_halves = true,
+                                                              .state = statistics_state};
 
 template <>
 constexpr Signature signature<Operation::cross_entropy> = {.name = "cross_entropy",

@@ -11,21 +11,26 @@ namespace {
 using namespace fastsoftmax;
 
 template <Operation op, class T>
-constexpr Loops<T> loops_of = {::rows<op, T>, ::tiles<op, T>, ::measure_row<op, T>, ::conclude_row<op, T>,
-                               ::write_row<op, T>};
+constexpr Loops<T> loops_of = {::tiles<op, T>, ::measure_row<op, T>, ::conclude_row<op, T>, ::write_row<op, T>};
 
 template <Operation op>
 void fill_operation(Kernels& k) {
-    k.of[op] = {signature<op>, ::merge<op>, loops_of<op, float>, loops_of<op, double>};
+    k.of[op] = {signature<op>, {}, ::merge<op>, loops_of<op, float>, loops_of<op, double>};
+    k.of[op].rows[ElementType::float32] = ::rows<op, float>;
+    k.of[op].rows[ElementType::float64] = ::rows<op, double>;
 }
 
 template <Operation op, class T>
-constexpr Loops<T> gradient_loops_of = {::gradient_rows<op, T>, ::gradient_tiles<op, T>, ::measure_gradient_row<op, T>,
-                                        ::conclude_gradient_row, ::write_gradient_row<op, T>};
+constexpr Loops<T> gradient_loops_of = {::gradient_tiles<op, T>, ::measure_gradient_row<op, T>, ::conclude_gradient_row,
+                                        ::write_gradient_row<op, T>};
 
 template <Operation op>
 void fill_gradient(Kernels& k) {
-    k.of[op] = {signature<op>, ::merge_sums, gradient_loops_of<op, float>, gradient_loops_of<op, double>};
+    k.of[op] = {signature<op>, {}, ::merge_sums, gradient_loops_of<op, float>, gradient_loops_of<op, double>};
+    k.of[op].rows[ElementType::float16] = ::gradient_rows<op, Half>;
+    k.of[op].rows[ElementType::bfloat16] = ::gradient_rows<op, BFloat16>;
+    k.of[op].rows[ElementType::float32] = ::gradient_rows<op, float>;
+    k.of[op].rows[ElementType::float64] = ::gradient_rows<op, double>;
 }
 
 template <class E, ElementType element>

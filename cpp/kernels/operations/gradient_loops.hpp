@@ -6,19 +6,19 @@
 namespace {
 
 // Some neighbouring rows of a run.
-template <class T>
+template <class E>
 struct GradientRows {
     const Run& run;
     std::ptrdiff_t first;
     int count;
 
-    FASTSOFTMAX_INLINE const T* x(int r) const { return at(run.x, r); }
-    FASTSOFTMAX_INLINE const T* dy(int r) const { return at(run.dy, r); }
-    FASTSOFTMAX_INLINE T* out(int r) const { return at(run.out, r); }
+    FASTSOFTMAX_INLINE const E* x(int r) const { return at(run.x, r); }
+    FASTSOFTMAX_INLINE const E* dy(int r) const { return at(run.dy, r); }
+    FASTSOFTMAX_INLINE E* out(int r) const { return at(run.out, r); }
 
   private:
-    FASTSOFTMAX_INLINE T* at(const Strided& array, int r) const {
-        return reinterpret_cast<T*>(array.data + (first + r) * array.slice_stride);
+    FASTSOFTMAX_INLINE E* at(const Strided& array, int r) const {
+        return reinterpret_cast<E*>(array.data + (first + r) * array.slice_stride);
     }
 };
 
@@ -41,65 +41,115 @@ FASTSOFTMAX_INLINE GradientSums<T> sum_blocks(const Run& run, int count, Sum sum
     return sums_of<T>(merged, count);
 }
 
-template <Operation op, bool far, class T>
-FASTSOFTMAX_INLINE Wide<T> sum_row(const GradientRows<T>& rows, int r, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    constexpr int lanes = Pack<T>::lanes;
-    const T *x = rows.x(r), *dy = rows.dy(r), *out = rows.out(r);
-    const T *next_x = rows.x(r + rows.count), *next_dy = rows.dy(r + rows.count);
-    TermSums<op, T, far> sum;
+template <Operation op, bool far, class E>
+FASTSOFTMAX_INLINE Wide<Compute<E>> sum_row(const GradientRows<E>& rows, int r, std::ptrdiff_t begin,
+                                            std::ptrdiff_t end) {
+    constexpr int step = Step<E>::lanes;
+    const E *x = rows.x(r), *dy = rows.dy(r), *out = rows.out(r);
+    TermSums<op, E, far> sum;
     std::ptrdiff_t i = begin;
-    for (; i + lanes <= end; i += lanes) {
-        // Where the results go, which are written next; and, in the pass that leaves time for it, the next rows.
-        __builtin_prefetch(out + i, 1);
-        if constexpr (op == Operation::softmax_grad) {
-            __builtin_prefetch(next_x + i);
-            __builtin_prefetch(next_dy + i);
-        }
+    for (; i + step <= end; i += step) {
+        __builtin_prefetch(out + i, 1);  // where the results go, which are written next
         sum.add(x + i, dy + i);
     }
     if (i < end) sum.add(x + i, dy + i, end - i);
     return sum.total();
 }
 
-template <Operation op, class T>
-FASTSOFTMAX_ONCE GradientSums<T> sum_rows(const GradientRows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    Wide<T> partial[Pack<T>::lanes] = {};
-    for (int r = 0; r < rows.count; ++r) partial[r] = sum_row<op, false>(rows, r, begin, end);
-    GradientSums<T> sums = {folded(partial), broadcast(T(0))};
-    if constexpr (sizeof(T) == 8) {
-        if (all_finite(sums.sum.high)) return sums;
-        for (int r = 0; r < rows.count; ++r) partial[r] = sum_row<op, true>(rows, r, begin, end);
-        set_far_sums(sums, folded(partial));
+template <Operation op, bool far, class E>
+FASTSOFTMAX_INLINE auto sum_each_row(const GradientRows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
+    using T = Compute<E>;
+    constexpr int lanes = Pack<T>::lanes;
+    Wide<T> partial[lanes];
+    for (int r = 0; r < rows.count; ++r) partial[r] = sum_row<op, far>(rows, r, begin, end);
+    if (rows.count == lanes) return folded(partial);
+    double high[lanes] = {}, low[lanes] = {};
+    for (int r = 0; r < rows.count; ++r) {
+        const Two<double> sum = folded(partial[r]);
+        high[r] = sum.high;
+        low[r] = sum.low;
     }
+    return load_wide<T>(high, low);
+}
+
+template <Operation op, class E>
+FASTSOFTMAX_ONCE auto sum_rows(const GradientRows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
+    GradientSums<Compute<E>> sums = {sum_each_row<op, false>(rows, begin, end), broadcast(Compute<E>(0))};
+    if constexpr (std::is_same_v<E, double> || (std::is_same_v<E, BFloat16> && op == Operation::softmax_grad))
+        if (!all_finite(sums.sum)) set_far_sums(sums, sum_each_row<op, true>(rows, begin, end));
     return sums;
 }
 
-// Stores f(x, dy) of `count` classes.
-template <class T, class F>
-FASTSOFTMAX_INLINE void map(const T* x, const T* dy, T* out, std::ptrdiff_t count, F f) {
-    constexpr int lanes = Pack<T>::lanes;
-    std::ptrdiff_t i = 0;
-    for (; i + lanes <= count; i += lanes) store(out + i, f(load(x + i), load(dy + i), i));
-    if (i < count)
-        store_first(out + i, f(load_first(x + i, count - i, T(0)), load_first(dy + i, count - i, T(0)), i), count - i);
+// Stores f(x, dy, position) of `count` classes; rows of halves fill at least a step. The last step may overlap the one
+// before it, and is computed before anything is written, because the results may take the place of x or dy. So is the
+// first one of many, after which whole cache lines are written: NumPy's arrays begin anywhere.
+template <bool may_be_nan, class E, class F>
+FASTSOFTMAX_INLINE void map(const E* x, const E* dy, E* out, std::ptrdiff_t count, F f) {
+    constexpr int step = Step<E>::lanes;
+    if constexpr (std::is_same_v<E, Compute<E>>)
+        if (count < step)
+            return store_first(out, f(load_first_of_step(x, count), load_first_of_step(dy, count), 0), count);
+    const auto store_at = [&](E* to, std::ptrdiff_t i) __attribute__((always_inline)) {
+        store_step<may_be_nan>(to, f(load_step(x + i), load_step(dy + i), i));
+    };
+    const std::ptrdiff_t last = count - step;
+    const bool many = count > 16 * step;
+    E ends[2][step];
+    for (int k = many ? 0 : 1; k < 2; ++k) store_at(ends[k], k * last);
+    std::ptrdiff_t i = many ? step - (reinterpret_cast<std::uintptr_t>(out) & 63) / sizeof(E) % step : 0;
+    for (; i < last; i += step) store_at(out + i, i);
+    if (many) copy_elements(out, ends[0], step);
+    copy_elements(out + last, ends[1], step);
+}
+
+// While a row is written, the one `ahead` of it is fetched to the cache of that level.
+template <bool may_be_nan, int level, class E, class Gradient>
+FASTSOFTMAX_INLINE void write_row(const GradientRows<E>& rows, int r, int ahead, std::ptrdiff_t count,
+                                  const Gradient& gradient) {
+    const E *next_x = rows.x(r + ahead), *next_dy = rows.dy(r + ahead);
+    map<may_be_nan>(rows.x(r), rows.dy(r), rows.out(r), count,
+                    [&](Step<E> x, Step<E> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
+                        __builtin_prefetch(next_x + i, 0, 4 - level);
+                        __builtin_prefetch(next_dy + i, 0, 4 - level);
+                        Step<E> values;
+                        for (int k = 0; k < Step<E>::lanes / Pack<Compute<E>>::lanes; ++k)
+                            set_part(values, k, gradient(part(x, k), part(dy, k)));
+                        return values;
+                    });
+}
+
+// Whether most rows are written so.
+template <class Gradient>
+constexpr bool usual = true;
+template <Operation op>
+constexpr bool usual<TransformGradient<op, float>> = false;
+template <Operation op, class T>
+constexpr bool usual<Rare<FarTransformGradient<op, T>>> = false;
+
+template <Operation op, bool may_be_nan, class E, class Gradient>
+FASTSOFTMAX_INLINE void write_each_row(const GradientRows<E>& rows, std::ptrdiff_t count, const Gradient& all) {
+    // Rows are too short for the machine to see the next ones coming. Two long ones would drive each other from the
+    // first-level cache. Blocks of one row, which the sum of y dy has just read, are better left alone.
+    const bool is_last = rows.first + rows.count >= rows.run.slices;
+    const bool is_long = count * static_cast<std::ptrdiff_t>(sizeof(E)) > 2048;
+    if (sizeof(E) > 2 && usual<Gradient> && is_long && !is_last) {
+        for (int r = 0; r < rows.count; ++r) write_row<may_be_nan, 2>(rows, r, rows.count, count, Gradient(all, r));
+    } else {
+        const int ahead = op == Operation::softmax_grad && is_last ? 0 : rows.count;
+        for (int r = 0; r < rows.count; ++r) write_row<may_be_nan, 1>(rows, r, ahead, count, Gradient(all, r));
+    }
 }
 
 // The first `count` classes of the arrays: all of them, or a block's.
-template <Operation op, class T>
-FASTSOFTMAX_ONCE void write_rows(const GradientRows<T>& rows, const GradientSums<T>& sums, std::ptrdiff_t count) {
+template <Operation op, class E>
+FASTSOFTMAX_ONCE void write_rows(const GradientRows<E>& rows, const GradientSums<Compute<E>>& sums,
+                                 std::ptrdiff_t count) {
     with_transform_gradient<op>(sums, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
-        for (int r = 0; r < rows.count; ++r) {
-            const decltype(all) gradient(all, r);
-            const T *next_x = rows.x(r + rows.count), *next_dy = rows.dy(r + rows.count);
-            map(rows.x(r), rows.dy(r), rows.out(r), count,
-                [&](Pack<T> x, Pack<T> dy, std::ptrdiff_t i) __attribute__((always_inline)) {
-                    if constexpr (op == Operation::log_softmax_grad) {
-                        __builtin_prefetch(next_x + i);
-                        __builtin_prefetch(next_dy + i);
-                    }
-                    return gradient(x, dy);
-                });
-        }
+        constexpr bool plain = std::is_same_v<decltype(all), PlainTransformGradient<Operation::softmax_grad>>;
+        if constexpr (std::is_same_v<E, BFloat16> && plain)
+            // A finite sum of y dy is one of finite numbers, whose formula gives no NaN.
+            if (all_finite(sums.sum)) return write_each_row<op, false>(rows, count, all);
+        write_each_row<op, true>(rows, count, all);
     });
 }
 
@@ -113,7 +163,7 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
     constexpr int lanes = Pack<float>::lanes;
     const std::ptrdiff_t classes = run.classes, last = classes - 4 * (spans - 1);
     // position / classes as position * reciprocal / 2^16: exact below 2^10.
-    const Position reciprocal = broadcast(static_cast<std::int32_t>(0x10000 / classes + 1));
+    const auto reciprocal = static_cast<std::int32_t>(0x10000 / classes + 1);
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const std::ptrdiff_t left = run.slices - first;
         const GradientRows<float> rows = {run, first, static_cast<int>(left < lanes ? left : lanes)};
@@ -131,26 +181,33 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
             continue;
         }
         const PlainTransformGradient<op> all(sum);
-        Position position = iota<std::int32_t>();
-        map(x, dy, rows.out(0), rows.count * classes,
-            [&](Pack<float> v, Pack<float> dv, std::ptrdiff_t) __attribute__((always_inline)) {
-                const PlainTransformGradient<op> gradient(all, shift_right(position * reciprocal, 16));
-                position = position + broadcast<std::int32_t>(lanes);
-                return gradient(v, dv);
-            });
+        Position scaled = iota<std::int32_t>() * broadcast(reciprocal);
+        const auto value = [&](Pack<float> v, Pack<float> dv) __attribute__((always_inline)) {
+            const PlainTransformGradient<op> gradient(all, shift_right(scaled, 16));
+            scaled = scaled + broadcast(lanes * reciprocal);
+            return gradient(v, dv);
+        };
+        float* out = rows.out(0);
+        const std::ptrdiff_t count = rows.count * classes;
+        std::ptrdiff_t i = 0;
+        for (; i + lanes <= count; i += lanes) store(out + i, value(load(x + i), load(dy + i)));
+        if (i < count)
+            store_first(out + i, value(load_first(x + i, count - i, 0.0f), load_first(dy + i, count - i, 0.0f)),
+                        count - i);
     }
 }
 
-template <Operation op, class T>
+template <Operation op, class E>
 void gradient_rows(const Run& run) {
-    if constexpr (sizeof(T) == 4)
+    using T = Compute<E>;
+    if constexpr (std::is_same_v<E, float>)
         if (run.classes <= fastsoftmax::few_classes) return dense_gradients<op>(run);
     // Together they stay in the first-level cache.
-    const std::ptrdiff_t fit = 8192 / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
+    const std::ptrdiff_t fit = 8192 / (run.classes * static_cast<std::ptrdiff_t>(sizeof(E)) + 1);
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;
     for (std::ptrdiff_t first = 0; first < run.slices; first += together) {
         const std::ptrdiff_t left = run.slices - first;
-        const GradientRows<T> rows = {run, first, static_cast<int>(left < together ? left : together)};
+        const GradientRows<E> rows = {run, first, static_cast<int>(left < together ? left : together)};
         const GradientSums<T> sums = sum_blocks<T>(
             run, rows.count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) { return sum_rows<op>(rows, begin, end); });
         write_rows<op>(rows, sums, run.classes);
@@ -202,7 +259,7 @@ FASTSOFTMAX_ONCE GradientSums<T> sum_tile(const Run& run, const GradientTile<T>&
     const int partial = partial_gradient_sums<T>(run.classes);
     GradientSums<T> sums = {sum_tile_in<op, false>(tile, partial, begin, end), broadcast(T(0))};
     if constexpr (sizeof(T) == 8)
-        if (!all_finite(sums.sum.high)) set_far_sums(sums, sum_tile_in<op, true>(tile, partial, begin, end));
+        if (!all_finite(sums.sum)) set_far_sums(sums, sum_tile_in<op, true>(tile, partial, begin, end));
     return sums;
 }
 

@@ -50,6 +50,8 @@ FASTSOFTMAX_INLINE Mask<double, packs> finite(Pack<double, packs> a) {
     return equal(a - a, broadcast<double, packs>(0));
 }
 FASTSOFTMAX_INLINE bool all_finite(Pack<double> a) { return lane_bits(finite(a)) == (1u << Pack<double>::lanes) - 1; }
+FASTSOFTMAX_INLINE bool all_finite(Wide<float> a) { return all_finite(part(a, 0)) && all_finite(part(a, 1)); }
+FASTSOFTMAX_INLINE bool all_finite(Wide<double> a) { return all_finite(a.high); }
 
 // A sum in units of 2^reference, one slice a lane: in units of 2^`unit`.
 FASTSOFTMAX_INLINE Wide<double> in_unit(Wide<double> sum, double reference, double unit) {
@@ -57,7 +59,8 @@ FASTSOFTMAX_INLINE Wide<double> in_unit(Wide<double> sum, double reference, doub
     return {sum.high * scale, sum.low * scale};
 }
 
-// Sums that are not finite, from the same ones in units of 2^far_unit, where those are.
+// Sums that are not finite, from the same ones without overflow.
+FASTSOFTMAX_INLINE void set_far_sums(GradientSums<float>& sums, Wide<float> far) { sums.sum = far; }
 FASTSOFTMAX_INLINE void set_far_sums(GradientSums<double>& sums, Wide<double> far) {
     const Mask<double> mended = select(finite(sums.sum.high), broadcast<std::int64_t>(0), finite(far.high));
     sums.sum = select(mended, far, sums.sum);
@@ -85,9 +88,70 @@ FASTSOFTMAX_ONCE void merge_sums(const Run&, Statistics& left, const Statistics&
     left.reference = unit;
 }
 
-// The partial sums of the terms of packs in memory: y dy or dy. With `far` in units of 2^far_unit.
-template <Operation op, class T, bool far = false>
-class TermSums;
+// The partial sums of the terms of lines: y dy, or dy. With `far` none overflows: of doubles they are in units of
+// 2^far_unit.
+template <Operation op, class E, bool far = false>
+class TermSums {
+  public:
+    FASTSOFTMAX_INLINE void add(const E* x, const E* dy) { add_terms(load_step(x), load_step(dy)); }
+
+    // The first `count` of a line.
+    FASTSOFTMAX_INLINE void add(const E* x, const E* dy, std::ptrdiff_t count) {
+        add_terms(load_first_of_step(x, count), load_first_of_step(dy, count));
+    }
+
+    FASTSOFTMAX_INLINE Wide<Compute<E>> total() const { return sum_; }
+
+  private:
+    Wide<Compute<E>> sum_ = widen(broadcast(Compute<E>(0)));
+
+    FASTSOFTMAX_INLINE void add_terms(Pack<double> x, Pack<double> dy) {
+        if constexpr (far) dy = dy * power_of_two(broadcast(-far_unit));
+        if constexpr (op == Operation::softmax_grad)
+            add_product_to(sum_, x, dy);
+        else
+            add_to(sum_, dy);
+    }
+    // Of float16, whose products are exact in float.
+    FASTSOFTMAX_INLINE void add_terms(Pack<float> x, Pack<float> dy) {
+        add_to(sum_, to_doubles(op == Operation::softmax_grad ? x * dy : dy));
+    }
+};
+
+// Classes c and c + 16 make up one partial sum, and even ones are apart from odd ones.
+template <Operation op, bool far>
+class TermSums<op, BFloat16, far> {
+  public:
+    FASTSOFTMAX_INLINE void add(const BFloat16* x, const BFloat16* dy) { add_terms(load_step(x), load_step(dy)); }
+    FASTSOFTMAX_INLINE void add(const BFloat16* x, const BFloat16* dy, std::ptrdiff_t count) {
+        add_terms(load_first_of_step(x, count), load_first_of_step(dy, count));
+    }
+
+    FASTSOFTMAX_INLINE Wide<float> total() const {
+        const Wide<float> sum = interleaved(sums_[0], sums_[1]);
+        return in_float ? sum * doubles<float>(1 / double{scale}) : sum;
+    }
+
+  private:
+    static constexpr bool in_float = op == Operation::softmax_grad && !far;
+    // Products in float are exact if they are multiples of 2^-149, which those of y 2^117 are, and do not overflow.
+    static constexpr float scale = 0x1p117f;
+    Pack<double> sums_[2] = {broadcast(0.0), broadcast(0.0)};
+
+    FASTSOFTMAX_INLINE void add_terms(Step<BFloat16> x, Step<BFloat16> dy) {
+        for (int k = 0; k < 2; ++k) {
+            const Pack<float> a = part(x, k), b = part(dy, k);
+            Doubles<float> terms;
+            if constexpr (op == Operation::log_softmax_grad)
+                terms = to_doubles(b);
+            else if constexpr (in_float)
+                terms = to_doubles(a * broadcast(scale) * b);
+            else
+                terms = to_doubles(a) * to_doubles(b);
+            sums_[k] = (sums_[k] + part(terms, 0)) + part(terms, 1);
+        }
+    }
+};
 
 // In spans of four floats on every target: two conversions to 32 bytes take Zen 4 less time than one to 64.
 template <Operation op>
@@ -99,7 +163,8 @@ class TermSums<op, float> {
 
     // The first `count` of a pack.
     FASTSOFTMAX_INLINE void add(const float* x, const float* dy, std::ptrdiff_t count) {
-        for (int k = 0; k < 4 && count > 0; ++k, count -= 4) {
+        for (int k = 0; k < 4; ++k, count -= 4) {
+            if (count <= 0) return;
             if (count < 4)
                 add_first_of_span(k, x + 4 * k, dy + 4 * k, count);
             else
@@ -131,30 +196,6 @@ class TermSums<op, float> {
             sums_[k] = multiply_add(load_first_of_four(x, count), load_first_of_four(dy, count), sums_[k]);
         else
             sums_[k] += load_first_of_four(dy, count);
-    }
-};
-
-template <Operation op, bool far>
-class TermSums<op, double, far> {
-  public:
-    FASTSOFTMAX_INLINE void add(const double* x, const double* dy) {
-        add_terms(load_pack<double>(x), load_pack<double>(dy));
-    }
-    FASTSOFTMAX_INLINE void add(const double* x, const double* dy, std::ptrdiff_t count) {
-        add_terms(load_first(x, count, 0.0), load_first(dy, count, 0.0));
-    }
-
-    FASTSOFTMAX_INLINE Wide<double> total() const { return sum_; }
-
-  private:
-    Wide<double> sum_ = widen(broadcast(0.0));
-
-    FASTSOFTMAX_INLINE void add_terms(Pack<double> x, Pack<double> dy) {
-        if constexpr (far) dy = dy * power_of_two(broadcast(-far_unit));
-        if constexpr (op == Operation::softmax_grad)
-            add_product_to(sum_, x, dy);
-        else
-            add_to(sum_, dy);
     }
 };
 
@@ -453,12 +494,26 @@ struct FarTransformGradient<Operation::log_softmax_grad, T> {
     }
 };
 
+// A gradient that is called, and so compiled once, because few rows need it.
+template <class Gradient>
+struct Rare {
+    Gradient gradient;
+
+    FASTSOFTMAX_INLINE explicit Rare(const Gradient& gradient) : gradient(gradient) {}
+    FASTSOFTMAX_INLINE Rare(const Rare& all, int i) : gradient(all.gradient, i) {}
+
+    template <class P>
+    FASTSOFTMAX_ONCE P operator()(P x, P dy) const {
+        return gradient(x, dy);
+    }
+};
+
 // Calls body(gradient) with the one of these that is needed.
 template <Operation op, class T, class Body>
 FASTSOFTMAX_INLINE void with_transform_gradient(const GradientSums<T>& sums, double temperature, Body body) {
     bool far = any_far<op, T>(sums.sum, temperature);
     if constexpr (sizeof(T) == 8) far = far || fold_max(sums.reference) > 0;
-    if (far) return body(FarTransformGradient<op, T>(sums, temperature));
+    if (far) return body(Rare(FarTransformGradient<op, T>(sums, temperature)));
     if constexpr (sizeof(T) == 4)
         if (temperature == 1) return body(PlainTransformGradient<op>(sums.sum));
     body(TransformGradient<op, T>(sums, temperature));

@@ -99,6 +99,25 @@ FASTSOFTMAX_INLINE Pack<double> load_first_lanes(const double* p, std::ptrdiff_t
     }
     return a;
 }
+// In twos, except that the last is put in its place, which changes nothing if it was there.
+FASTSOFTMAX_INLINE Pack<std::uint16_t> load_first_lanes(const std::uint16_t* p, std::ptrdiff_t count,
+                                                        std::uint16_t fill) {
+    std::uint16_t last;
+    copy_elements(&last, p + count - 1, 1);
+    const __m256i end = _mm256_set1_epi16(static_cast<short>(count));
+    Pack<std::uint16_t> a;
+    for (int i = 0; i < 2; ++i) {
+        __m256i lanes = _mm256_setr_epi16(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+        if (i == 1) lanes = _mm256_add_epi16(lanes, _mm256_set1_epi16(16));
+        const __m256i twos =
+            _mm256_maskload_epi32(reinterpret_cast<const int*>(p + 16 * i), first_floats(count / 2, i));
+        const __m256i all =
+            _mm256_blendv_epi8(twos, _mm256_set1_epi16(static_cast<short>(last)), _mm256_cmpeq_epi16(lanes, end));
+        a.r[i] = (Register<std::uint16_t>)_mm256_blendv_epi8(all, _mm256_set1_epi16(static_cast<short>(fill)),
+                                                             _mm256_cmpgt_epi16(lanes, end));
+    }
+    return a;
+}
 FASTSOFTMAX_INLINE void store_first_lanes(float* p, Pack<float> a, std::ptrdiff_t count) {
     for (int i = 0; i < 2; ++i) _mm256_maskstore_ps(p + 8 * i, first_floats(count, i), a.r[i]);
 }

@@ -62,6 +62,11 @@ FASTSOFTMAX_INLINE Pack<float> load_first_lanes(const float* p, std::ptrdiff_t c
 FASTSOFTMAX_INLINE Pack<double> load_first_lanes(const double* p, std::ptrdiff_t count, double fill) {
     return {{_mm512_mask_loadu_pd(_mm512_set1_pd(fill), static_cast<__mmask8>((1u << count) - 1), p)}};
 }
+FASTSOFTMAX_INLINE Pack<std::uint16_t> load_first_lanes(const std::uint16_t* p, std::ptrdiff_t count,
+                                                        std::uint16_t fill) {
+    const __m512i others = _mm512_set1_epi16(static_cast<short>(fill));
+    return {{(Register<std::uint16_t>)_mm512_mask_loadu_epi16(others, static_cast<__mmask32>((1u << count) - 1), p)}};
+}
 FASTSOFTMAX_INLINE void store_first_lanes(float* p, Pack<float> a, std::ptrdiff_t count) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), a.r[0]);
 }
