@@ -261,13 +261,13 @@ def test_dtype_widens_without_rounding_to_the_input_first(dtype, wanted, rng):
 
 def test_products_of_bfloat16_below_the_least_float_count():
     least = 2.0**-133
-    y = np.full(16_001, 2.0**-15)
-    y[0] = 0.5
+    y = np.full(16_001, 2.0**-20)
+    y[0] = 256
     dy = np.full_like(y, 8 * least)
     dy[0] = 0
-    # y[0] * sum is 0.5 * 16000 * 2^-15 * 8 = 1.95 times the least number.
+    # y[0] * sum is 256 * 16000 * 2^-20 * 8 = 31.25 times the least number of bfloat16.
     gradient = fs.softmax_grad(y.astype(bfloat16), dy.astype(bfloat16))
-    assert gradient[0] == -2 * least
+    assert gradient[0] == -31 * least
 
 
 @pytest.mark.parametrize(("y", "dy"), [(np.float32, np.float64), (np.float64, np.float32), (bfloat16, np.float32)])
