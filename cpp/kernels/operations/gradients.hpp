@@ -217,8 +217,8 @@ struct TransformGradient {
     double temperature;
     Exponential<T, true> exp;
 
-    FASTSOFTMAX_INLINE TransformGradient(const GradientSums<T>& sums, double temperature)
-        : temperature(temperature), exp(broadcast(T(0))) {
+    FASTSOFTMAX_INLINE TransformGradient(const GradientSums<T>& sums, double temperature_)
+        : temperature(temperature_), exp(broadcast(T(0))) {
         constexpr double unscale =
             op == Operation::softmax_grad ? 1 : 1 / (sizeof(T) == 4 ? 0x1p64 : 0x1p200);  // 2^-bias
         if constexpr (sizeof(T) == 4) {
@@ -280,7 +280,7 @@ template <>
 struct PlainTransformGradient<Operation::softmax_grad> {
     Two<Pack<float>> sum;
 
-    FASTSOFTMAX_INLINE explicit PlainTransformGradient(Wide<float> sum) : sum(in_two(sum)) {}
+    FASTSOFTMAX_INLINE explicit PlainTransformGradient(Wide<float> total) : sum(in_two(total)) {}
 
     FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, int i)
         : sum{spread(all.sum.high, i), spread(all.sum.low, i)} {}
@@ -373,8 +373,8 @@ struct FarTransformGradient<Operation::softmax_grad, T> {
     Two<Pack<T>> sum;  // scaled
     double temperature;
 
-    FASTSOFTMAX_INLINE FarTransformGradient(const GradientSums<T>& sums, double temperature)
-        : temperature(temperature) {
+    FASTSOFTMAX_INLINE FarTransformGradient(const GradientSums<T>& sums, double temperature_)
+        : temperature(temperature_) {
         const Pack<T> size = max(narrow(sums.sum), -narrow(sums.sum)), one = broadcast(T(1));
         const Mask<T> near =
             less(size, broadcast(sizeof(T) == 4 ? T(0x1p100) : T(0x1p960))) & equal(sums.reference, broadcast(T(0)));
@@ -499,7 +499,7 @@ template <class Gradient>
 struct Rare {
     Gradient gradient;
 
-    FASTSOFTMAX_INLINE explicit Rare(const Gradient& gradient) : gradient(gradient) {}
+    FASTSOFTMAX_INLINE explicit Rare(const Gradient& one) : gradient(one) {}
     FASTSOFTMAX_INLINE Rare(const Rare& all, int i) : gradient(all.gradient, i) {}
 
     template <class P>
