@@ -14,6 +14,9 @@ const Loops<T>& loops(const Kernel& kernel) {
         return kernel.in_double;
 }
 
+// Results of this size or more leave the largest cache that a core has for itself on the machines at hand.
+constexpr std::ptrdiff_t cached_bytes = 12582912;
+
 // The run from its slice i on, as far as what is per slice goes.
 Run advanced(Run run, std::ptrdiff_t i) {
     if (run.value) run.value += i;
@@ -35,7 +38,8 @@ int Batch::threads_for(std::ptrdiff_t slices) const {
 // in whole groups of slices that are taken at once, if these are enough for all threads.
 std::ptrdiff_t Batch::units_per_chunk(std::ptrdiff_t units, int threads) const {
     const std::ptrdiff_t elements = plan.unit * std::max<std::ptrdiff_t>(plan.classes, 1);
-    const std::ptrdiff_t group = plan.loop == Loop::rows ? 1 : plan.at_once / plan.unit;
+    const bool gathered = plan.loop == Loop::gathered_rows || plan.loop == Loop::tiles;
+    const std::ptrdiff_t group = gathered ? plan.at_once / plan.unit : 1;
     const auto chunk = std::max<std::ptrdiff_t>({elements_per_chunk / elements, units / (8 * threads), 1});
     return std::min((chunk + group - 1) / group * group, (units + threads - 1) / threads);
 }
@@ -50,7 +54,8 @@ bool Batch::shares_slices(int threads) const {
 // The array in `role` as rows of the kernel, from class `origin` on.
 Strided Batch::strided(Role role, const Offsets& at, std::ptrdiff_t origin) const {
     const Array& array = plan.slices.arrays[role];
-    return {array.data + at[role] + origin * bytes_of(array.type), plan.slices.batch.last().strides[role]};
+    return {array.data + at[role] + origin * bytes_of(array.type), plan.slices.batch.last().strides[role],
+            plan.slices.classes.last().strides[role]};
 }
 
 // Where tiles of the array in `role` lie, from `slices` slices on.
@@ -75,11 +80,13 @@ void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptr
     const Workspace workspace = plan.workspace(memory);
     prepare(run, workspace);
     run.slices = length;
-    if (plan.loop == Loop::rows) {
+    run.kept = workspace.kept;
+    if (plan.loop == Loop::rows || plan.loop == Loop::lines) {
         run.x = strided(Role::scores, first, 0);
         if (signature_.second) run.dy = strided(Role::second, first, 0);
         if (signature_.output) run.out = strided(Role::output, first, 0);
-        return kernel.rows[plan.slices.arrays[Role::scores].type](run);
+        run.stream = plan.count * plan.classes > cached_bytes / plan.width();
+        return (plan.loop == Loop::rows ? kernel.rows : kernel.lines)[plan.type()](run);
     }
     const std::ptrdiff_t stride = plan.classes * plan.width();
     run.x = run.out = {workspace.x, stride};
@@ -142,20 +149,47 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
                 }
             });
         };
-        for_blocks([&](const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
-                       std::ptrdiff_t count) { statistics[1 + b] = k.measure(block, count); });
-        for (std::ptrdiff_t i = 0; i < length; ++i) {
-            const Run slice = advanced(run, i);
-            Statistics* statistics = shared.statistics + i * stride;
-            Statistics& all = statistics[0] = statistics[1];
-            for (std::ptrdiff_t b = 1; b < blocks; ++b) kernel.merge(slice, all, statistics[1 + b]);
-            all.label_score = label_score(run, first, i);
-            k.conclude(slice, all);
+        // By the fixed reference first, where that may do; of the slices that are far from it once more.
+        const bool plain = run.temperature == 1 && !run.terms && signature_.sums_exponentials;
+        bool any_far = !plain;
+        if (plain) {
+            for_blocks([&](const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
+                           std::ptrdiff_t count) { statistics[1 + b] = k.measure_near(block, count); });
+            for (std::ptrdiff_t i = 0; i < length; ++i) {
+                Statistics* statistics = shared.statistics + i * stride;
+                Statistics& all = statistics[0] = statistics[1];
+                for (std::ptrdiff_t b = 1; b < blocks; ++b) k.merge_near(all, statistics[1 + b]);
+                all.label_score = label_score(run, first, i);
+                k.conclude_near(advanced(run, i), all);
+                any_far |= !all.near;
+            }
+        }
+        if (any_far) {
+            for_blocks(
+                [&](const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b, std::ptrdiff_t count) {
+                    if (!plain || !statistics[0].near) statistics[1 + b] = k.measure(block, count);
+                });
+            for (std::ptrdiff_t i = 0; i < length; ++i) {
+                const Run slice = advanced(run, i);
+                Statistics* statistics = shared.statistics + i * stride;
+                if (plain && statistics[0].near) continue;
+                const bool value_near = plain && statistics[0].value_near;
+                const double value = value_near ? *slice.value : 0;
+                Statistics& all = statistics[0] = statistics[1];
+                for (std::ptrdiff_t b = 1; b < blocks; ++b) kernel.merge(slice, all, statistics[1 + b]);
+                all.label_score = label_score(run, first, i);
+                all.near = false;
+                k.conclude(slice, all);
+                if (value_near) *slice.value = value;
+            }
         }
         if (!signature_.output) return;
         for_blocks(
             [&](const Run& block, const Offsets& at, Statistics* statistics, std::ptrdiff_t b, std::ptrdiff_t count) {
-                k.write(block, statistics[0], statistics[1 + b], count);
+                if (statistics[0].near)
+                    k.write_near(block, statistics[0], count);
+                else
+                    k.write(block, statistics[0], statistics[1 + b], count);
                 if (plan.loop == Loop::gathered_rows)
                     transport.scatter_block(at, block.origin, block.origin + count, block.out.data);
             });

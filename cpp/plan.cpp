@@ -55,7 +55,7 @@ Plan::Plan(const Signature& signature, const Slices& given, const Demands& deman
         units = count / along * units_along;
         at_once = std::min(at_once, unit * units_along);
     }
-    choose_sizes(signature);
+    choose_sizes(signature, demands);
 }
 
 // Neighbours in memory become neighbours in the loop, where the order of slices is free.
@@ -70,39 +70,52 @@ void Plan::sort_batch() {
         std::rotate(std::upper_bound(begin, axis, *axis, further), axis, axis + 1);
 }
 
-bool Plan::rows_in_place(const Signature& signature) const {
-    if (slices.has(Role::mask) || slices.classes.count > 1) return false;
-    const ElementType type = slices.arrays[Role::scores].type;
-    // Halves in blocks are gathered.
-    const bool halves = in_float && signature.rows_of_halves && classes <= block_classes;
-    if (type != computed() && !halves) return false;
-    const std::ptrdiff_t bytes = bytes_of(type);
+// Whether a kernel can take the arrays as they are: along the last of these axes, elements are contiguous.
+bool Plan::in_place(const Signature& signature, const Axes& contiguous) const {
+    if (slices.has(Role::mask) || slices.classes.count > 1 || contiguous.count == 0) return false;
+    if (static_cast<int>(type()) >= floating_types) return false;
+    const std::ptrdiff_t bytes = bytes_of(type());
     const auto aligned = [&](std::ptrdiff_t place) { return (place & (bytes - 1)) == 0; };
     for (const Role role : {Role::scores, Role::second, Role::output}) {
         if ((role == Role::second && !signature.second) || (role == Role::output && !signature.output)) continue;
         const Array& array = slices.arrays[role];
-        if (array.type != type || array.swapped) return false;
-        if (slices.classes.last().strides[role] != bytes) return false;
-        if (!aligned(reinterpret_cast<std::intptr_t>(array.data))) return false;
+        if (array.type != type() || array.swapped) return false;
+        if (contiguous.last().strides[role] != bytes) return false;
+        if (!aligned(reinterpret_cast<std::intptr_t>(array.data)) || !aligned(slices.classes.last().strides[role]))
+            return false;
         for (int i = 0; i < slices.batch.count; ++i)
             if (!aligned(slices.batch.axis[i].strides[role])) return false;
     }
     return true;
 }
 
-// Few classes go through tiles, except gradients in float whose rows follow each other in memory.
-bool Plan::takes_rows(const Signature& signature, double temperature) const {
-    if (!rows_in_place(signature)) return false;
-    if (classes > few_classes) return true;
-    bool dense = signature.second && slices.arrays[Role::scores].type == ElementType::float32 && temperature == 1 &&
-                 slices.batch.count > 0;
+// Whether scores enter exponentials as they are, and nothing but labels weighs them.
+bool Plan::is_plain(const Signature& signature, const Demands& demands) const {
+    return signature.sums_exponentials && demands.temperature == 1 && !demands.whole_slices && classes > 0;
+}
+
+// Rows of few classes have to follow each other in memory.
+bool Plan::takes_rows(const Signature& signature, const Demands& demands) const {
+    const bool plain = is_plain(signature, demands);
+    if (!in_place(signature, slices.classes)) return false;
+    const bool halves = in_float && bytes_of(type()) == 2;
+    if (bytes_of(type()) != width() && !halves) return false;
+    // Halves in blocks are gathered.
+    if (classes > few_classes) return !halves || (signature.rows_of_halves && classes <= block_classes);
+    if (!plain && (halves || !(signature.second && in_float && demands.temperature == 1))) return false;
+    if (slices.batch.count == 0) return plain;
     for (const Role role : {Role::scores, Role::second, Role::output})
-        dense = dense && slices.batch.last().strides[role] == classes * width();
-    return dense;
+        if (slices.has(role) && slices.batch.last().strides[role] != classes * bytes_of(type())) return false;
+    return true;
+}
+
+bool Plan::takes_lines(const Signature& signature, const Demands& demands) const {
+    return is_plain(signature, demands) && classes <= block_classes && bytes_of(type()) == width() &&
+           in_place(signature, slices.batch);
 }
 
 void Plan::choose_loop(const Signature& signature, const Demands& demands) {
-    if (takes_rows(signature, demands.temperature)) {
+    if (takes_rows(signature, demands)) {
         loop = Loop::rows;
         in_blocks = classes > block_classes && !demands.whole_slices;
         at_once = in_blocks ? 1 : std::numeric_limits<std::ptrdiff_t>::max();
@@ -127,7 +140,11 @@ void Plan::choose_loop(const Signature& signature, const Demands& demands) {
         return;
     }
     const std::ptrdiff_t slice_bytes = std::max<std::ptrdiff_t>(classes, 1) * width();
-    if (neighbours || classes <= few_classes) {
+    if (neighbours && takes_lines(signature, demands)) {
+        loop = Loop::lines;
+        unit = std::clamp<std::ptrdiff_t>(lines_room / (slice_bytes * lanes()), 1, tiles_at_once) * lanes();
+        at_once = std::numeric_limits<std::ptrdiff_t>::max();
+    } else if (neighbours || classes <= few_classes) {
         loop = Loop::tiles;
         unit = lanes();
         // A second array, and terms of losses, lie beside the scores.
@@ -143,8 +160,8 @@ void Plan::choose_loop(const Signature& signature, const Demands& demands) {
 // Doubles for `elements`, in whole cache lines.
 std::ptrdiff_t Plan::in_doubles(std::ptrdiff_t elements) const { return (elements * width() + 63) / 64 * 8; }
 
-void Plan::choose_sizes(const Signature& signature) {
-    if (loop != Loop::rows) {
+void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
+    if (loop == Loop::gathered_rows || loop == Loop::tiles) {
         sizes_.x = in_doubles(in_blocks ? block_classes : classes * at_once);
         if (signature.second) sizes_.second = sizes_.x;
     }
@@ -152,10 +169,25 @@ void Plan::choose_sizes(const Signature& signature) {
         sizes_.statistics = unit * (blocks() + 1) * signature.state;
         if (signature.keeps_exponentials && loop == Loop::gathered_rows && unit == 1 && classes <= most_kept)
             sizes_.kept = in_doubles(classes);
+    } else if (is_plain(signature, demands)) {
+        sizes_.kept = kept_size(signature);
     }
     const std::ptrdiff_t results = std::min(at_once, std::max<std::ptrdiff_t>(count, 1));
     sizes_.value = results * numbers_of(signature.value, slices);
     if (slices.has(Role::sign)) sizes_.sign = results * numbers_of(signature.sign, slices);
+}
+
+// What loops by the fixed reference keep: exponentials of rows that have no place, those of neighbours and a tile.
+std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
+    const std::ptrdiff_t width = (classes + lanes() - 1) / lanes() * lanes();
+    if (loop == Loop::tiles) return in_doubles(2 * lanes() * classes);
+    if (loop == Loop::lines) {
+        const std::ptrdiff_t most = (along + lanes() - 1) / lanes() * lanes() * classes;
+        return in_doubles(std::min(most, std::max(lines_room / this->width(), lanes() * classes)) + lanes() * classes);
+    }
+    const bool takes_place = signature.output && slices.arrays[Role::scores].data == slices.arrays[Role::output].data;
+    if (!signature.keeps_exponentials || !(takes_place || loop == Loop::gathered_rows)) return 0;
+    return in_doubles(std::max(width, rows_room / this->width()));
 }
 
 Workspace Plan::workspace(double* memory) const {

@@ -10,6 +10,7 @@ enum class Loop {
     rows,           // in place: classes are contiguous
     gathered_rows,  // through a row of the thread's own: any strides, types and masks
     tiles,          // through tiles of the thread's own: few classes, or neighbouring slices contiguous
+    lines,          // in place: neighbouring slices are contiguous
 };
 
 // A kernel takes up to this many slices at once where each has numbers of its own.
@@ -27,7 +28,7 @@ struct Workspace {
     std::byte* x;            // gathered scores: rows, a block or tiles; results take their place
     std::byte* second;       // the second array, likewise
     Statistics* statistics;  // for each slice of a unit: of all blocks, then of each
-    std::byte* kept;         // the results of a gathered slice in blocks, where exponentials wait
+    std::byte* kept;         // exponentials that cannot wait where the results will stand
     double* value;           // numbers of the slices of a call, one slice after another
     double* sign;
     double* extra;  // the caller's own
@@ -46,6 +47,7 @@ struct Plan {
     // up `units_along` units. A kernel takes up to `at_once` slices.
     std::ptrdiff_t unit = 1, along = 1, units_along = 1, units = 0, at_once = 1;
 
+    ElementType type() const { return slices.arrays[Role::scores].type; }
     int lanes() const { return in_float ? 16 : 8; }
     std::ptrdiff_t width() const { return in_float ? 4 : 8; }
     ElementType computed() const { return in_float ? ElementType::float32 : ElementType::float64; }
@@ -73,10 +75,13 @@ struct Plan {
     } sizes_;
 
     void sort_batch();
-    bool rows_in_place(const Signature& signature) const;
-    bool takes_rows(const Signature& signature, double temperature) const;
+    bool is_plain(const Signature& signature, const Demands& demands) const;
+    bool in_place(const Signature& signature, const Axes& contiguous) const;
+    bool takes_rows(const Signature& signature, const Demands& demands) const;
+    bool takes_lines(const Signature& signature, const Demands& demands) const;
     void choose_loop(const Signature& signature, const Demands& demands);
-    void choose_sizes(const Signature& signature);
+    void choose_sizes(const Signature& signature, const Demands& demands);
+    std::ptrdiff_t kept_size(const Signature& signature) const;
     std::ptrdiff_t in_doubles(std::ptrdiff_t elements) const;
 };
 

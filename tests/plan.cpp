@@ -23,6 +23,8 @@ int failures = 0;
 constexpr Signature transform = {.name = "transform", .output = true, .keeps_exponentials = true, .state = 10};
 constexpr Signature gradient = {
     .name = "gradient", .second = true, .output = true, .rows_of_halves = true, .state = 10};
+constexpr Signature exponentials = {
+    .name = "exponentials", .output = true, .keeps_exponentials = true, .sums_exponentials = true, .state = 10};
 constexpr Signature reduction = {.name = "reduction", .value = PerSlice::one, .sign = PerSlice::one, .state = 10};
 constexpr Signature several = {.name = "several", .value = PerSlice::own, .state = 10};
 
@@ -60,13 +62,13 @@ struct Case {
     }
 };
 
-const Signature* const signatures[] = {&transform, &gradient, &reduction, &several};
+const Signature* const signatures[] = {&transform, &gradient, &exponentials, &reduction, &several};
 
 template <class F>
 void for_all(F f) {
     const std::vector<std::vector<std::ptrdiff_t>> batches = {{}, {1}, {7}, {8}, {17}, {300}, {3, 5}, {20, 17}, {0, 4}};
     for (const Signature* signature : signatures)
-        for (const std::ptrdiff_t classes : {0, 1, 2, 32, 33, 100, 16384, 16385, 100'000, 300'000})
+        for (const std::ptrdiff_t classes : {0, 1, 2, 56, 57, 100, 16384, 16385, 100'000, 300'000})
             for (const auto& batch : batches)
                 for (const ElementType type : {ElementType::float16, ElementType::float32, ElementType::float64})
                     for (const int kind : {0, 1, 2, 3})
@@ -92,6 +94,24 @@ void few_classes_and_neighbouring_slices_go_through_tiles() {
         }
     // Rows of gradients that follow each other are taken as they are.
     EXPECT(Plan(gradient, Case{{100}, 10}.slices(gradient), {}).loop == Loop::rows);
+}
+
+void few_classes_and_neighbouring_slices_of_exponentials_stay_in_place() {
+    for (const ElementType type : {ElementType::float32, ElementType::float64}) {
+        for (const std::ptrdiff_t classes : {10, 56})
+            EXPECT(Plan(exponentials, Case{{100}, classes, type}.slices(exponentials), {}).loop == Loop::rows);
+        for (const std::ptrdiff_t classes : {10, 1000, 16384}) {
+            const Plan plan(exponentials, Case{{100}, classes, type, true}.slices(exponentials), {});
+            EXPECT(plan.loop == Loop::lines && plan.unit % plan.lanes() == 0);
+        }
+    }
+    const Slices half = Case{{100}, 10, ElementType::float16}.slices(exponentials);
+    EXPECT(Plan(exponentials, half, {}).loop == Loop::rows);
+    // With a temperature, or terms of all classes, the maximum has to be known first.
+    const Slices few = Case{{100}, 10}.slices(exponentials);
+    EXPECT(Plan(exponentials, few, {.temperature = 2}).loop == Loop::tiles);
+    EXPECT(Plan(exponentials, few, {.whole_slices = true}).loop == Loop::tiles);
+    EXPECT(Plan(exponentials, Case{{100}, 16385, ElementType::float32, true}.slices(exponentials), {}).in_blocks);
 }
 
 void masks_and_other_types_are_gathered() {
@@ -169,14 +189,15 @@ void the_parts_of_the_workspace_do_not_overlap() {
         const Plan plan(signature, slices, {});
         std::vector<double> doubles(static_cast<std::size_t>(plan.workspace_size()) + 1);
         const Workspace w = plan.workspace(doubles.data());
-        const std::ptrdiff_t gathered = plan.in_blocks ? block_classes : plan.classes * plan.at_once;
+        const bool gathers = plan.loop == Loop::gathered_rows || plan.loop == Loop::tiles;
+        const std::ptrdiff_t gathered = !gathers ? 0 : plan.in_blocks ? block_classes : plan.classes * plan.at_once;
         const std::ptrdiff_t results = std::min(plan.at_once, std::max<std::ptrdiff_t>(plan.count, 1));
         struct {
             const void* begin;
             std::ptrdiff_t least;  // bytes
         } parts[] = {
-            {w.x, plan.loop == Loop::rows ? 0 : gathered * plan.width()},
-            {w.second, plan.loop == Loop::rows || !signature.second ? 0 : gathered * plan.width()},
+            {w.x, gathered * plan.width()},
+            {w.second, signature.second ? gathered * plan.width() : 0},
             {w.statistics, plan.in_blocks ? plan.unit * (plan.blocks() + 1) * signature.state * 8 : 0},
             {w.kept, w.kept ? plan.classes * plan.width() : 0},
             {w.value, signature.value == PerSlice::none ? 0 : results * (signature.value == PerSlice::own ? 5 : 1) * 8},
@@ -204,6 +225,7 @@ const struct {
     PROMISE(contiguous_rows_stay_in_place),
     PROMISE(few_classes_and_neighbouring_slices_go_through_tiles),
     PROMISE(rows_of_halves_stay_in_place_where_a_loop_reads_them),
+    PROMISE(few_classes_and_neighbouring_slices_of_exponentials_stay_in_place),
     PROMISE(masks_and_other_types_are_gathered),
     PROMISE(long_slices_are_taken_in_blocks_unless_they_must_be_whole),
     PROMISE(temperatures_beyond_float_are_computed_in_double),

@@ -16,10 +16,10 @@ pytestmark = [
     pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here"),
 ]
 
-FEW = [((50, classes), axis) for classes in (2, 3, 4, 5, 8, 10, 16, 17, 31, 32) for axis in (0, 1)]
+FEW = [((50, classes), axis) for classes in (2, 3, 4, 5, 8, 10, 16, 17, 31, 32, 50, 55, 56) for axis in (0, 1)]
 LOOPS = {
     "rows": [((24, 333), 1), ((3, 4097), 1)],
-    "tiles": [((333, 24), 0), ((4, 130, 5), 1)],
+    "lines": [((333, 24), 0), ((4, 130, 5), 1), ((4, 30, 333), 1)],
     "few classes": [(shape[:: 1 if axis else -1], axis) for shape, axis in FEW],
     "ends": [case for slices, classes in ENDS for case in (((slices, classes), 1), ((classes, slices), 0))],
 }
@@ -41,10 +41,7 @@ def assert_kept(dtype, checks):
 @each_family
 @each_loop
 @each_dtype
-def test_transforms_and_losses_keep_their_bounds(name, dtype, loop, request):
-    if (name, dtype, loop) == ("subnormal results", np.float32, "ends"):
-        reason = "where the largest logit is 0, logsumexp rounds a subnormal result twice: 1.01 ULP in (3, 16), axis 0"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_transforms_and_losses_keep_their_bounds(name, dtype, loop):
     for shape, axis in LOOPS[loop]:
         x = family(name, shape, dtype, axis)
         assert_kept(dtype, contract.plain(fs, x, axis, precision.Slices(x, axis)))

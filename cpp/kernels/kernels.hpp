@@ -69,13 +69,14 @@ struct Signature {
     double masked_output = 0;          // what a masked entry of the output becomes
     bool keeps_exponentials = false;   // exponentials may wait where the results will stand
     bool rows_of_halves = false;       // reads and writes rows of float16 and bfloat16 itself
+    bool sums_exponentials = false;    // by the fixed reference: then it takes lines, and halves of few classes, itself
     int state = 0;                     // doubles that tell of a block of a slice
 };
 
-// An array as a kernel walks it: the stride from slice to slice in bytes.
+// An array as a kernel walks it, with strides in bytes: from slice to slice and, in lines, from class to class.
 struct Strided {
     std::byte* data = nullptr;
-    std::ptrdiff_t slice_stride = 0;
+    std::ptrdiff_t slice_stride = 0, class_stride = 0;
 };
 
 // Memory that is wanted soon, for tiles to have it fetched while they compute: a cache line for each class of each
@@ -92,9 +93,11 @@ struct Run {
     std::ptrdiff_t classes = 0;
     std::ptrdiff_t origin = 0;  // the class that arrays begin with: not the first where the run is a block of a slice
     double temperature = 1;
-    Strided x;    // scores; of the gradients of the transforms: y or logp
-    Strided dy;   // gradients of the transforms
-    Strided out;  // none for logsumexp and the loss
+    Strided x;             // scores; of the gradients of the transforms: y or logp
+    Strided dy;            // gradients of the transforms
+    Strided out;           // none for logsumexp and the loss
+    void* kept = nullptr;  // where rows or lines may keep exponentials
+    bool stream = false;   // the results of all runs are too large for the caches
     Ahead scores_ahead, dy_ahead, results_ahead;
 
     double* value = nullptr;  // logsumexp, or the loss before any reduction
@@ -114,14 +117,16 @@ struct Run {
 // are two parts, of which float's results need only the first. Neither this nor the next has a constructor: it would be
 // a weak symbol of every target.
 struct Statistics {
-    double max;           // the largest entry that is not NaN
-    std::int64_t argmax;  // its first position
-    double shift;         // 0, or max where max / temperature is too large to go without
-    double reference;     // an integer
-    double top[2];        // the exponential of the largest entry; NaN where max is infinite
-    double rest[2];       // the sum of the others', or in softmax of all; in the gradients of the transforms their sum,
-                          // in units of 2^reference
-    double label_score;   // of a loss: read before anything is written
+    double max;          // the largest entry that is not NaN
+    double shift;        // 0, or max where max / temperature is too large to go without
+    double reference;    // an integer
+    double top[2];       // the exponential of the largest entry; NaN where max is infinite
+    double rest[2];      // the sum of the others', or in softmax of all; in the gradients of the transforms their sum,
+                         // in units of 2^reference
+    double label_score;  // of a loss: read before anything is written
+    bool near;           // the fixed reference suits it
+    bool value_near;     // or, of a loss, at least its value
+    bool several;        // of softmax, measured near: several exponentials are not 0; else `top` is the only one
 };
 
 // What a block of a slice tells of its weighed sum: sum * 2^reference * exp(shift), unless something infinite decides.
@@ -147,7 +152,13 @@ constexpr std::ptrdiff_t block_classes = 16384;
 
 // Slices of at most this many classes go through tiles: a pack holds one class of many slices, where a row would leave
 // most of a pack empty.
-constexpr std::ptrdiff_t few_classes = 32;
+constexpr std::ptrdiff_t few_classes = 56;
+
+// Bytes of neighbours' exponentials that lines keep at a time: half of the smallest second-level cache in use.
+constexpr std::ptrdiff_t lines_room = 524288;
+
+// Bytes of rows that are computed together, unless one row has more: half of the smallest first-level cache.
+constexpr std::ptrdiff_t rows_room = 16384;
 
 // The loops of one operation in T, float or double.
 template <class T>
@@ -162,14 +173,21 @@ struct Loops {
     Statistics (*measure)(const Run&, std::ptrdiff_t count);
     void (*conclude)(const Run&, const Statistics&);
     void (*write)(const Run&, const Statistics&, const Statistics& of_block, std::ptrdiff_t count);
+
+    // The same by the fixed reference; the slice may turn out to be far.
+    Statistics (*measure_near)(const Run&, std::ptrdiff_t count) = nullptr;
+    void (*merge_near)(Statistics& left, const Statistics& right) = nullptr;
+    void (*conclude_near)(const Run&, Statistics&) = nullptr;
+    void (*write_near)(const Run&, const Statistics&, std::ptrdiff_t count) = nullptr;
 };
 
 // One operation.
 struct Kernel {
     Signature signature;
-    // Slices in rows, the classes contiguous, of arrays whose elements are of that type, all of them. Null: rows of
-    // that type must be gathered first.
-    Table<ElementType, void (*)(const Run&), floating_types> rows;
+
+    // Slices whose elements are of a type, in place; null: they are gathered first. In rows the classes are contiguous,
+    // in lines neighbouring slices.
+    Table<ElementType, void (*)(const Run&), floating_types> rows, lines;
     void (*merge)(const Run&, Statistics& left, const Statistics& right);
     Loops<float> in_float;
     Loops<double> in_double;

@@ -13,12 +13,6 @@ class Classes {
         for (int i = 0; i < parts; ++i) part_[i] = load_pack<std::int64_t>(index + i * Pack<std::int64_t>::lanes);
     }
 
-    FASTSOFTMAX_INLINE Mask<T> same_as(const Classes& other) const {
-        Classes same = *this;
-        for (int i = 0; i < parts; ++i) same.part_[i] = equal(part_[i], other.part_[i]);
-        return same.few();
-    }
-
     // Where there are so few that a lane of T holds one.
     FASTSOFTMAX_INLINE Pack<Integer<T>> few() const {
         if constexpr (parts == 2)
@@ -30,6 +24,20 @@ class Classes {
   private:
     static constexpr int parts = Pack<T>::lanes / Pack<std::int64_t>::lanes;
     Pack<std::int64_t> part_[parts];
+};
+
+// A class of each slice, of which there are few.
+template <class T>
+class Positions {
+  public:
+    FASTSOFTMAX_INLINE explicit Positions(const std::int64_t* classes) : positions_(Classes<T>(classes).few()) {}
+    // The slices of which it is class c.
+    FASTSOFTMAX_INLINE Mask<T> at(std::ptrdiff_t c) const {
+        return equal(positions_, broadcast(static_cast<Integer<T>>(c)));
+    }
+
+  private:
+    Pack<Integer<T>> positions_;
 };
 
 // The labels of up to a pack of slices, from `first` of the run on.
@@ -123,6 +131,38 @@ FASTSOFTMAX_INLINE Pack<T> raised(Pack<T> gradient, Doubles<T> exponent) {
     return narrow(times_power(to_doubles(gradient), exponent));
 }
 
+// 0 where there is none: another thread has changed it since it was found to be the largest.
+template <class T>
+FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t count, T value) {
+    const auto wanted = broadcast(value);
+    std::ptrdiff_t i = 0;
+    for (; i + Pack<T>::lanes <= count; i += Pack<T>::lanes)
+        if (const std::uint32_t bits = equal_bits(load(x + i), wanted)) return i + __builtin_ctz(bits);
+    const std::uint32_t bits = equal_bits(load_first(x + i, count - i, T(__builtin_nan(""))), wanted);
+    return bits ? i + __builtin_ctz(bits) : 0;
+}
+
+// Single terms and scores of up to a pack of slices. Strides in elements, except that of scores from slice to slice.
+template <class T>
+struct Entries {
+    const T* terms;
+    std::ptrdiff_t term_slice_stride, term_class_stride;
+    const T* x;
+    std::ptrdiff_t x_slice_stride, x_class_stride;
+
+    double term(int i, std::ptrdiff_t c) const {
+        return static_cast<double>(terms[i * term_slice_stride + c * term_class_stride]);
+    }
+    // The class of the largest score.
+    FASTSOFTMAX_ONCE std::ptrdiff_t largest(int i, std::ptrdiff_t classes, T score) const {
+        const T* slice = reinterpret_cast<const T*>(reinterpret_cast<const std::byte*>(x) + i * x_slice_stride);
+        if (x_class_stride == 1) return first_equal(slice, classes, score);
+        std::ptrdiff_t c = 0;
+        while (c + 1 < classes && slice[c * x_class_stride] != score) ++c;
+        return c;
+    }
+};
+
 // The gradient of up to a pack of slices: scale * (total p - terms - chosen at the label). At the label and at a
 // class that dominates this cancels; there it is computed apart, to 1 ULP and what the exponential adds.
 template <class T>
@@ -131,15 +171,12 @@ class LossGradient {
 
   public:
     Pack<T> label_value, max_value;
-    Mask<T> max_apart;  // where max_value is the largest class's
+    std::int64_t largest[lanes];  // the class that max_value is for; negative: none
 
-    // term_at(c, i): the term of class c of slice i.
-    template <class TermAt>
     FASTSOFTMAX_LONG LossGradient(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
-                                  const Labels<T>& labels, Pack<T> label_exponentials, Doubles<T> sum_of_terms,
-                                  TermAt term_at)
-        : max_apart(dominant(m)),
-          total_(labels.chosen + sum_of_terms),
+                                  const Labels<T>& labels, Pack<T> scores, Pack<T> label_exponentials,
+                                  Doubles<T> sum_of_terms, const Entries<T>& entries)
+        : total_(labels.chosen + sum_of_terms),
           scale_(load_doubles<T>(run.scale + first, count)),
           unscaled_(m.top + m.rest),
           weight_(product_in_two(total_, scale_)),
@@ -148,15 +185,20 @@ class LossGradient {
           wide_(wide_lanes(total_ * scale_, probability_.factor.high)) {
         Two<Pack<T>> at_label = weight_, left = {broadcast(T(0)), broadcast(T(0))};
         Doubles<T> label_weights = labels.chosen, max_weights = total_;
+        const Mask<T> apart = dominant(m);
         if (run.terms) {
             factor_ = narrow(scale_);
             wide_ = wide_ | wide_lanes(scale_, factor_);
             double at_labels[lanes], at_max[lanes] = {};
             store_doubles(at_labels, labels.chosen);
-            for (int i = 0; i < count; ++i) {
-                if (labels.ignored(i)) continue;
-                at_max[i] = (labels.index[i] == m.argmax[i] ? at_labels[i] : 0) + term_at(m.argmax[i], i);
-                if (labels.given) at_labels[i] += term_at(labels.index[i], i);
+            for (int i = 0; i < lanes; ++i) {
+                largest[i] = -1;
+                if (i >= count || labels.ignored(i)) continue;
+                if (lane(apart, i)) {
+                    const std::int64_t c = largest[i] = entries.largest(i, run.classes, lane(m.max, i));
+                    at_max[i] = (labels.index[i] == c ? at_labels[i] : 0) + entries.term(i, c);
+                }
+                if (labels.given) at_labels[i] += entries.term(i, labels.index[i]);
             }
             label_weights = load_doubles<T>(at_labels);
             max_weights = load_doubles<T>(at_max);
@@ -164,7 +206,8 @@ class LossGradient {
             left = product_in_two(total_ - max_weights, scale_);
         } else {
             // Another class than the label has nothing subtracted that would cancel.
-            max_apart = max_apart & Classes<T>(m.argmax).same_as(Classes<T>(labels.index));
+            const std::uint32_t at_label = lane_bits(apart & equal(scores, m.max));
+            for (int i = 0; i < lanes; ++i) largest[i] = at_label >> i & 1 ? labels.index[i] : -1;
         }
         const Two<Pack<T>> factor = probability_.factor;
         const Pack<T> e = label_exponentials;

@@ -34,6 +34,7 @@ template <class T>
 struct Probability {
     Two<Pack<T>> factor;
 
+    Probability() = default;
     FASTSOFTMAX_INLINE explicit Probability(Two<Pack<T>> sum) : factor(reciprocal<T>(sum)) {}
 
     FASTSOFTMAX_INLINE Probability(const Probability& one, Two<Pack<T>> numerator) : factor(numerator * one.factor) {}
@@ -69,15 +70,13 @@ FASTSOFTMAX_INLINE Mask<T> dominant(const Measured<T>& m) {
 // (double 1.15), of the sum, 0.15 (0.24), and the rounding: 1.71 ULP (double 1.89). Of an entry above 2/3, top / sum:
 // at most 1, and 1 where nothing else counts.
 template <class T>
-struct Softmax {
+struct GeneralSoftmax {
     Probability<T> probability;
     Mask<T> dominates;
     Pack<T> top, largest;  // the largest exponential and its probability
 
-    FASTSOFTMAX_INLINE explicit Softmax(const Measured<T>& m)
-        : probability(m.all),
-          dominates(less(broadcast(T(2)) * m.all.high, broadcast(T(3)) * m.top.high)),
-          top(m.top.high) {
+    FASTSOFTMAX_INLINE explicit GeneralSoftmax(const Measured<T>& m)
+        : probability(m.top + m.rest), dominates(less(broadcast(T(2)) * m.rest.high, m.top.high)), top(m.top.high) {
         const Two<Pack<T>> factor = probability.factor;
         largest = fma(top, factor.high, fma(top, factor.low, m.top.low * factor.high));
     }
@@ -150,7 +149,11 @@ FASTSOFTMAX_INLINE void with_log_probability(const Measured<T>& m, const LogTota
 template <class T>
 FASTSOFTMAX_ONCE Doubles<T> log_sum_exp(const Measured<T>& m) {
     const Mask<T> infinite = equal(max(m.max, -m.max), broadcast(T(infinity)));
-    const Two<Pack<T>> finite = Two<Pack<T>>{m.max, broadcast(T(0))} + LogTotal<T>(m).in_two();
+    const LogTotal<T> log(m);
+    Two<Pack<T>> finite = Two<Pack<T>>{m.max, broadcast(T(0))} + log.in_two();
+    // Both parts of a subnormal logarithm are rounded; beside a largest entry of 0 that would show.
+    const Mask<T> zero = equal(m.max, broadcast(T(0)));
+    finite = {select(zero, log.rounded(), finite.high), select(zero, broadcast(T(0)), finite.low)};
     // An infinite maximum is the result, unless there is a NaN, which `rest` then holds.
     return to_doubles(widen(Two<Pack<T>>{select(infinite, m.max + m.rest.high, finite.high),
                                          select(infinite, broadcast(T(0)), finite.low)}));

@@ -20,6 +20,7 @@ constexpr Signature signature<Operation::softmax> = {.name = "softmax",
                                                      .output = true,
                                                      .masked_scores = -infinity,
                                                      .keeps_exponentials = true,
+                                                     .sums_exponentials = true,
                                                      .state = statistics_state};
 
 template <>
@@ -27,6 +28,7 @@ constexpr Signature signature<Operation::log_softmax> = {.name = "log_softmax",
                                                          .output = true,
                                                          .masked_scores = -infinity,
                                                          .masked_output = -infinity,
+                                                         .sums_exponentials = true,
                                                          .state = statistics_state};
 
 template <>
@@ -34,6 +36,7 @@ constexpr Signature signature<Operation::logsumexp> = {.name = "logsumexp",
                                                        .value = PerSlice::one,
                                                        .sign = PerSlice::one,
                                                        .masked_scores = -infinity,
+                                                       .sums_exponentials = true,
                                                        .state = statistics_state};
 
 // The scores of the gradients are y and logp: a masked entry is a probability of 0.
@@ -54,6 +57,7 @@ constexpr Signature signature<Operation::cross_entropy> = {.name = "cross_entrop
                                                            .labels = PerSlice::one,
                                                            .value = PerSlice::one,
                                                            .masked_scores = -infinity,
+                                                           .sums_exponentials = true,
                                                            .state = statistics_state};
 
 template <>
@@ -63,6 +67,7 @@ constexpr Signature signature<Operation::cross_entropy_grad> = {.name = "cross_e
                                                                 .value = PerSlice::one,
                                                                 .masked_scores = -infinity,
                                                                 .keeps_exponentials = true,
+                                                                .sums_exponentials = true,
                                                                 .state = statistics_state};
 
 // Its own loop reads scores and weights, a block at a time.

@@ -108,7 +108,7 @@ FASTSOFTMAX_ONCE Wide<double> rescaled(Wide<double> sum, Wide<double> difference
 }
 
 // Two blocks of one slice as one, left before right.
-FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const Statistics& right, bool whole) {
+FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const Statistics& right) {
     const bool right_wins = right.max > left.max;
     const Statistics& winner = right_wins ? right : left;
     const Statistics& loser = right_wins ? left : right;
@@ -125,7 +125,7 @@ FASTSOFTMAX_ONCE void merge_exponentials(const Run& run, Statistics& left, const
     const Wide<double> difference =
         two_sum(broadcast(some ? loser.shift : winner.shift), broadcast(-winner.shift)) / widen(t);
     Wide<double> sum = broadcast2(loser.rest);
-    if (!whole && some) sum = sum + broadcast2(loser.top);
+    if (some) sum = sum + broadcast2(loser.top);
     Statistics merged = winner;
     set(merged.rest, broadcast2(winner.rest) + rescaled(sum, difference, loser.reference - winner.reference));
     left = merged;
@@ -136,9 +136,7 @@ template <class T>
 struct Measured {
     Pack<T> max, shift, reference;
     Two<Pack<T>> top;   // the exponential of the largest entry; NaN where that is infinite
-    Two<Pack<T>> all;   // the sum of all exponentials: of softmax
-    Two<Pack<T>> rest;  // that of all but the largest: of the others that sum exponentials
-    std::int64_t argmax[Pack<T>::lanes];
+    Two<Pack<T>> rest;  // the sum of all others
 };
 
 // Sets what follows from the maxima of slices.
@@ -204,6 +202,19 @@ FASTSOFTMAX_INLINE void set_top(Measured<T>& m, const Exp& exp) {
     m.top = {select(equal(m.max - m.max, broadcast(T(0))), top.rounded(), broadcast(T(__builtin_nan("")))), top.lost()};
 }
 
+// The rest: the others' sum, and the largest as often as it comes again.
+template <class T>
+FASTSOFTMAX_INLINE void set_rest(Measured<T>& m, Wide<T> others, Pack<T> times) {
+    const Pack<T> again = times - broadcast(T(1));
+    const Mask<T> ties = less(broadcast(T(0)), again) & equal(m.max - m.max, broadcast(T(0)));
+    m.rest = in_two(others);
+    if (lane_bits(ties) == 0) return;
+    const Two<Pack<T>> tied = {
+        select(ties, m.top.high * again, broadcast(T(0))),
+        select(ties, fma(m.top.high, again, -(m.top.high * again)) + m.top.low * again, broadcast(T(0)))};
+    m.rest = m.rest + fast_two_sum(tied.high, tied.low);
+}
+
 template <class T, class V>
 inline void get_lane(double (&to)[2], const V& value, int i) {
     if constexpr (sizeof(T) == 4) {
@@ -234,11 +245,10 @@ template <Operation op, class T>
 inline Statistics statistics_of(const Measured<T>& m, int i) {
     Statistics s = {};
     s.max = static_cast<double>(lane(m.max, i));
-    s.argmax = m.argmax[i];
     s.shift = static_cast<double>(lane(m.shift, i));
     s.reference = static_cast<double>(lane(m.reference, i));
     get_lane<T>(s.top, widen(m.top), i);
-    get_lane<T>(s.rest, widen(op == Operation::softmax ? m.all : m.rest), i);
+    get_lane<T>(s.rest, widen(m.rest), i);
     return s;
 }
 
@@ -257,23 +267,18 @@ inline Measured<T> measured_of(const Statistics* slices, int count) {
             top[k][i] = s.top[k];
             rest[k][i] = s.rest[k];
         }
-        m.argmax[i] = s.argmax;
     }
     m.max = load_pack<T>(max);
     m.shift = load_pack<T>(shift);
     m.reference = load_pack<T>(reference);
     m.top = in_two(load_wide<T>(top[0], top[1]));
-    m.rest = m.all = in_two(load_wide<T>(rest[0], rest[1]));
+    m.rest = in_two(load_wide<T>(rest[0], rest[1]));
     return m;
 }
 
-// The operation whose exponentials another sums alike: what is compiled once for all of them.
-template <Operation op>
-constexpr Operation sums_as = op == Operation::softmax || op == Operation::logsumexp ? op : Operation::cross_entropy;
-
 template <Operation op>
 void merge(const Run& run, Statistics& left, const Statistics& right) {
-    merge_exponentials(run, left, right, op == Operation::softmax);
+    merge_exponentials(run, left, right);
 }
 
 // Measures slices of any length: measure(begin, end) does so for a block of up to `lanes` slices.

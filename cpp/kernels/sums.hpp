@@ -112,40 +112,44 @@ class TileSum {
     int count_;
 };
 
-// A running sum of exponentials, in the same order but cheaper: in T, the powers on one side, what they grow by and the
-// errors of their additions on the other. After `terms` terms of a lane the latter is carried over, one group late, so
-// that the next group need not wait for it. With `whole` the sum begins at a number that no exponential exceeds: then
-// it is the larger of two terms (Dekker). Without, the sum is right relative to its own size, however small (Knuth).
-// Error: 0.09 * 2^-24 (double 2^-53) of the sum, from adding four growths of 0.044 before they are carried, and with
-// `whole` 2^-45 (2^-103) of the largest exponential.
-template <class T, bool whole>
-struct ExponentialSum {
-    static constexpr std::ptrdiff_t terms = 4;
-    static constexpr T start = whole ? ExpConstants<T>::above_all : T(0);
+// How many terms are added to a lane of a sum before its errors are carried over.
+constexpr std::ptrdiff_t terms_to_carry = 8;
+
+// A sum of exponentials, in the same order but cheaper: the powers, by Knuth's two-sum, and beside them the errors of
+// that and what the powers grow by, which are carried over before their own rounding counts. Error: 0.18 * 2^-24
+// (double 2^-53) of the sum, from adding eight growths of 0.044.
+template <class T>
+struct PowerSum {
+    Pack<T> sum = broadcast(T(0)), low = broadcast(T(0));
 
     FASTSOFTMAX_LONG void add(Pack<T> power, Pack<T> growth) {
         const Pack<T> next = sum + power, back = next - sum;
-        // The larger of both is `sum`, or unknown.
-        group = group + (whole ? power - back : (sum - (next - back)) + (power - back));
-        group = multiply_add(power, growth, group);
+        low = low + multiply_add(power, growth, (sum - (next - back)) + (power - back));
         sum = next;
     }
-    FASTSOFTMAX_LONG void carry() {
-        const Pack<T> next = sum + error;
-        error = (error - (next - sum)) + group;
-        group = broadcast(T(0));
+    FASTSOFTMAX_INLINE void carry() {
+        const Pack<T> next = sum + low;
+        low = low - (next - sum);
         sum = next;
     }
-    FASTSOFTMAX_INLINE Two<Pack<T>> in_two() const { return two_sum(sum - broadcast(start), error); }
-    FASTSOFTMAX_INLINE Wide<T> total() const {
+    FASTSOFTMAX_INLINE Two<Pack<T>> in_two() const { return fast_two_sum(sum, low); }
+    FASTSOFTMAX_INLINE Wide<T> wide() const {
         if constexpr (sizeof(T) == 4)
-            return widen(sum - broadcast(start)) + widen(error);
+            return widen(sum) + widen(low);
         else
             return in_two();
     }
+};
 
-  private:
-    Pack<T> sum = broadcast(start), error = broadcast(T(0)), group = broadcast(T(0));
+// The same without the largest, and how often that comes.
+template <class T>
+struct OthersSum : PowerSum<T> {
+    Pack<T> times = broadcast(T(0));
+
+    FASTSOFTMAX_LONG void add(Mask<T> is_largest, Pack<T> power, Pack<T> growth) {
+        PowerSum<T>::add(select(is_largest, broadcast(T(0)), power), growth);
+        times = times + select(is_largest, broadcast(T(1)), broadcast(T(0)));
+    }
 };
 
 }  // namespace

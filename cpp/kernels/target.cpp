@@ -1,23 +1,60 @@
 // Compiled once per target with its own flags; FASTSOFTMAX_TARGET_NAME is the target's name. Everything but the table
 // is local to the file, so that the linker can never take another target's copy.
 #include "gather.hpp"
+#include "loops/lines.hpp"
+#include "loops/rows.hpp"
+#include "operations/cross_entropy.hpp"
 #include "operations/gradient_loops.hpp"
-#include "rows.hpp"
-#include "tiles.hpp"
+#include "operations/logs.hpp"
+#include "operations/softmax.hpp"
 #include "weighed.hpp"
 
 namespace {
 
 using namespace fastsoftmax;
 
-template <Operation op, class T>
-constexpr Loops<T> loops_of = {::tiles<op, T>, ::measure_row<op, T>, ::conclude_row<op, T>, ::write_row<op, T>};
+// Whether the fixed reference may do: scores as they are, and labels only.
+bool is_plain(const Run& run) {
+    return run.temperature == 1 && !run.terms && 0 < run.classes && run.classes <= block_classes;
+}
 
-template <Operation op>
-void fill_operation(Kernels& k) {
-    k.of[op] = {signature<op>, {}, ::merge<op>, loops_of<op, float>, loops_of<op, double>};
-    k.of[op].rows[ElementType::float32] = ::rows<op, float>;
-    k.of[op].rows[ElementType::float64] = ::rows<op, double>;
+template <class Op, class T>
+void rows(const Run& run) {
+    if (!is_plain(run)) return general_rows<Op::operation, T>(run);
+    if (run.classes <= few_classes) return near_tiles<Op, T>(run);
+    near_rows<Op, T>(run);
+}
+
+template <class Op, class T>
+void tiles(const Run& run) {
+    if (!is_plain(run)) return general_tiles<Op::operation, T>(run);
+    near_gathered_tiles<Op, T>(run);
+}
+
+template <class Op, class T>
+constexpr Loops<T> loops_of = {::tiles<Op, T>,
+                               ::measure_row<Op::operation, T>,
+                               ::conclude_row<Op::operation, T>,
+                               ::write_row<Op::operation, T>,
+                               ::measure_near<Op, T>,
+                               ::merge_near<Op, T>,
+                               ::conclude_near<Op, T>,
+                               ::write_near<Op, T>};
+
+template <class Op>
+void fill_exponentials(Kernels& k) {
+    constexpr Operation op = Op::operation;
+    Kernel& kernel = k.of[op];
+    kernel.signature = signature<op>;
+    kernel.merge = ::merge<op>;
+    kernel.rows[ElementType::float16] = ::near_tiles<Op, Half>;
+    kernel.rows[ElementType::bfloat16] = ::near_tiles<Op, BFloat16>;
+    kernel.rows[ElementType::float32] = ::rows<Op, float>;
+    kernel.rows[ElementType::float64] = ::rows<Op, double>;
+    kernel.lines[ElementType::float32] = ::near_lines<Op, float>;
+    kernel.lines[ElementType::float64] = ::near_lines<Op, double>;
+    kernel.in_float = loops_of<Op, float>;
+    kernel.in_double = loops_of<Op, double>;
 }
 
 template <Operation op, class T>
@@ -26,7 +63,7 @@ constexpr Loops<T> gradient_loops_of = {::gradient_tiles<op, T>, ::measure_gradi
 
 template <Operation op>
 void fill_gradient(Kernels& k) {
-    k.of[op] = {signature<op>, {}, ::merge_sums, gradient_loops_of<op, float>, gradient_loops_of<op, double>};
+    k.of[op] = {signature<op>, {}, {}, ::merge_sums, gradient_loops_of<op, float>, gradient_loops_of<op, double>};
     k.of[op].rows[ElementType::float16] = ::gradient_rows<op, Half>;
     k.of[op].rows[ElementType::bfloat16] = ::gradient_rows<op, BFloat16>;
     k.of[op].rows[ElementType::float32] = ::gradient_rows<op, float>;
@@ -74,13 +111,13 @@ void plain_log1p(const double* x, std::ptrdiff_t count, T* to) {
 Kernels make_kernels() {
     Kernels k{};
     k.name = FASTSOFTMAX_TARGET_NAME;
-    fill_operation<Operation::softmax>(k);
-    fill_operation<Operation::log_softmax>(k);
-    fill_operation<Operation::logsumexp>(k);
+    fill_exponentials<Softmax>(k);
+    fill_exponentials<LogSoftmax>(k);
+    fill_exponentials<LogSumExp>(k);
     fill_gradient<Operation::softmax_grad>(k);
     fill_gradient<Operation::log_softmax_grad>(k);
-    fill_operation<Operation::cross_entropy>(k);
-    fill_operation<Operation::cross_entropy_grad>(k);
+    fill_exponentials<CrossEntropy<false>>(k);
+    fill_exponentials<CrossEntropy<true>>(k);
     fill_gather<Half, ElementType::float16>(k);
     fill_gather<BFloat16, ElementType::bfloat16>(k);
     fill_gather<float, ElementType::float32>(k);

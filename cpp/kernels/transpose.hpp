@@ -93,6 +93,39 @@ FASTSOFTMAX_INLINE void transpose(Pack<float> (&rows)[4]) {
     rows[3] = interleaved<2, true>(upper01, upper23);
 }
 
+// Every other lane of a, then of b, from `first` on; and the way back, the lower or upper halves.
+template <int first, class R, std::size_t... i>
+FASTSOFTMAX_INLINE R every_other(R a, R b, std::index_sequence<i...>) {
+    return __builtin_shufflevector(a, b, static_cast<int>(2 * i + first)...);
+}
+template <bool upper, class R, std::size_t... i>
+FASTSOFTMAX_INLINE R taking_turns(R a, R b, std::index_sequence<i...>) {
+    constexpr int width = sizeof...(i);
+    return __builtin_shufflevector(a, b, static_cast<int>(i / 2 + (i % 2 ? width : 0) + (upper ? width / 2 : 0))...);
+}
+
+// As many rows of two classes as a pack has lanes, which are two packs: one for each class, and back.
+template <class T>
+FASTSOFTMAX_INLINE void split_pairs(Pack<T> (&packs)[2]) {
+    using Lanes = std::make_index_sequence<register_bytes / sizeof(T)>;
+    const Pack<T, 2> both = joined(packs[0], packs[1]);
+    packs[0] = from_registers<Pack<T>>([&]<int i>() __attribute__((always_inline)) {
+        return every_other<0>(both.r[2 * i], both.r[2 * i + 1], Lanes{});
+    });
+    packs[1] = from_registers<Pack<T>>([&]<int i>() __attribute__((always_inline)) {
+        return every_other<1>(both.r[2 * i], both.r[2 * i + 1], Lanes{});
+    });
+}
+template <class T>
+FASTSOFTMAX_INLINE void join_pairs(Pack<T> (&packs)[2]) {
+    using Lanes = std::make_index_sequence<register_bytes / sizeof(T)>;
+    const auto both = from_registers<Pack<T, 2>>([&]<int i>() __attribute__((always_inline)) {
+        return taking_turns<i % 2 == 1>(packs[0].r[i / 2], packs[1].r[i / 2], Lanes{});
+    });
+    packs[0] = part(both, 0);
+    packs[1] = part(both, 1);
+}
+
 // How many elements after the last row of a tile `rows_to_tile` may read.
 template <class T>
 constexpr std::ptrdiff_t read_behind = quarter_lanes<T> - 1;

@@ -153,11 +153,14 @@ FASTSOFTMAX_ONCE void write_rows(const GradientRows<E>& rows, const GradientSums
     });
 }
 
+// Rows of up to so many floats gain by that.
+constexpr std::ptrdiff_t most_dense = 32;
+
 // Rows of few floats that follow each other in memory, at temperature 1. Each has `spans` spans of 16 bytes for its
 // sum; for the results, packs hold the numbers of several.
 template <Operation op, int spans = 1>
 FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
-    if constexpr (4 * spans < fastsoftmax::few_classes)
+    if constexpr (4 * spans < most_dense)
         if (run.classes > 4 * spans) return dense_gradients<op, spans + 1>(run);
     using Position = Pack<std::int32_t>;
     constexpr int lanes = Pack<float>::lanes;
@@ -201,7 +204,7 @@ template <Operation op, class E>
 void gradient_rows(const Run& run) {
     using T = Compute<E>;
     if constexpr (std::is_same_v<E, float>)
-        if (run.classes <= fastsoftmax::few_classes) return dense_gradients<op>(run);
+        if (run.classes <= most_dense) return dense_gradients<op>(run);
     // Together they stay in the first-level cache.
     const std::ptrdiff_t fit = 8192 / (run.classes * static_cast<std::ptrdiff_t>(sizeof(E)) + 1);
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;

@@ -14,6 +14,8 @@ using Register = Vector<T, register_bytes>;
 template <class T, int packs = 1>
 using Pack = BasicPack<T, packs, register_bytes>;
 
+constexpr bool has_scaling = false;
+
 constexpr bool has_fma = true;
 #define FASTSOFTMAX_LONG FASTSOFTMAX_INLINE
 
@@ -44,6 +46,15 @@ FASTSOFTMAX_INLINE Register<T> look_up(const T (&table)[8], Register<Integer<T>>
                                              (__m256d)_mm256_permutevar8x32_epi32(second, entry), in_second);
     }
 }
+
+// Whole cache lines past the caches, and what orders them before later stores.
+FASTSOFTMAX_INLINE void stream_pack(float* p, Pack<float> a) {
+    for (int i = 0; i < 2; ++i) _mm256_stream_ps(p + 8 * i, a.r[i]);
+}
+FASTSOFTMAX_INLINE void stream_pack(double* p, Pack<double> a) {
+    for (int i = 0; i < 2; ++i) _mm256_stream_pd(p + 4 * i, a.r[i]);
+}
+FASTSOFTMAX_INLINE void finish_streams() { _mm_sfence(); }
 
 FASTSOFTMAX_INLINE Pack<float> permuted(const Pack<float>& table, Pack<std::int32_t> index) {
     Pack<float> a;

@@ -39,6 +39,28 @@ FASTSOFTMAX_INLINE Register<T> look_up(const T (&table)[8], Register<Integer<T>>
     }
 }
 
+constexpr bool has_scaling = true;
+// a * 2^floor(n) and a * b + c; 0 where n is below `least`.
+FASTSOFTMAX_INLINE Register<float> scaled(Register<float> a, Register<float> n, float least) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, _mm512_set1_ps(least), _CMP_NLT_UQ), a, n);
+}
+FASTSOFTMAX_INLINE Register<double> scaled(Register<double> a, Register<double> n, double least) {
+    return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(n, _mm512_set1_pd(least), _CMP_NLT_UQ), a, n);
+}
+FASTSOFTMAX_INLINE Register<float> fma_or_zero(Register<float> a, Register<float> b, Register<float> c,
+                                               Register<float> n, float least) {
+    return _mm512_maskz_fmadd_ps(_mm512_cmp_ps_mask(n, _mm512_set1_ps(least), _CMP_NLT_UQ), a, b, c);
+}
+FASTSOFTMAX_INLINE Register<double> fma_or_zero(Register<double> a, Register<double> b, Register<double> c,
+                                                Register<double> n, double least) {
+    return _mm512_maskz_fmadd_pd(_mm512_cmp_pd_mask(n, _mm512_set1_pd(least), _CMP_NLT_UQ), a, b, c);
+}
+
+// Whole cache lines past the caches, and what orders them before later stores.
+FASTSOFTMAX_INLINE void stream_pack(float* p, Pack<float> a) { _mm512_stream_ps(p, a.r[0]); }
+FASTSOFTMAX_INLINE void stream_pack(double* p, Pack<double> a) { _mm512_stream_pd(p, a.r[0]); }
+FASTSOFTMAX_INLINE void finish_streams() { _mm_sfence(); }
+
 FASTSOFTMAX_INLINE Pack<float> permuted(const Pack<float>& table, Pack<std::int32_t> index) {
     return {{_mm512_permutexvar_ps((__m512i)index.r[0], table.r[0])}};
 }

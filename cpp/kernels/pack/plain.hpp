@@ -11,6 +11,8 @@ using Register = Vector<T, register_bytes>;
 template <class T, int packs = 1>
 using Pack = BasicPack<T, packs, register_bytes>;
 
+constexpr bool has_scaling = false;
+
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> load_first_lanes(const T* p, std::ptrdiff_t count, T fill) {
     Pack<T> a;
@@ -22,6 +24,13 @@ template <class T>
 FASTSOFTMAX_INLINE void store_first_lanes(T* p, Pack<T> a, std::ptrdiff_t count) {
     copy_elements(p, reinterpret_cast<const T*>(&a), count);
 }
+
+// Stores that might go past the caches: here they do not.
+template <class T>
+FASTSOFTMAX_INLINE void stream_pack(T* p, const Pack<T>& a) {
+    copy_elements(p, reinterpret_cast<const T*>(&a), Pack<T>::lanes);
+}
+FASTSOFTMAX_INLINE void finish_streams() {}
 
 struct Four {
     double lanes[4];

@@ -4,23 +4,9 @@
 // another. Results replace scores.
 #pragma once
 
-#include "losses.hpp"
+#include "../losses.hpp"
 
 namespace {
-
-// A class of each slice, of which there are few.
-template <class T>
-class Positions {
-  public:
-    FASTSOFTMAX_INLINE explicit Positions(const std::int64_t* classes) : positions_(Classes<T>(classes).few()) {}
-    // The slices of which it is class c.
-    FASTSOFTMAX_INLINE Mask<T> at(std::ptrdiff_t c) const {
-        return equal(positions_, broadcast(static_cast<Integer<T>>(c)));
-    }
-
-  private:
-    Pack<Integer<T>> positions_;
-};
 
 template <class T>
 struct Tile {
@@ -58,31 +44,21 @@ struct Tile {
     }
 };
 
-template <Operation op, bool keep, class T>
+template <bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin,
                                                        std::ptrdiff_t end) {
-    using I = Integer<T>;
-    constexpr bool whole = op == Operation::softmax;
-    using Sum = ExponentialSum<T, whole>;
     Measured<T> m;
 
-    // Positions are relative to `begin`: a block has fewer classes than an int32 counts. Where nothing is finite,
-    // nothing is largest.
     Pack<T> largest = broadcast(T(-infinity));
-    Pack<I> position = broadcast(I(-1));
-    for (std::ptrdiff_t c = begin; c < end; ++c) {
-        const Pack<T> v = tile.score(c);
-        if constexpr (!whole) position = select(less(largest, v), broadcast(static_cast<I>(c - begin)), position);
-        largest = max(v, largest);
-    }
+    for (std::ptrdiff_t c = begin; c < end; ++c) largest = max(tile.score(c), largest);
     set_maxima(m, largest, run.temperature);
 
     const int sums = partial_sums<T>(run.classes);
-    Two<Pack<T>> only;
     Wide<T> partial[Pack<T>::lanes];
+    Pack<T> times = broadcast(T(0));
     with_exponential(m, run.temperature, [&](auto exp) __attribute__((always_inline)) {
         // Classes c, c + sums, ... of one partial sum.
-        const auto add_classes = [&](Sum& sum, auto count, std::ptrdiff_t c) __attribute__((always_inline)) {
+        const auto add = [&](OthersSum<T>& sum, auto count, std::ptrdiff_t c) __attribute__((always_inline)) {
             constexpr int packs = decltype(count)::value;
             Pack<T, packs> scores;
             for (int k = 0; k < packs; ++k) {
@@ -93,32 +69,24 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
             const Pack<T, packs> rounded = e.rounded();
             for (int k = 0; k < packs; ++k) {
                 if constexpr (keep) tile.write(c + k * sums, part(rounded, k));
-                const Mask<T> apart = equal(position, broadcast(static_cast<I>(c + k * sums - begin)));
-                const Pack<T> power = part(e.power, k);
-                sum.add(whole ? power : select(apart, broadcast(T(0)), power), part(e.growth, k));
+                sum.add(equal(part(scores, k), largest), part(e.power, k), part(e.growth, k));
             }
         };
+        const std::ptrdiff_t group = terms_to_carry * sums, grouped = begin + (end - begin) / group * group;
         for (int k = 0; k < sums; ++k) {
-            Sum sum;
+            OthersSum<T> sum;
             std::ptrdiff_t c = begin + k;
-            for (; end - c > (Sum::terms - 1) * sums; c += Sum::terms * sums) {
-                for (int i = 0; i < Sum::terms; i += packs_at_once)
-                    add_classes(sum, std::integral_constant<int, packs_at_once>{}, c + i * sums);
-                sum.carry();
-            }
-            for (; c < end; c += sums) add_classes(sum, std::integral_constant<int, 1>{}, c);
-            sum.carry();
-            if (sums == 1)
-                only = sum.in_two();
-            else
-                partial[k] = sum.total();
+            for (; c < grouped; sum.carry())
+                for (const std::ptrdiff_t stop = c + group; c < stop; c += packs_at_once * sums)
+                    add(sum, std::integral_constant<int, packs_at_once>{}, c);
+            for (; c < end; c += sums) add(sum, std::integral_constant<int, 1>{}, c);
+            partial[k] = sum.wide();
+            times = times + sum.times;
         }
         set_top(m, exp);
     });
-    // A single sum stays in T: converting it would take a fifth of the time of two classes.
-    if (sums > 1) only = in_two(folded(partial, sums));
-    (whole ? m.all : m.rest) = only;
-    if (op == Operation::logsumexp && fold_max(largest) == T(infinity)) {
+    set_rest(m, folded(partial, sums), times);
+    if (fold_max(largest) == T(infinity)) {
         // As in rows: where +inf is the largest, `rest` tells whether there is a NaN.
         Pack<T> nan = broadcast(T(0));
         for (std::ptrdiff_t c = begin; c < end; ++c) {
@@ -128,17 +96,12 @@ FASTSOFTMAX_ONCE Measured<T> measure_tile_exponentials(const Run& run, const Til
         const Mask<T> infinite = equal(largest, broadcast(T(infinity)));
         m.rest = {select(infinite, nan, m.rest.high), select(infinite, broadcast(T(0)), m.rest.low)};
     }
-    if constexpr (!whole) {
-        I positions[Pack<T>::lanes];
-        store_pack(positions, position);
-        for (int i = 0; i < Pack<T>::lanes; ++i) m.argmax[i] = begin + (positions[i] < 0 ? 0 : positions[i]);
-    }
     return m;
 }
 
 template <Operation op, class T, bool keep>
 inline Measured<T> measure_tile_block(const Run& run, const Tile<T>& tile, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    return measure_tile_exponentials<sums_as<op>, keep>(run, tile, begin, end);
+    return measure_tile_exponentials<keep>(run, tile, begin, end);
 }
 
 template <class T>
@@ -179,26 +142,25 @@ FASTSOFTMAX_ONCE void write_tile_losses(const Run& run, const Tile<T>& tile, std
     conclude_losses(run, first, count, measured, log, labels, scores, run.terms ? from_terms : nullptr);
     if constexpr (op == Operation::cross_entropy_grad) {
         with_exponential(measured, run.temperature, [&](auto exp) __attribute__((always_inline)) {
-            const LossGradient<T> gradient(
-                run, first, count, measured, labels, exp(scores).rounded(), sum_of_all_terms,
-                [&](std::int64_t c, int i) { return static_cast<double>(terms[run.own_terms ? c * lanes + i : c]); });
+            const Entries<T> entries = {terms, run.own_terms ? 1 : 0, run.own_terms ? lanes : 1, tile.x, sizeof(T),
+                                        lanes};
+            const LossGradient<T> gradient(run, first, count, measured, labels, scores, exp(scores).rounded(),
+                                           sum_of_all_terms, entries);
             const auto value = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
                 if constexpr (kept) return gradient(tile.score(c));
                 const Pack<T> e = exp(tile.score(c)).rounded();
                 return run.terms ? gradient(e, term(c)) : gradient(e);
             };
             if (run.classes <= fastsoftmax::few_classes) {
-                const Positions<T> at_label(labels.index), at_max(measured.argmax);
+                const Positions<T> at_label(labels.index), at_max(gradient.largest);
                 for (std::ptrdiff_t c = 0; c < run.classes; ++c) {
                     const Pack<T> general = select(at_label.at(c), gradient.label_value, value(c));
-                    tile.write(c, select(at_max.at(c) & gradient.max_apart, gradient.max_value, general));
+                    tile.write(c, select(at_max.at(c), gradient.max_value, general));
                 }
             } else {
                 for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, value(c));
                 tile.put(labels.index, gradient.label_value);
-                std::int64_t at_max[lanes];
-                for (int i = 0; i < lanes; ++i) at_max[i] = lane(gradient.max_apart, i) ? measured.argmax[i] : -1;
-                tile.put(at_max, gradient.max_value);
+                tile.put(gradient.largest, gradient.max_value);
             }
         });
         if (run.exponent) {
@@ -220,7 +182,7 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
         return measure_tile_block<op, T, keep>(run, tile, begin, end);
     });
     if constexpr (op == Operation::softmax) {
-        const Softmax<T> probability(measured);
+        const GeneralSoftmax<T> probability(measured);
         if constexpr (keep) {
             for (std::ptrdiff_t c = 0; c < run.classes; ++c) tile.write(c, probability(tile.score(c)));
         } else {
@@ -239,7 +201,7 @@ FASTSOFTMAX_ONCE void compute_tile(const Run& run, const Tile<T>& tile, std::ptr
 }
 
 template <Operation op, class T>
-void tiles(const Run& run) {
+void general_tiles(const Run& run) {
     constexpr int lanes = Pack<T>::lanes;
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const std::ptrdiff_t offset = first * run.classes, left = run.slices - first;

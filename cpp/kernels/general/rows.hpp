@@ -3,7 +3,7 @@
 // many as a pack has lanes, so that what happens once a slice happens for all of them at once.
 #pragma once
 
-#include "losses.hpp"
+#include "../losses.hpp"
 
 namespace {
 
@@ -30,10 +30,11 @@ struct Rows {
 };
 
 // Calls f(pack, position) for classes [begin, end); lanes beyond the end hold `fill`.
-template <class T, class F>
-FASTSOFTMAX_INLINE void for_packs(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, T fill, F f) {
+template <class E, class F>
+FASTSOFTMAX_INLINE void for_packs(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, Compute<E> fill, F f) {
+    constexpr int lanes = Pack<Compute<E>>::lanes;
     std::ptrdiff_t i = begin;
-    for (; i + Pack<T>::lanes <= end; i += Pack<T>::lanes) f(load(x + i), i);
+    for (; i + lanes <= end; i += lanes) f(load(x + i), i);
     if (i < end) f(load_first(x + i, end - i, fill), i);
 }
 
@@ -63,17 +64,6 @@ FASTSOFTMAX_INLINE T row_max(const T* x, std::ptrdiff_t begin, std::ptrdiff_t en
     return fold_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
-// `begin` where there is none: another thread has changed it since it was found to be the largest.
-template <class T>
-FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, T value) {
-    const auto wanted = broadcast(value);
-    std::ptrdiff_t i = begin;
-    for (; i + Pack<T>::lanes <= end; i += Pack<T>::lanes)
-        if (const std::uint32_t bits = equal_bits(load(x + i), wanted)) return i + __builtin_ctz(bits);
-    const std::uint32_t bits = equal_bits(load_first(x + i, end - i, T(__builtin_nan(""))), wanted);
-    return bits ? i + __builtin_ctz(bits) : begin;
-}
-
 template <class T>
 FASTSOFTMAX_ONCE bool has_nan(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr auto all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
@@ -83,25 +73,16 @@ FASTSOFTMAX_ONCE bool has_nan(const T* x, std::ptrdiff_t begin, std::ptrdiff_t e
     return found;
 }
 
-// Lanes of the pack at `i` other than that of class `index`.
-template <class T>
-FASTSOFTMAX_INLINE Pack<T> without(Pack<T> value, std::ptrdiff_t i, std::ptrdiff_t index) {
-    using I = Integer<T>;
-    return select(equal(iota<I>(), broadcast(static_cast<I>(index - i))), broadcast(T(0)), value);
-}
-
-// The sum of the exponentials of [begin, end), all of them kept in `out` if asked; without that of class `apart` unless
-// it is to be the `whole` sum. Meanwhile the row `next` is fetched, since rows are too short for the machine to see one
-// coming, and the row of the output, null if there is none, unless it is written now.
-template <bool whole, bool keep, class T, class Exp>
-FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end,
-                                                std::ptrdiff_t apart, T* out, const T* next, Exp exp) {
+// The sum of the exponentials of [begin, end) without those of the largest score; all of them are kept in `out` if
+// asked. Meanwhile the row `next` is fetched, since rows are too short for the machine to see one coming, and the row
+// of the output, null if there is none, unless it is written now.
+template <bool keep, class T, class Exp>
+FASTSOFTMAX_INLINE OthersSum<T> sum_others(const T* x, std::ptrdiff_t begin, std::ptrdiff_t end, Pack<T> largest,
+                                           T* out, const T* next, Exp exp) {
     const T* written = out ? out : next;
-    using Sum = ExponentialSum<T, whole>;
     constexpr int lanes = Pack<T>::lanes;
-    constexpr std::ptrdiff_t group = Sum::terms * lanes;
-    Sum sum;
-    const auto add_packs = [&](auto count, std::ptrdiff_t i) __attribute__((always_inline)) {
+    OthersSum<T> sum;
+    const auto add = [&](auto count, std::ptrdiff_t i) __attribute__((always_inline)) {
         constexpr int packs = decltype(count)::value;
         Pack<T, packs> scores;
         for (int k = 0; k < packs; ++k) {
@@ -114,68 +95,64 @@ FASTSOFTMAX_INLINE Two<double> sum_exponentials(const T* x, std::ptrdiff_t begin
         const Pack<T, packs> rounded = e.rounded();
         for (int k = 0; k < packs; ++k) {
             if constexpr (keep) store(out + i + k * lanes, part(rounded, k));
-            sum.add(part(e.power, k), part(e.growth, k));
+            sum.add(equal(part(scores, k), largest), part(e.power, k), part(e.growth, k));
         }
     };
-    for (std::ptrdiff_t i = begin; i < end; i += group) {
-        const bool has_apart = !whole && i <= apart && apart < i + group;
-        if (i + group <= end && !has_apart) {
-            for (int k = 0; k < Sum::terms; k += packs_at_once)
-                add_packs(std::integral_constant<int, packs_at_once>{}, i + k * lanes);
-        } else {
-            for (std::ptrdiff_t k = i; k < i + group && k < end; k += lanes) {
-                const Growth<T, 1> e = exp(load_in(x, k, end, T(-infinity)));
-                if constexpr (keep) store_in(out, k, end, e.rounded());
-                sum.add(whole ? e.power : without(e.power, k, apart), e.growth);
-            }
-        }
-        sum.carry();
+    std::ptrdiff_t i = begin;
+    for (; i + terms_to_carry * lanes <= end; sum.carry())
+        for (const std::ptrdiff_t stop = i + terms_to_carry * lanes; i < stop; i += packs_at_once * lanes)
+            add(std::integral_constant<int, packs_at_once>{}, i);
+    for (; i + lanes <= end; i += lanes) add(std::integral_constant<int, 1>{}, i);
+    if (i < end) {
+        const Pack<T> scores = load_first(x + i, end - i, T(-infinity));
+        const Growth<T, 1> e = exp(scores);
+        if constexpr (keep) store_first(out + i, e.rounded(), end - i);
+        // Where the largest is -infinity, how often there is one does not count.
+        sum.add(equal(scores, largest), e.power, e.growth);
     }
-    return folded(sum.total());
+    return sum;
 }
 
 // Measures a block for everything that is made of exponentials. The largest is left out of the sum, so that what the
-// others make up is exact however small it is; but softmax has no use for more than the sum of all.
-template <Operation op, bool keep, class T>
+// others make up is exact however small it is.
+template <bool keep, class T>
 FASTSOFTMAX_ONCE Measured<T> measure_exponentials(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int lanes = Pack<T>::lanes;
-    constexpr bool whole = op == Operation::softmax;
     Measured<T> m;
     T maxima[lanes] = {};
     for (int i = 0; i < rows.count; ++i) maxima[i] = row_max(rows.x(i), begin, end);
     set_maxima(m, load_pack<T>(maxima), rows.run.temperature);
 
-    double high[lanes] = {}, low[lanes] = {};
+    Wide<T> others[lanes] = {};
+    T times[lanes] = {};
     with_exponential(m, rows.run.temperature, [&](auto exp) __attribute__((always_inline)) {
         for (int i = 0; i < rows.count; ++i) {
-            m.argmax[i] = begin;
-            std::ptrdiff_t apart = -1;
-            // Where nothing is finite, nothing is largest.
-            if (!whole && maxima[i] - maxima[i] == 0)
-                m.argmax[i] = apart = first_equal(rows.x(i), begin, end, maxima[i]);
-            const Two<double> sum =
-                sum_exponentials<whole, keep>(rows.x(i), begin, end, apart, rows.run.out.data ? rows.out(i) : nullptr,
-                                              rows.x(i + rows.count), exp.of_lane(i));
-            high[i] = sum.high;
-            low[i] = sum.low;
+            const OthersSum<T> sum =
+                sum_others<keep>(rows.x(i), begin, end, broadcast(maxima[i]), rows.run.out.data ? rows.out(i) : nullptr,
+                                 rows.x(i + rows.count), exp.of_lane(i));
+            others[i] = sum.wide();
+            times[i] = fold_sum(sum.times);
         }
         set_top(m, exp);
     });
-    (whole ? m.all : m.rest) = in_two(load_wide<T>(high, low));
-    if (op != Operation::logsumexp || fold_max(m.max) != T(infinity)) return m;
+    set_rest(m, folded(others), load_pack<T>(times));
+    if (fold_max(m.max) != T(infinity)) return m;
     // In a row whose largest entry is +inf, `rest` tells whether there is a NaN.
+    T high[lanes], low[lanes];
+    store_pack(high, m.rest.high);
+    store_pack(low, m.rest.low);
     for (int i = 0; i < rows.count; ++i) {
         if (maxima[i] != T(infinity)) continue;
-        high[i] = has_nan(rows.x(i), begin, end) ? __builtin_nan("") : 0;
+        high[i] = keep || has_nan(rows.x(i), begin, end) ? T(__builtin_nan("")) : T(0);
         low[i] = 0;
     }
-    m.rest = in_two(load_wide<T>(high, low));
+    m.rest = {load_pack<T>(high), load_pack<T>(low)};
     return m;
 }
 
 template <Operation op, bool keep, class T>
 FASTSOFTMAX_INLINE Measured<T> measure(const Rows<T>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
-    return measure_exponentials<sums_as<op>, keep>(rows, begin, end);
+    return measure_exponentials<keep>(rows, begin, end);
 }
 
 // Stores f(x) of `count` classes.
@@ -204,7 +181,7 @@ FASTSOFTMAX_INLINE void with_exponentials(const Rows<T>& rows, const Measured<T>
 
 template <bool kept, class T>
 FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t count, T scale) {
-    const Softmax<T> all(m);
+    const GeneralSoftmax<T> all(m);
     with_exponentials<kept>(rows, m, scale, [&](int i, const T* from, auto exp) __attribute__((always_inline)) {
         const Probability<T> probability(all.probability, i);
         if (lane(all.dominates, i)) {
@@ -223,14 +200,14 @@ FASTSOFTMAX_ONCE void write_softmax(const Rows<T>& rows, const Measured<T>& m, s
 template <class T>
 FASTSOFTMAX_ONCE void write_log_softmax(const Rows<T>& rows, const Measured<T>& m, std::ptrdiff_t count) {
     const LogTotal<T> log(m);
-    const Mask<T> dominates = dominant(m);
-    const Pack<T> dominant_value = -log.rounded();
+    const Dominance<T> dominances(m, log);
     with_log_probability(m, log, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
         for (int i = 0; i < rows.count; ++i) {
             const auto log_probability = all.of_lane(i);
-            transform(rows.x(i), rows.out(i), count,
-                      [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return log_probability(v); });
-            if (lane(dominates, i)) rows.put(i, m.argmax[i], count, lane(dominant_value, i));
+            const Dominance<T> dominance(dominances, i);
+            transform(rows.x(i), rows.out(i), count, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+                return dominance(v, log_probability(v));
+            });
         }
     });
 }
@@ -306,9 +283,11 @@ FASTSOFTMAX_ONCE void raise_row(const Rows<T>& rows, int r, std::ptrdiff_t count
 template <bool kept, class T>
 FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T>& m, const Labels<T>& labels,
                                            Pack<T> scores, std::ptrdiff_t count, T scale) {
-    const LossGradient<T> all(rows.run, rows.first, rows.count, m, labels,
-                              exponentials_of<T>(m, rows.run.temperature, scores), sums_of_terms(rows),
-                              [&](std::int64_t c, int i) { return static_cast<double>(terms_of(rows, i)[c]); });
+    const bool own = rows.run.own_terms;
+    const Entries<T> entries = {terms_of(rows, 0), own ? rows.run.classes : 0, 1,
+                                rows.x(0),         rows.run.x.slice_stride,    1};
+    const LossGradient<T> all(rows.run, rows.first, rows.count, m, labels, scores,
+                              exponentials_of<T>(m, rows.run.temperature, scores), sums_of_terms(rows), entries);
     with_exponentials<kept>(rows, m, scale, [&](int r, const T* from, auto exp) __attribute__((always_inline)) {
         T* out = rows.out(r);
         if (labels.ignored(r))
@@ -325,7 +304,7 @@ FASTSOFTMAX_ONCE void write_loss_gradients(const Rows<T>& rows, const Measured<T
             transform(from, out, count,
                       [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { return gradient(exp(v)); });
         rows.put(r, labels.index[r], count, lane(all.label_value, r));
-        if (lane(all.max_apart, r)) rows.put(r, m.argmax[r], count, lane(all.max_value, r));
+        if (all.largest[r] >= 0) rows.put(r, all.largest[r], count, lane(all.max_value, r));
         if (rows.run.exponent) raise_row(rows, r, count);
     });
 }
@@ -366,7 +345,7 @@ void compute_rows(const Rows<T>& rows) {
 }
 
 template <Operation op, class T>
-void rows(const Run& run) {
+void general_rows(const Run& run) {
     // Together, with the results if those are written later, they stay in the first-level cache.
     constexpr std::ptrdiff_t bytes_together = op == Operation::log_softmax ? 8192 : 16384;
     const std::ptrdiff_t fit = bytes_together / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
@@ -393,7 +372,6 @@ Statistics measure_row(const Run& run, std::ptrdiff_t count) {
     const Rows<T> row = {run, 0, 1};
     Statistics s = statistics_of<op>(
         keeps<op>(run) ? measure<op, may_keep<op>>(row, 0, count) : measure<op, false>(row, 0, count), 0);
-    s.argmax += run.origin;
     return s;
 }
 

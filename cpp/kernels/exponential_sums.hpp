@@ -1,0 +1,167 @@
+// The three sums of exponentials by the fixed reference. They are added up alike: in rows, a slice in all lanes, in
+// tiles and lines, a slice a lane.
+#pragma once
+
+#include "exponentials.hpp"
+
+namespace {
+
+// Lane i of the result is lane i ^ distance.
+template <int distance, class T>
+FASTSOFTMAX_INLINE Pack<T> swapped(Pack<T> a) {
+    constexpr int width = register_bytes / static_cast<int>(sizeof(T));
+    return from_registers<Pack<T>>([&]<int i>() __attribute__((always_inline)) {
+        if constexpr (distance >= width)
+            return a.r[i ^ (distance / width)];
+        else
+            return swap_lanes<distance>(a.r[i], std::make_index_sequence<width>());
+    });
+}
+
+// The ways to sum exponentials. Each takes scores, of classes from c on that are `step` apart, and returns what the
+// results are made of.
+
+// Kept: sums all; the exponentials are kept. `few`: of few classes, a slice in each lane.
+template <class T, bool few>
+struct KeptSum {
+    static constexpr bool keeps = true;
+    static constexpr int packs_of_state = few ? 3 : 2;
+    PowerSum<T> sum;
+    Pack<T> largest = broadcast(T(0));  // of the exponentials
+
+    template <int packs>
+    FASTSOFTMAX_LONG Pack<T, packs> add(Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
+        const Growth<T, packs> e = FixedExponential<T>()(x);
+        const Pack<T, packs> rounded = e.rounded();
+        for (int k = 0; k < packs; ++k) {
+            sum.add(part(e.power, k), part(e.growth, k));
+            if constexpr (few) largest = max(part(rounded, k), largest);
+        }
+        return rounded;
+    }
+
+    FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {
+        sum = {load_pack<T>(state), load_pack<T>(state + step)};
+        if constexpr (few) largest = load_pack<T>(state + 2 * step);
+    }
+    FASTSOFTMAX_INLINE void store(T* state, std::ptrdiff_t step) const {
+        store_pack(state, sum.sum);
+        store_pack(state + step, sum.low);
+        if constexpr (few) store_pack(state + 2 * step, largest);
+    }
+};
+
+// Kept, without the exponential of a label: what the others sum up to has all its digits. Lane i is of the class of the
+// pack plus `label` less that: of slices in the lanes, the label of each; of one slice in all lanes, its label less i.
+template <class T, bool few, bool keep>
+struct LabelSum {
+    static constexpr bool keeps = keep;
+    static constexpr int packs_of_state = few ? 5 : 3;
+    PowerSum<T> sum;
+    Pack<Integer<T>> label;
+    Growth<T, 1> of_label = {broadcast(T(0)), broadcast(T(0))};  // of few classes
+
+    LabelSum() = default;
+    FASTSOFTMAX_INLINE explicit LabelSum(Pack<Integer<T>> label_) : label(label_) {}
+
+    template <int packs>
+    FASTSOFTMAX_LONG Pack<T, packs> add(Pack<T, packs> x, std::ptrdiff_t c, std::ptrdiff_t step = 1) {
+        const Growth<T, packs> e = FixedExponential<T>()(x);
+        for (int k = 0; k < packs; ++k) {
+            const Mask<T> at_label = equal(label, broadcast(static_cast<Integer<T>>(c + k * step)));
+            if constexpr (few)
+                of_label = {select(at_label, part(e.power, k), of_label.power),
+                            select(at_label, part(e.growth, k), of_label.growth)};
+            sum.add(select(at_label, broadcast(T(0)), part(e.power, k)), part(e.growth, k));
+        }
+        return e.rounded();
+    }
+
+    FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {
+        sum = {load_pack<T>(state), load_pack<T>(state + step)};
+        label = bit_cast<Integer<T>>(load_pack<T>(state + 2 * step));
+        if constexpr (few) of_label = {load_pack<T>(state + 3 * step), load_pack<T>(state + 4 * step)};
+    }
+    FASTSOFTMAX_INLINE void store(T* state, std::ptrdiff_t step) const {
+        store_pack(state, sum.sum);
+        store_pack(state + step, sum.low);
+        store_pack(state + 2 * step, bit_cast<T>(label));
+        if constexpr (few) {
+            store_pack(state + 3 * step, of_label.power);
+            store_pack(state + 4 * step, of_label.growth);
+        }
+    }
+};
+
+// Sorted: each lane holds back its largest score so far, and sums the exponentials of all others, which nothing keeps.
+// So the largest of a slice and the rest end up apart, with all their digits, in one pass.
+template <class T, bool few>
+struct SortedSum {
+    static constexpr bool keeps = false;
+    static constexpr int packs_of_state = 3;
+    PowerSum<T> sum;
+    Pack<T> largest = broadcast(T(-infinity));  // of the scores
+
+    template <int packs>
+    FASTSOFTMAX_LONG Pack<T, packs> add(Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
+        Pack<T, packs> smaller;
+        for (int k = 0; k < packs; ++k) {
+            // A NaN is summed, and is not the largest.
+            set_part(smaller, k, min(largest, part(x, k)));
+            largest = max(part(x, k), largest);
+        }
+        const Growth<T, packs> e = FixedExponential<T>()(smaller);
+        for (int k = 0; k < packs; ++k) sum.add(part(e.power, k), part(e.growth, k));
+        return x;
+    }
+
+    FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {
+        sum = {load_pack<T>(state), load_pack<T>(state + step)};
+        largest = load_pack<T>(state + 2 * step);
+    }
+    FASTSOFTMAX_INLINE void store(T* state, std::ptrdiff_t step) const {
+        store_pack(state, sum.sum);
+        store_pack(state + step, sum.low);
+        store_pack(state + 2 * step, largest);
+    }
+
+    // Of one slice in all lanes: the largest of the lanes' largest ends up in each of them, the others are summed.
+    FASTSOFTMAX_INLINE void join_lanes() {
+        Pack<T> others = broadcast(T(-infinity));
+        join<Pack<T>::lanes / 2>(others);
+        add(others);
+    }
+    // Of slices in the lanes, each in `lanes` sums: the same.
+    FASTSOFTMAX_INLINE static void join_sums(SortedSum (&sums)[Pack<T>::lanes]) {
+        int to = 0;
+        for (int count = Pack<T>::lanes / 2; count > 0; count /= 2)
+            for (int k = 0; k < count; ++k, ++to) {
+                const Pack<T> a = sums[k].largest, b = sums[k + count].largest;
+                sums[k].largest = max(a, b);
+                const Growth<T, 1> e = FixedExponential<T>()(min(a, b));
+                sums[to].sum.add(e.power, e.growth);
+            }
+    }
+
+  private:
+    // Pairs that are `distance` lanes apart, then their halves: the smaller ones go to the lanes of `others` from
+    // 0, then from lanes / 2 on, ...
+    template <int distance>
+    FASTSOFTMAX_INLINE void join(Pack<T>& others) {
+        const Pack<T> other = swapped<distance>(largest), smaller = min(largest, other);
+        largest = max(largest, other);
+        if constexpr (distance > 1) join<distance / 2>(others);
+        const auto end = static_cast<Integer<T>>(Pack<T>::lanes - distance);
+        others = select(less(iota<Integer<T>>(), broadcast(end)), smaller, others);
+    }
+};
+
+// Takes the scores of n classes from c on.
+template <int n, class Sum, class T>
+FASTSOFTMAX_INLINE Pack<T, n> add_packs(Sum& sum, const Pack<T>* classes, std::ptrdiff_t c) {
+    Pack<T, n> scores;
+    for (int k = 0; k < n; ++k) set_part(scores, k, classes[k]);
+    return sum.add(scores, c);
+}
+
+}  // namespace

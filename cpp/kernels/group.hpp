@@ -1,0 +1,97 @@
+// Up to a pack of neighbouring slices, as operations see them: single scores, and the exponentials that are kept.
+#pragma once
+
+#include "exponential_sums.hpp"
+
+namespace {
+
+// The run from its slice i on.
+FASTSOFTMAX_INLINE Run slices_from(Run run, std::ptrdiff_t i) {
+    Strided* const arrays[] = {&run.x, &run.dy, &run.out};
+    for (Strided* array : arrays)
+        if (array->data) array->data += i * array->slice_stride;
+    double** const results[] = {&run.value, &run.sign};
+    for (double** numbers : results)
+        if (*numbers) *numbers += i;
+    const double** const given[] = {&run.chosen, &run.scale, &run.exponent};
+    for (const double** numbers : given)
+        if (*numbers) *numbers += i;
+    if (run.label) run.label += i;
+    return run;
+}
+
+// Slices whose own numbers are right, although the others may not be.
+template <class Results>
+FASTSOFTMAX_INLINE std::uint32_t near_values(const Results& results) {
+    if constexpr (requires { results.near_values; })
+        return results.near_values;
+    else
+        return 0;
+}
+
+// Takes the slices in `bits` for far.
+template <class Results>
+FASTSOFTMAX_INLINE void set_far(Results& results, std::uint32_t bits) {
+    results.near &= ~bits;
+    if constexpr (requires { results.near_values; }) results.near_values &= ~bits;
+}
+template <class Results>
+FASTSOFTMAX_INLINE void set_all_far(Results& results) {
+    results.near = 0;
+    if constexpr (requires { results.near_values; }) results.near_values = 0;
+}
+
+template <class T>
+struct Group {
+    const Run& run;
+    std::ptrdiff_t first;  // slice of the run
+    int count;
+    const std::byte* x;  // scores, with strides in bytes
+    std::ptrdiff_t slice_stride, class_stride;
+    T* kept = nullptr;                     // what results are made of
+    std::ptrdiff_t kept_class_stride = 0;  // in elements
+    const double* label_score = nullptr;   // of a slice in blocks, whose scores are not at hand
+
+    FASTSOFTMAX_INLINE T score(int i, std::ptrdiff_t c) const {
+        return *reinterpret_cast<const T*>(x + i * slice_stride + c * class_stride);
+    }
+
+    // Labels of slices in the lanes; of ignored ones, a class that there is not.
+    FASTSOFTMAX_INLINE Pack<Integer<T>> labels() const {
+        constexpr int lanes = Pack<T>::lanes;
+        if (count == lanes) return Classes<T>(run.label + first).few();
+        std::int64_t some[lanes];
+        for (int i = 0; i < lanes; ++i) some[i] = i < count ? run.label[first + i] : -1;
+        return Classes<T>(some).few();
+    }
+
+    // A sum of slices in the lanes, and of slice i in all lanes.
+    template <class Sum>
+    FASTSOFTMAX_INLINE Sum sum() const {
+        if constexpr (requires { Sum::label; })
+            return Sum(labels());
+        else
+            return Sum();
+    }
+    template <class Sum>
+    FASTSOFTMAX_INLINE Sum sum_of(int i) const {
+        if constexpr (requires { Sum::label; }) {
+            // No lane gets as far as 0 from a label that is not among these classes.
+            const std::int64_t position = run.label[first + i] - run.origin;
+            const bool among = 0 <= position && position < fastsoftmax::block_classes;
+            return Sum(broadcast(static_cast<Integer<T>>(among ? position : -1)) - iota<Integer<T>>());
+        } else {
+            return Sum();
+        }
+    }
+
+    // The scores of labels; of ignored slices that of any class.
+    FASTSOFTMAX_ONCE Pack<T> scores(const Labels<T>& labels) const {
+        if (label_score) return broadcast(static_cast<T>(*label_score));
+        T scores[Pack<T>::lanes] = {};
+        for (int i = 0; i < count; ++i) scores[i] = score(i, labels.ignored(i) ? 0 : labels.index[i]);
+        return load_pack<T>(scores);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,304 @@
+// Neighbouring slices that are contiguous: a line is one class of all of them, so that a pack holds one class of
+// neighbours as it is. Tiles in memory are lines of one pack.
+#pragma once
+
+#include "tiles.hpp"
+
+namespace {
+
+// How many neighbours are computed together: their sums stay in the first-level cache.
+template <class Sum, class T>
+constexpr std::ptrdiff_t most_neighbours(bool few) {
+    constexpr std::ptrdiff_t bytes = 16384, pack = pack_bytes;
+    const std::ptrdiff_t sums = few ? 1 : Pack<T>::lanes;
+    return bytes / (sums * Sum::packs_of_state * pack) * Pack<T>::lanes;
+}
+
+// Some neighbours of a run, at most as many as their sums have room for.
+template <class T>
+struct Lines {
+    const Run& run;
+    std::ptrdiff_t first, count;
+    const std::byte* scores;
+    std::byte* results;
+    std::ptrdiff_t scores_stride, results_stride;  // from class to class, in bytes
+    T* kept;                                       // what results are made of, class after class
+    T* tile;                                       // room for that of a pack
+
+    static constexpr int lanes = Pack<T>::lanes;
+    FASTSOFTMAX_INLINE std::ptrdiff_t width() const { return (count + lanes - 1) / lanes * lanes; }
+    FASTSOFTMAX_INLINE const T* x(std::ptrdiff_t c) const {
+        return reinterpret_cast<const T*>(scores + c * scores_stride);
+    }
+    FASTSOFTMAX_INLINE T* out(std::ptrdiff_t c) const { return reinterpret_cast<T*>(results + c * results_stride); }
+    FASTSOFTMAX_INLINE Pack<T> score(std::ptrdiff_t c, std::ptrdiff_t i) const {
+        return i + lanes <= count ? load_pack<T>(x(c) + i) : load_first(x(c) + i, count - i, T(0));
+    }
+    FASTSOFTMAX_INLINE Group<T> group(std::ptrdiff_t i) const {
+        return {run,
+                first + i,
+                static_cast<int>(count - i < lanes ? count - i : lanes),
+                reinterpret_cast<const std::byte*>(x(0) + i),
+                sizeof(T),
+                scores_stride,
+                kept + i,
+                width()};
+    }
+};
+
+// The sums of `width` neighbours, whole packs: each of one sum, or of as many as a pack has lanes.
+template <class Sum, bool few, class T>
+class LineSums {
+  public:
+    static constexpr int sums = few ? 1 : Pack<T>::lanes, lanes = Pack<T>::lanes;
+    static constexpr std::ptrdiff_t most = most_neighbours<Sum, T>(few);
+
+    FASTSOFTMAX_INLINE LineSums(const Lines<T>& lines, std::ptrdiff_t width) : width_(width) {
+        for (std::ptrdiff_t i = 0; i < width; i += lanes)
+            for (int k = 0; k < sums; ++k) lines.group(i).template sum<Sum>().store(at(k, i), width_);
+    }
+    FASTSOFTMAX_INLINE Sum load(int k, std::ptrdiff_t i) {
+        Sum sum;
+        sum.load(at(k, i), width_);
+        return sum;
+    }
+    FASTSOFTMAX_INLINE void store(int k, std::ptrdiff_t i, const Sum& sum) { sum.store(at(k, i), width_); }
+
+  private:
+    std::ptrdiff_t width_;
+    alignas(pack_bytes) T state_[Sum::packs_of_state * sums * most];
+
+    FASTSOFTMAX_INLINE T* at(int k, std::ptrdiff_t i) { return state_ + Sum::packs_of_state * k * width_ + i; }
+};
+
+// Takes n classes from c on, of whole packs of neighbours.
+template <bool keep, int n, bool few, class Sum, class T>
+FASTSOFTMAX_INLINE void add_lines(LineSums<Sum, few, T>& sums, const Lines<T>& lines, std::ptrdiff_t c, bool carry) {
+    constexpr int lanes = Pack<T>::lanes, packs = few && n >= packs_at_once ? packs_at_once : 1;
+    const std::ptrdiff_t width = lines.count;
+    const int first = few ? 0 : static_cast<int>(c % lanes);
+    const T* x[n];
+    for (int j = 0; j < n; ++j) x[j] = lines.x(c + j);
+    T* const kept = lines.kept + c * width;
+    for (std::ptrdiff_t i = 0; i < width; i += lanes) {
+        Sum sum = sums.load(first, i);
+        for (int j = 0; j < n; j += packs) {
+            if (!few && j > 0) sum = sums.load(first + j, i);
+            Pack<T, packs> scores;
+            for (int k = 0; k < packs; ++k) set_part(scores, k, load_pack<T>(x[j + k] + i));
+            const Pack<T, packs> of_class = sum.add(scores, c + j);
+            if constexpr (keep)
+                for (int k = 0; k < packs; ++k) store_pack(kept + (j + k) * width + i, part(of_class, k));
+            if (!few) {
+                if (carry) sum.sum.carry();
+                sums.store(first + j, i, sum);
+            }
+        }
+        if (few) {
+            if (carry) sum.sum.carry();
+            sums.store(0, i, sum);
+        }
+    }
+}
+
+template <bool keep, bool few, class Sum, class T>
+FASTSOFTMAX_ONCE void sum_lines(LineSums<Sum, few, T>& sums, const Lines<T>& lines) {
+    // A sum is carried after terms_to_carry terms; the sums of many classes all at once.
+    constexpr std::ptrdiff_t lanes = Pack<T>::lanes, group = few ? terms_to_carry : terms_to_carry * lanes;
+    const std::ptrdiff_t classes = lines.run.classes, grouped = classes / group * group;
+    std::ptrdiff_t c = 0;
+    for (; c + 4 <= classes; c += 4) {
+        const std::ptrdiff_t last = few ? group - 4 : group - lanes;
+        add_lines<keep, 4>(sums, lines, c, c < grouped && c % group >= last);
+    }
+    for (; c < classes; ++c) add_lines<keep, 1>(sums, lines, c, false);
+}
+
+template <class Op, class T>
+FASTSOFTMAX_ONCE typename Op::template Results<T> results_of(const Group<T>& group,
+                                                             KeptSum<T, false> (&sums)[Pack<T>::lanes]) {
+    Wide<T> partial[Pack<T>::lanes];
+    Pack<T> filled = broadcast(T(0));
+    for (int k = 0; k < Pack<T>::lanes; ++k) {
+        partial[k] = sums[k].sum.wide();
+        filled = filled + select(equal(sums[k].sum.sum, broadcast(T(0))), broadcast(T(0)), broadcast(T(1)));
+    }
+    Two<Pack<T>> all = in_two(folded(partial, Pack<T>::lanes));
+    if (equal_bits(filled, broadcast(T(1))) != 0)
+        all = with_only(all, group.kept, group.kept_class_stride, group.run.classes);
+    return {group, all};
+}
+
+template <class Op, class T, bool keep>
+FASTSOFTMAX_ONCE typename Op::template Results<T> results_of(const Group<T>& group,
+                                                             LabelSum<T, false, keep> (&sums)[Pack<T>::lanes]) {
+    Wide<T> partial[Pack<T>::lanes];
+    for (int k = 0; k < Pack<T>::lanes; ++k) partial[k] = sums[k].sum.wide();
+    return {group, in_two(folded(partial, Pack<T>::lanes))};
+}
+
+template <class Op, class T>
+FASTSOFTMAX_ONCE typename Op::template Results<T> results_of(const Group<T>& group,
+                                                             SortedSum<T, false> (&sums)[Pack<T>::lanes]) {
+    SortedSum<T, false>::join_sums(sums);
+    Wide<T> partial[Pack<T>::lanes];
+    for (int k = 0; k < Pack<T>::lanes; ++k) partial[k] = sums[k].sum.wide();
+    return {group, sums[0].largest, in_two(folded(partial, Pack<T>::lanes))};
+}
+
+// The sums of a single pack of neighbours.
+template <bool keep, bool few, class T, class Sum>
+FASTSOFTMAX_INLINE void sum_pack(Sum* sums, const Lines<T>& lines) {
+    constexpr int lanes = Pack<T>::lanes, partial = few ? 1 : lanes;
+    constexpr std::ptrdiff_t group = terms_to_carry * partial;
+    const std::ptrdiff_t classes = lines.run.classes, width = lines.width(), grouped = classes / group * group;
+    for (int k = 0; k < partial; ++k)
+        for (std::ptrdiff_t c = k; c < classes; c += partial) {
+            const Pack<T> kept = sums[k].add(lines.score(c, 0), c);
+            if constexpr (keep) store_pack(lines.kept + c * width, kept);
+            if (c % group >= group - partial && c < grouped) sums[k].sum.carry();
+        }
+}
+
+// Of the pack of neighbours at i: what is far, the general way. All of its results then stand where those that they
+// are made of stood.
+template <class Op, class T>
+FASTSOFTMAX_ONCE void far_lines(const Lines<T>& lines, std::ptrdiff_t i,
+                                const typename Op::template Results<T>& results) {
+    constexpr int lanes = Pack<T>::lanes;
+    for (std::ptrdiff_t c = 0; c < lines.run.classes; ++c) store_pack(lines.tile + c * lanes, lines.score(c, i));
+    general_tile_of<Op>(lines.group(i), results.near | near_values(results), lines.tile);
+    if constexpr (Op::writes) {
+        const Mask<T> near = lanes_of<T>(results.near);
+        const typename Op::template Results<T>::Columns value(results);
+        for (std::ptrdiff_t c = 0; c < lines.run.classes; ++c) {
+            T* place = lines.kept + c * lines.width() + i;
+            store_pack(place, select(near, value(load_pack<T>(place), c), load_pack<T>(lines.tile + c * lanes)));
+        }
+    }
+}
+
+// The results of neighbours, a pack after another.
+template <class Op, bool few, class T>
+FASTSOFTMAX_ONCE void sum_neighbours(const Lines<T>& lines, typename Op::template Results<T>* results) {
+    using Sum = typename Op::template Sum<T, few>;
+    constexpr int lanes = Pack<T>::lanes;
+    const std::ptrdiff_t width = lines.width();
+    const auto is_far = [&](std::ptrdiff_t i) __attribute__((always_inline)) { return begins_far(lines.score(0, i)); };
+    bool all_far = true;
+    for (std::ptrdiff_t i = 0; i < width; i += lanes) {
+        set_all_far(results[i / lanes]);
+        all_far = all_far && (~is_far(i) & ((1u << lines.group(i).count) - 1)) == 0;
+    }
+    if (all_far) return;
+    const bool single = width == lanes;
+    LineSums<Sum, few, T> sums(lines, single ? 0 : width);
+    if (!single) sum_lines<Op::writes, few>(sums, lines);
+    for (std::ptrdiff_t i = 0; i < width; i += lanes) {
+        Sum partial[few ? 1 : lanes];
+        if (single)
+            for (Sum& sum : partial) sum = lines.group(0).template sum<Sum>();
+        if (single)
+            sum_pack<Op::writes, few>(partial, lines);
+        else
+            for (int k = 0; k < (few ? 1 : lanes); ++k) partial[k] = sums.load(k, i);
+        if constexpr (few)
+            results[i / lanes] = results_of<Op>(lines.group(i), partial[0]);
+        else
+            results[i / lanes] = results_of<Op>(lines.group(i), partial);
+        set_far(results[i / lanes], is_far(i));
+    }
+}
+
+template <class Op, bool few, class T>
+FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream) {
+    using Results = typename Op::template Results<T>;
+    constexpr int lanes = Pack<T>::lanes;
+    constexpr std::ptrdiff_t most = LineSums<typename Op::template Sum<T, few>, few, T>::most / lanes;
+    const std::ptrdiff_t width = lines.width();
+    Results results[most];
+    sum_neighbours<Op, few>(lines, results);
+    std::uint32_t far[most], any_far = 0;
+    for (std::ptrdiff_t i = 0; i < width; i += lanes) {
+        const Group<T> group = lines.group(i);
+        any_far |= far[i / lanes] = ~results[i / lanes].near & ((1u << group.count) - 1);
+        if (far[i / lanes] != 0) far_lines<Op>(lines, i, results[i / lanes]);
+    }
+    if constexpr (Op::writes) {
+        for (std::ptrdiff_t c = 0; c < lines.run.classes; ++c) {
+            T* out = lines.out(c);
+            const T* kept = lines.kept + c * width;
+            for (std::ptrdiff_t i = 0; i < width; i += lanes) {
+                Pack<T> v = load_pack<T>(kept + i);
+                if (any_far == 0 || far[i / lanes] == 0) v = typename Results::Columns(results[i / lanes])(v, c);
+                if (stream)
+                    stream_pack(out + i, v);
+                else if (i + lanes <= lines.count)
+                    store_pack(out + i, v);
+                else
+                    store_first(out + i, v, lines.count - i);
+            }
+        }
+    }
+}
+
+template <class Op, class T>
+void near_lines(const Run& run) {
+    constexpr std::ptrdiff_t lanes = Pack<T>::lanes, width = sizeof(T);
+    const bool few = run.classes <= few_classes;
+    const std::ptrdiff_t most = few ? LineSums<typename Op::template Sum<T, true>, true, T>::most
+                                    : LineSums<typename Op::template Sum<T, false>, false, T>::most;
+    // What is kept of as many neighbours stays in the second-level cache.
+    const std::ptrdiff_t fit = fastsoftmax::lines_room / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)));
+    std::ptrdiff_t step = (fit < most ? fit : most) / lanes * lanes;
+    if (step > run.slices) step = (run.slices + lanes - 1) / lanes * lanes;
+    if (step < lanes) step = lanes;
+    T* const kept = static_cast<T*>(run.kept);
+    // Results that leave the caches go past them: then nobody waits for lines that are only to be overwritten. That
+    // takes whole cache lines.
+    const auto place = reinterpret_cast<std::uintptr_t>(run.out.data);
+    const bool aligned = run.stream && place % sizeof(T) == 0 && run.out.class_stride % pack_bytes == 0;
+    const std::ptrdiff_t before = aligned ? (pack_bytes - place % pack_bytes) % pack_bytes / sizeof(T) : 0;
+    for (std::ptrdiff_t first = 0, count; first < run.slices; first += count) {
+        const std::ptrdiff_t left = run.slices - first;
+        count = left < step ? left : step;
+        if (first < before)
+            count = left < before ? left : before;
+        else if (count > lanes)
+            count = count / lanes * lanes;
+        const Lines<T> lines = {run,
+                                first,
+                                count,
+                                run.x.data + first * width,
+                                run.out.data ? run.out.data + first * width : nullptr,
+                                run.x.class_stride,
+                                run.out.class_stride,
+                                kept,
+                                kept + step * run.classes};
+        const bool stream = aligned && first >= before && count % lanes == 0;
+        if (few)
+            near_lines_of<Op, true>(lines, stream);
+        else
+            near_lines_of<Op, false>(lines, stream);
+    }
+    if (aligned) finish_streams();
+}
+
+// Tiles in memory, whose results take the place of scores.
+template <class Op, class T>
+void near_gathered_tiles(const Run& run) {
+    constexpr std::ptrdiff_t lanes = Pack<T>::lanes;
+    T* const kept = static_cast<T*>(run.kept);
+    for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
+        std::byte* const tile = run.x.data + first * run.x.slice_stride;
+        const std::ptrdiff_t left = run.slices - first;
+        const Lines<T> lines = {run,        first, left < lanes ? left : lanes, tile, tile, pack_bytes,
+                                pack_bytes, kept,  kept + lanes * run.classes};
+        if (run.classes <= few_classes)
+            near_lines_of<Op, true>(lines, false);
+        else
+            near_lines_of<Op, false>(lines, false);
+    }
+}
+
+}  // namespace
