@@ -103,6 +103,31 @@ FASTSOFTMAX_INLINE std::uint32_t lanes_within(Pack<T> sum, T least) {
     return lane_bits(less(broadcast(least), sum) & less(sum, broadcast(FixedRange<T>::most)));
 }
 
+// Calls f with a factor in two parts. Without FMA the error of a product is lost where that is subnormal: then the
+// factor is larger, and the result brought back.
+template <class T, class F>
+FASTSOFTMAX_INLINE Pack<T> with_factor(Two<Pack<T>> factor, F f) {
+    if constexpr (sizeof(T) == 8 && !has_fma) {
+        const Pack<T> up = broadcast(T(0x1p300)), down = broadcast(T(0x1p-300));
+        return f(Two<Pack<T>>{factor.high * up, factor.low * up}) * down;
+    } else {
+        return f(factor);
+    }
+}
+
+// An exponential, or a sum of them, times a factor.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> product(Pack<T> e, Two<Pack<T>> factor) {
+    return with_factor(factor,
+                       [&](Two<Pack<T>> f) __attribute__((always_inline)) { return fma(e, f.high, e * f.low); });
+}
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> product(Two<Pack<T>> e, Two<Pack<T>> factor) {
+    return with_factor(factor, [&](Two<Pack<T>> f) __attribute__((always_inline)) {
+        return fma(e.high, f.high, fma(e.high, f.low, e.low * f.high));
+    });
+}
+
 // Multiplies by the power of two that takes `top` to where it is with a reference of its own, and returns it.
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> set_own_reference(Measured<T>& m) {

@@ -40,7 +40,7 @@ struct CrossEntropy {
             FASTSOFTMAX_INLINE explicit Columns(const Results& all)
                 : scale_(all.scale), factor_(all.factor), label_value_(all.label_value), at_label_(all.label) {}
             FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, std::ptrdiff_t c) const {
-                return select(at_label_.at(c), label_value_, scaled(e * scale_, factor_));
+                return select(at_label_.at(c), label_value_, product(e * scale_, factor_));
             }
 
           private:
@@ -58,7 +58,7 @@ struct CrossEntropy {
                   factor_{spread(all.factor.high, i), spread(all.factor.low, i)},
                   label_(all.label[i]),
                   label_value_(lane(all.label_value, i)) {}
-            FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const { return scaled(e * scale_, factor_); }
+            FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const { return product(e * scale_, factor_); }
             // Calls put(c, value) for what is computed apart.
             template <class Put>
             FASTSOFTMAX_INLINE void finish(Put put) const {
@@ -73,10 +73,6 @@ struct CrossEntropy {
         };
 
       private:
-        FASTSOFTMAX_INLINE static Pack<T> scaled(Pack<T> e, Two<Pack<T>> factor) {
-            return fma(e, factor.high, e * factor.low);
-        }
-
         FASTSOFTMAX_INLINE void set(const Group<T>& group, const Labels<T>& labels, Growth<T, 1> e, Two<Pack<T>> rest) {
             const Run& run = group.run;
             // The label stands for the largest class.
@@ -107,7 +103,7 @@ struct CrossEntropy {
                 if (run.exponent) near &= lane_bits(is_zero(load_doubles<T>(run.exponent + group.first, group.count)));
                 scale = power;
                 factor = Probability<T>(Probability<T>(m.top + m.rest), product_in_two(labels.chosen, scales)).factor;
-                label_value = -fma(m.rest.high, factor.high, fma(m.rest.high, factor.low, m.rest.low * factor.high));
+                label_value = -product(m.rest, factor);
                 __builtin_memcpy(label, labels.index, sizeof label);
             }
         }

@@ -41,7 +41,7 @@ struct Softmax {
 
       private:
         FASTSOFTMAX_INLINE static Pack<T> scaled(Pack<T> e, Two<Pack<T>> factor) {
-            return min(broadcast(T(1)), fma(e, factor.high, e * factor.low));
+            return min(broadcast(T(1)), product(e, factor));
         }
     };
 };
