@@ -180,10 +180,12 @@ void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
 // What loops by the fixed reference keep: exponentials of rows that have no place, those of neighbours and a tile.
 std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
     const std::ptrdiff_t width = (classes + lanes() - 1) / lanes() * lanes();
-    if (loop == Loop::tiles) return in_doubles(2 * lanes() * classes);
+    const std::ptrdiff_t tile = lanes() * classes;
+    if (!signature.output && (loop == Loop::tiles || loop == Loop::lines)) return in_doubles(tile);
+    if (loop == Loop::tiles) return in_doubles(2 * tile);
     if (loop == Loop::lines) {
         const std::ptrdiff_t most = (along + lanes() - 1) / lanes() * lanes() * classes;
-        return in_doubles(std::min(most, std::max(lines_room / this->width(), lanes() * classes)) + lanes() * classes);
+        return in_doubles(std::min(most, std::max(lines_room / this->width(), tile)) + tile);
     }
     const bool takes_place = signature.output && slices.arrays[Role::scores].data == slices.arrays[Role::output].data;
     if (!signature.keeps_exponentials || !(takes_place || loop == Loop::gathered_rows)) return 0;

@@ -500,3 +500,37 @@ def test_a_reduced_loss_is_right_to_two_ulp(dtype):
         for reduction, wanted in [("sum", losses.sum()), ("mean", losses.mean())]:
             got = results(fs.cross_entropy(a.x, a.indices, reduction=reduction))[0]
             assert_within(2, got, wanted)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("classes", [2, 10, 100])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_gradient_far_from_its_label_keeps_its_digits_however_small_its_factor(classes, axis):
+    for gap, exponent in product((20.0, 30.0, 41.0), (0, -10, -20, -33, -60)):
+        x = np.full((20, classes), -200, np.float32)
+        x[:, 0], x[:, 1] = 0, -gap
+        got = fs.cross_entropy_grad(
+            np.ascontiguousarray(np.moveaxis(x, 1, axis)),
+            np.ones(20, int),
+            axis,
+            reduction="none",
+            upstream=np.full(20, 2.0**exponent),
+        )
+        wanted = 2.0**exponent / (1 + np.exp(-np.longdouble(gap)))
+        ahead, label = np.moveaxis(got, axis, 1)[:, :2].T
+        assert (abs(ahead - wanted) <= 3 * np.spacing(np.float32(wanted))).all(), (gap, exponent)
+        assert (abs(label + wanted) <= 3 * np.spacing(np.float32(wanted))).all(), (gap, exponent)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("classes", [2, 100])
+@pytest.mark.parametrize("offset", [0, -24])
+def test_a_loss_that_vanishes_in_float_counts_beside_a_large_weight_and_in_a_sum(classes, offset):
+    x = np.full((1 << 12, classes), -np.inf, np.float32)
+    x[:, 0], x[:, 1] = offset, offset - 109
+    labels, weight = np.zeros(len(x), int), np.ones(classes)
+    loss = len(x) * np.exp(-np.longdouble(109))
+    for factor in (1e9, 1e30):
+        weight[0] = factor
+        got = fs.cross_entropy(x, labels, weight=weight, reduction="sum")
+        assert abs(got - factor * loss) <= 3 * np.spacing(np.float32(factor * loss)), factor

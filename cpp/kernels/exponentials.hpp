@@ -18,6 +18,8 @@ struct FixedRange<float> {
     static constexpr float least = 0x1p25f, most = 0x1p114f;
     // A logarithm needs more for each class: exponentials that became 0 are below 2^-153 of the largest together.
     static constexpr float least_of_logs = 0x1p27f;
+    // And a loss, which may be multiplied or summed up: beside a rest of this for each class they are nothing.
+    static constexpr float least_rest = 0x1p-100f;
     // Scores beyond these count as these: their exponentials are 0, or a finite number that is out of range.
     static constexpr float lowest = -300, highest = 44;
     // Slices that begin with a score beyond the first of these are hardly in range, if it is below the second.
@@ -29,6 +31,7 @@ template <>
 struct FixedRange<double> {
     static constexpr double least = 0x1p54, most = 0x1p900;
     static constexpr double least_of_logs = 0x1p56;
+    static constexpr double least_rest = 0x1p-960;
     static constexpr double lowest = -1500, highest = 560;
     static constexpr double far = 110, masked = 9000;
 };
@@ -128,17 +131,18 @@ FASTSOFTMAX_INLINE Pack<T> product(Two<Pack<T>> e, Two<Pack<T>> factor) {
     });
 }
 
-// Multiplies by the power of two that takes `top` to where it is with a reference of its own, and returns it.
+// The power of two that takes a sum or an exponential to where the largest is with a reference of its own.
 template <class T>
-FASTSOFTMAX_INLINE Pack<T> set_own_reference(Measured<T>& m) {
+FASTSOFTMAX_INLINE Pack<T> own_scale(Pack<T> e) {
     using C = ExpConstants<T>;
     constexpr auto mask = Integer<T>{2 * C::ieee_bias + 1} << C::mantissa_bits;
     constexpr auto fields = Integer<T>{2 * C::ieee_bias + C::exponent_bias} << C::mantissa_bits;
-    const Pack<T> scale =
-        bit_cast<T>(broadcast<Integer<T>>(fields) - (bit_cast<Integer<T>>(m.top.high) & broadcast<Integer<T>>(mask)));
-    m.top = {m.top.high * scale, m.top.low * scale};
-    m.rest = {m.rest.high * scale, m.rest.low * scale};
-    return scale;
+    return bit_cast<T>(broadcast<Integer<T>>(fields) - (bit_cast<Integer<T>>(e) & broadcast<Integer<T>>(mask)));
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Two<Pack<T>> scaled(Two<Pack<T>> a, Pack<T> scale) {
+    return {a.high * scale, a.low * scale};
 }
 
 }  // namespace

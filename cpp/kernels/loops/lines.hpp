@@ -257,7 +257,7 @@ void near_lines(const Run& run) {
     // Results that leave the caches go past them: then nobody waits for lines that are only to be overwritten. That
     // takes whole cache lines.
     const auto place = reinterpret_cast<std::uintptr_t>(run.out.data);
-    const bool aligned = run.stream && place % sizeof(T) == 0 && run.out.class_stride % pack_bytes == 0;
+    const bool aligned = Op::writes && run.stream && place % sizeof(T) == 0 && run.out.class_stride % pack_bytes == 0;
     const std::ptrdiff_t before = aligned ? (pack_bytes - place % pack_bytes) % pack_bytes / sizeof(T) : 0;
     for (std::ptrdiff_t first = 0, count; first < run.slices; first += count) {
         const std::ptrdiff_t left = run.slices - first;
@@ -274,7 +274,7 @@ void near_lines(const Run& run) {
                                 run.x.class_stride,
                                 run.out.class_stride,
                                 kept,
-                                kept + step * run.classes};
+                                Op::writes ? kept + step * run.classes : kept};
         const bool stream = aligned && first >= before && count % lanes == 0;
         if (few)
             near_lines_of<Op, true>(lines, stream);
@@ -292,8 +292,9 @@ void near_gathered_tiles(const Run& run) {
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         std::byte* const tile = run.x.data + first * run.x.slice_stride;
         const std::ptrdiff_t left = run.slices - first;
-        const Lines<T> lines = {run,        first, left < lanes ? left : lanes, tile, tile, pack_bytes,
-                                pack_bytes, kept,  kept + lanes * run.classes};
+        const Lines<T> lines = {run,        first, left < lanes ? left : lanes,
+                                tile,       tile,  pack_bytes,
+                                pack_bytes, kept,  Op::writes ? kept + lanes * run.classes : kept};
         if (run.classes <= few_classes)
             near_lines_of<Op, true>(lines, false);
         else

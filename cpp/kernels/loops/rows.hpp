@@ -319,7 +319,11 @@ void conclude_near(const Run& run, Statistics& s) {
 template <class Op, class T>
 void write_near(const Run& run, const Statistics& s, std::ptrdiff_t count) {
     if constexpr (Op::writes) {
-        const auto results = near_results<Op, T>(run, s);
+        // The slice's own number is written already, and not by several threads at once.
+        double value;
+        Run block = run;
+        block.value = &value;
+        const auto results = near_results<Op, T>(block, s);
         const typename Op::template Results<T>::Row row(results, 0);
         const T* x = reinterpret_cast<const T*>(run.x.data);
         T* out = reinterpret_cast<T*>(run.out.data);

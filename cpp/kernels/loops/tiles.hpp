@@ -308,8 +308,10 @@ void near_tiles(const Run& run) {
     E* out = reinterpret_cast<E*>(run.out.data);
     std::ptrdiff_t first = 0;
     if constexpr (as_they_are) {
-        // Loads of a partial square reach beyond the last row.
-        std::ptrdiff_t whole = (run.classes % quarter_lanes<T> ? run.slices - 1 : run.slices) / lanes;
+        // Loads of a partial square reach beyond the last row: into further rows, except at the end.
+        const std::ptrdiff_t behind =
+            run.classes % quarter_lanes<T> ? (read_behind<T> + run.classes - 1) / run.classes : 0;
+        std::ptrdiff_t whole = run.slices > behind ? (run.slices - behind) / lanes : 0;
         constexpr bool any_order = Op::writes && signature<Op::operation>.value == fastsoftmax::PerSlice::none;
         if (run.classes == 2 || (any_order && run.classes == quarter_lanes<T>)) {
             whole = run.slices / lanes;

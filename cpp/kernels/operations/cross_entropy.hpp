@@ -75,17 +75,19 @@ struct CrossEntropy {
       private:
         FASTSOFTMAX_INLINE void set(const Group<T>& group, const Labels<T>& labels, Growth<T, 1> e, Two<Pack<T>> rest) {
             const Run& run = group.run;
+            const Two<Pack<T>> top = {e.rounded(), e.lost()};
+            const Pack<T> sum = top.high + rest.high;
+            const T classes = static_cast<T>(run.classes);
+            const Pack<T> least = broadcast(FixedRange<T>::least_of_logs * classes);
+            // Of a label below 2^-60 the ratio of the others to it might overflow.
+            near_values = lane_bits(less(least, sum) & less(sum, broadcast(FixedRange<T>::most)) &
+                                    less(sum * broadcast(T(0x1p-60)), top.high) &
+                                    less(broadcast(FixedRange<T>::least_rest * classes), rest.high));
             // The label stands for the largest class.
             Measured<T> m;
-            m.top = {e.rounded(), e.lost()};
-            m.rest = rest;
-            const Pack<T> sum = m.top.high + rest.high;
-            const Pack<T> least = broadcast(FixedRange<T>::least_of_logs * static_cast<T>(run.classes));
-            // Of a label below 2^-60 the ratio of the others to it might overflow.
-            const Mask<T> fits = less(least, sum) & less(sum, broadcast(FixedRange<T>::most)) &
-                                 less(sum * broadcast(T(0x1p-60)), m.top.high);
-            near_values = lane_bits(fits);
-            const Pack<T> power = set_own_reference(m);
+            const Pack<T> to_label = own_scale(top.high);
+            m.top = scaled(top, to_label);
+            m.rest = scaled(rest, to_label);
             store_doubles<T>(run.value + group.first, product_or_zero(labels.chosen, to_doubles(LogTotal<T>(m).wide())),
                              group.count);
             if (labels.any_ignored)
@@ -101,9 +103,10 @@ struct CrossEntropy {
                     less(broadcast(T(0x1p-34)), size) & less(size, broadcast(T(0x1p34))) & less(least * size, sum);
                 near = near_values & (lane_bits(moderate) | equal_bits(weight, broadcast(T(0))));
                 if (run.exponent) near &= lane_bits(is_zero(load_doubles<T>(run.exponent + group.first, group.count)));
-                scale = power;
-                factor = Probability<T>(Probability<T>(m.top + m.rest), product_in_two(labels.chosen, scales)).factor;
-                label_value = -product(m.rest, factor);
+                scale = own_scale(sum);
+                const Probability<T> probability(scaled(top, scale) + scaled(rest, scale));
+                factor = Probability<T>(probability, product_in_two(labels.chosen, scales)).factor;
+                label_value = -product(scaled(rest, scale), factor);
                 __builtin_memcpy(label, labels.index, sizeof label);
             }
         }

@@ -14,10 +14,10 @@ struct Logarithms {
     FASTSOFTMAX_INLINE Logarithms(std::ptrdiff_t classes, Pack<T> largest, Two<Pack<T>> rest) {
         const Growth<T, 1> top = FixedExponential<T>()(largest);
         m.max = largest;
-        m.top = {top.rounded(), top.lost()};
-        m.rest = rest;
-        near = lanes_within(m.top.high + rest.high, FixedRange<T>::least_of_logs * static_cast<T>(classes));
-        set_own_reference(m);
+        const Pack<T> scale = own_scale(top.rounded());
+        m.top = scaled(Two<Pack<T>>{top.rounded(), top.lost()}, scale);
+        m.rest = scaled(rest, scale);
+        near = lanes_within(top.rounded() + rest.high, FixedRange<T>::least_of_logs * static_cast<T>(classes));
     }
 };
 
