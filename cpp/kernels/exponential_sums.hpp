@@ -27,7 +27,7 @@ struct KeptSum {
     static constexpr bool keeps = true;
     static constexpr int packs_of_state = few ? 3 : 2;
     PowerSum<T> sum;
-    Pack<T> largest = broadcast(T(0));  // of the exponentials
+    Pack<T> smallest = broadcast(T(infinity));  // of the exponentials
 
     template <int packs>
     FASTSOFTMAX_LONG Pack<T, packs> add(Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
@@ -35,19 +35,19 @@ struct KeptSum {
         const Pack<T, packs> rounded = e.rounded();
         for (int k = 0; k < packs; ++k) {
             sum.add(part(e.power, k), part(e.growth, k));
-            if constexpr (few) largest = max(part(rounded, k), largest);
+            if constexpr (few) smallest = min(part(rounded, k), smallest);
         }
         return rounded;
     }
 
     FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {
         sum = {load_pack<T>(state), load_pack<T>(state + step)};
-        if constexpr (few) largest = load_pack<T>(state + 2 * step);
+        if constexpr (few) smallest = load_pack<T>(state + 2 * step);
     }
     FASTSOFTMAX_INLINE void store(T* state, std::ptrdiff_t step) const {
         store_pack(state, sum.sum);
         store_pack(state + step, sum.low);
-        if constexpr (few) store_pack(state + 2 * step, largest);
+        if constexpr (few) store_pack(state + 2 * step, smallest);
     }
 };
 

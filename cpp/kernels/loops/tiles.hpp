@@ -105,17 +105,16 @@ FASTSOFTMAX_ONCE Two<Pack<T>> with_only(Two<Pack<T>> sum, const T* e, std::ptrdi
     return {select(single, only, sum.high), select(single, broadcast(T(0)), sum.low)};
 }
 
-// Whether all exponentials beside the largest may be 0.
+// Slices with an only exponential are among these, unless there is one class only.
 template <class T>
-FASTSOFTMAX_INLINE Mask<T> may_be_only(Two<Pack<T>> sum, Pack<T> largest) {
-    constexpr T nearly_all = 1 - 4 * (sizeof(T) == 4 ? T(0x1p-24) : T(0x1p-53));
-    return less(sum.high * broadcast(nearly_all), largest);
+FASTSOFTMAX_INLINE std::uint32_t may_be_only(const KeptSum<T, true>& sum) {
+    return equal_bits(sum.smallest, broadcast(T(0)));
 }
 
 template <class Op, class T>
 FASTSOFTMAX_INLINE typename Op::template Results<T> results_of(const Group<T>& group, const KeptSum<T, true>& sum) {
     Two<Pack<T>> all = sum.sum.in_two();
-    if (lane_bits(may_be_only(all, sum.largest)) != 0)
+    if (may_be_only(sum) != 0 || group.run.classes == 1)
         all = with_only(all, group.kept, group.kept_class_stride, group.run.classes);
     return {group, all};
 }
@@ -136,7 +135,7 @@ template <class Op, class T, class Sum>
 FASTSOFTMAX_INLINE typename Op::template Results<T> results_in_registers(const Group<T>& group, const Sum& sum) {
     if constexpr (std::is_same_v<Sum, KeptSum<T, true>>) {
         typename Op::template Results<T> results(group, sum.sum.in_two());
-        results.near &= ~lane_bits(may_be_only(sum.sum.in_two(), sum.largest));
+        results.near &= ~may_be_only(sum);
         return results;
     } else {
         return results_of<Op>(group, sum);
