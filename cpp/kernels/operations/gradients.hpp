@@ -33,7 +33,7 @@ inline GradientSums<T> sums_of(const Statistics* slices, int count) {
     return {load_wide<T>(rest[0], rest[1]), load_pack<T>(reference)};
 }
 
-// floor(log2|a|) of normal numbers, -1023 of 0, 1024 of what is not finite.
+// The exponent of a: floor(log2|a|) if a is normal, -1023 if it is 0, 1024 if it is not finite.
 template <int packs>
 FASTSOFTMAX_INLINE Pack<double, packs> exponent_of(Pack<double, packs> a) {
     using Bits = Pack<std::int64_t, packs>;
@@ -439,7 +439,7 @@ struct FarTransformGradient<Operation::log_softmax_grad, T> {
         const Mask<T> vanishing = far & less(logp, broadcast(T(sizeof(T) == 4 ? -130 : -840)));
         if (lane_bits(vanishing) == 0) return near;
         const Pack<T> value = farther(logp, dy);
-        // Of what vanishes all the same, the sign is that of the rest.
+        // A value that vanishes even so keeps the sign that the other formula gives it.
         return select(vanishing & less(broadcast(T(0)), max(value, -value)), value, near);
     }
 
