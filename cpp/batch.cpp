@@ -72,6 +72,7 @@ Ahead Batch::ahead(Role role, const Offsets& first, std::ptrdiff_t slices) const
 void Batch::prepare(Run& run, const Workspace& workspace) const {
     run.classes = plan.classes;
     run.temperature = temperature_;
+    run.stream = plan.count * plan.classes > cached_bytes / plan.width();
     if (!run.value) run.value = workspace.value;
     run.sign = workspace.sign;
 }
@@ -86,7 +87,6 @@ void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptr
         run.x = strided(Role::scores, first, 0);
         if (signature_.second) run.dy = strided(Role::second, first, 0);
         if (signature_.output) run.out = strided(Role::output, first, 0);
-        run.stream = plan.count * plan.classes > cached_bytes / plan.width();
         return (plan.loop == Loop::rows ? kernel.rows : kernel.lines)[plan.type()](run);
     }
     const std::ptrdiff_t stride = plan.classes * plan.width();

@@ -101,7 +101,7 @@ bool Plan::takes_rows(const Signature& signature, const Demands& demands) const 
     const bool halves = in_float && bytes_of(type()) == 2;
     if (bytes_of(type()) != width() && !halves) return false;
     // Halves in blocks are gathered.
-    if (classes > few_classes) return !halves || (signature.rows_of_halves && classes <= block_classes);
+    if (classes > few_classes) return !halves || ((signature.rows_of_halves || plain) && classes <= block_classes);
     if (!plain && (halves || !(signature.second && in_float && demands.temperature == 1))) return false;
     if (slices.batch.count == 0) return plain;
     for (const Role role : {Role::scores, Role::second, Role::output})
@@ -177,7 +177,8 @@ void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
     if (slices.has(Role::sign)) sizes_.sign = results * numbers_of(signature.sign, slices);
 }
 
-// What loops by the fixed reference keep: exponentials of rows that have no place, those of neighbours and a tile.
+// What loops by the fixed reference keep: a row of halves as floats, exponentials of rows that have no place, or those
+// of neighbours and a tile.
 std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
     const std::ptrdiff_t width = (classes + lanes() - 1) / lanes() * lanes();
     const std::ptrdiff_t tile = lanes() * classes;
@@ -187,10 +188,11 @@ std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
         const std::ptrdiff_t most = (along + lanes() - 1) / lanes() * lanes() * classes;
         return in_doubles(std::min(most, std::max(lines_room / this->width(), tile)) + tile);
     }
-    if (classes <= most_padded_packs * lanes()) return 0;
+    const bool halves = loop == Loop::rows && bytes_of(type()) < this->width();
     const bool takes_place = signature.output && slices.arrays[Role::scores].data == slices.arrays[Role::output].data;
-    if (!signature.keeps_exponentials || !(takes_place || loop == Loop::gathered_rows)) return 0;
-    return in_doubles(std::max(width, rows_room / this->width()));
+    const bool waits = signature.keeps_exponentials && classes > most_padded_packs * lanes() &&
+                       (halves || takes_place || loop == Loop::gathered_rows);
+    return in_doubles((halves ? width : 0) + (waits ? std::max(width, rows_room / this->width()) : 0));
 }
 
 Workspace Plan::workspace(double* memory) const {

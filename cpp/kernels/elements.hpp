@@ -6,6 +6,15 @@
 
 namespace {
 
+using fastsoftmax::ElementType;
+
+// Of the floating types.
+template <class E>
+constexpr ElementType element_type = std::is_same_v<E, Half>       ? ElementType::float16
+                                     : std::is_same_v<E, BFloat16> ? ElementType::bfloat16
+                                     : std::is_same_v<E, float>    ? ElementType::float32
+                                                                   : ElementType::float64;
+
 template <class E>
 FASTSOFTMAX_INLINE Pack<Compute<E>> load(const E* p) {
     if constexpr (std::is_same_v<E, Compute<E>>)

@@ -51,9 +51,15 @@ struct Group {
     T* kept = nullptr;                     // what results are made of
     std::ptrdiff_t kept_class_stride = 0;  // in elements
     const double* label_score = nullptr;   // of a slice in blocks, whose scores are not at hand
+    ElementType type = element_type<T>;    // of the scores
 
     FASTSOFTMAX_INLINE T score(int i, std::ptrdiff_t c) const {
-        return *reinterpret_cast<const T*>(x + i * slice_stride + c * class_stride);
+        const std::byte* place = x + i * slice_stride + c * class_stride;
+        if constexpr (sizeof(T) == 4) {
+            if (type == ElementType::float16) return to_compute(*reinterpret_cast<const Half*>(place));
+            if (type == ElementType::bfloat16) return to_compute(*reinterpret_cast<const BFloat16*>(place));
+        }
+        return *reinterpret_cast<const T*>(place);
     }
 
     // Labels of slices in the lanes; of ignored ones, a class that there is not.

@@ -18,11 +18,12 @@ bool is_plain(const Run& run) {
     return run.temperature == 1 && !run.terms && 0 < run.classes && run.classes <= block_classes;
 }
 
-template <class Op, class T>
+template <class Op, class E>
 void rows(const Run& run) {
-    if (!is_plain(run)) return general_rows<Op::operation, T>(run);
-    if (run.classes <= few_classes) return near_tiles<Op, T>(run);
-    near_rows<Op, T>(run);
+    if constexpr (std::is_same_v<E, Compute<E>>)
+        if (!is_plain(run)) return general_rows<Op::operation, E>(run);
+    if (run.classes <= few_classes) return near_tiles<Op, E>(run);
+    near_rows<Op, E>(run);
 }
 
 template <class Op, class T>
@@ -47,8 +48,8 @@ void fill_exponentials(Kernels& k) {
     Kernel& kernel = k.of[op];
     kernel.signature = signature<op>;
     kernel.merge = ::merge<op>;
-    kernel.rows[ElementType::float16] = ::near_tiles<Op, Half>;
-    kernel.rows[ElementType::bfloat16] = ::near_tiles<Op, BFloat16>;
+    kernel.rows[ElementType::float16] = ::rows<Op, Half>;
+    kernel.rows[ElementType::bfloat16] = ::rows<Op, BFloat16>;
     kernel.rows[ElementType::float32] = ::rows<Op, float>;
     kernel.rows[ElementType::float64] = ::rows<Op, double>;
     kernel.lines[ElementType::float32] = ::near_lines<Op, float>;

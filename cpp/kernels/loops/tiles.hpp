@@ -246,19 +246,11 @@ FASTSOFTMAX_ONCE void near_copies_of(const Run& run, const E* x, E* out, std::pt
     constexpr std::ptrdiff_t lanes = Pack<T>::lanes, most = tiles_together * lanes * few_classes;
     T own[most + read_behind<T>], results[most];
     const std::ptrdiff_t count = (rows + lanes - 1) / lanes, elements = rows * run.classes;
-    for_packs(x, 0, elements, T(0),
-              [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) { store_pack(own + i, v); });
+    read_elements(x, elements, own);
     for (std::ptrdiff_t i = elements; i < count * lanes * run.classes + read_behind<T>; ++i) own[i] = 0;
     near_tiles_of<Op>(run, static_cast<const T*>(own), results, first, static_cast<int>(count),
                       static_cast<int>(rows - (count - 1) * lanes));
-    if constexpr (Op::writes) {
-        for (std::ptrdiff_t i = 0; i < elements; i += lanes) {
-            if (i + lanes <= elements)
-                store(out + i, load_pack<T>(results + i));
-            else
-                store_first(out + i, load_pack<T>(results + i), elements - i);
-        }
-    }
+    if constexpr (Op::writes) write_elements(results, elements, out);
 }
 
 // `count` tiles of dense rows of two classes, or of as many as 16 bytes hold: they stay in registers. The latter way
