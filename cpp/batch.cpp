@@ -18,6 +18,9 @@ const Loops<T>& loops(const Kernel& kernel) {
 // 16 MB, that took a fifth off.
 constexpr std::ptrdiff_t cached_bytes = 12582912;
 
+// How a slice in blocks is computed: by the fixed reference, or not. None: it is not in this pass.
+enum class Way { none, near, general };
+
 // The run from its slice i on, as far as what is per slice goes.
 Run advanced(Run run, std::ptrdiff_t i) {
     if (run.value) run.value += i;
@@ -120,32 +123,41 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
     const Workspace shared = plan.workspace(memory);
     prepare(run, shared);
     run.slices = 1;
+    // The general way gathers halves.
+    const auto in_place = [&](Way way) { return plan.loop == Loop::rows && (way == Way::near || !plan.halves()); };
+    const NearBlocks& near = kernel.near[plan.loop == Loop::rows ? plan.type() : plan.computed()];
     plan.in_type([&]<class T> {
-        const Loops<T>& k = loops<T>(kernel);
-        // Calls body(run, at, statistics, block, count) for each block of each slice, its arrays at hand; the
-        // statistics are those of the slice, then of its blocks. A block of all slices comes before the next:
-        // neighbours share cache lines.
-        const auto for_blocks = [&](const auto& body) {
+        const Loops<T>& general = loops<T>(kernel);
+        // Each block of each slice goes the way(statistics of the slice). Calls body(way, run, at, statistics, block,
+        // count) with its arrays at hand; the statistics are those of the slice, then of its blocks. A block of all
+        // slices comes before the next: neighbours share cache lines.
+        const auto for_blocks = [&](bool writes, const auto& way_of, const auto& body) {
             parallel_for(blocks, 1, threads, [&](std::ptrdiff_t first_block, std::ptrdiff_t last_block, int thread) {
                 const Workspace own = plan.workspace(memory + thread * plan.workspace_size());
                 for (std::ptrdiff_t b = first_block; b < last_block; ++b) {
                     const std::ptrdiff_t begin = b * block_classes, end = std::min(begin + block_classes, plan.classes);
                     for (std::ptrdiff_t i = 0; i < length; ++i) {
+                        Statistics* const statistics = shared.statistics + i * stride;
+                        const Way way = way_of(*statistics);
+                        if (way == Way::none) continue;
                         const Offsets at = plan.slices.batch.moved(first, i);
+                        std::byte* const kept = shared.kept ? shared.kept + begin * plan.width() : nullptr;
                         Run block = advanced(run, i);
                         block.origin = begin;
-                        if (plan.loop == Loop::rows) {
+                        if (in_place(way)) {
                             block.x = strided(Role::scores, at, begin);
                             if (signature_.second) block.dy = strided(Role::second, at, begin);
                             if (signature_.output) block.out = strided(Role::output, at, begin);
+                            block.kept = kept;
                         } else {
-                            block.x.data = block.out.data = own.x;
-                            if (shared.kept) block.out.data = shared.kept + begin * plan.width();
+                            block.x.data = own.x;
+                            block.out.data = kept ? kept : own.x;
                             block.dy.data = own.second;
-                            transport.gather_block(Role::scores, at, begin, end, own.x);
+                            if (!(writes && way == Way::near && kept))
+                                transport.gather_block(Role::scores, at, begin, end, own.x);
                             if (signature_.second) transport.gather_block(Role::second, at, begin, end, own.second);
                         }
-                        body(block, at, shared.statistics + i * stride, b, end - begin);
+                        body(way, block, at, statistics, b, end - begin);
                     }
                 }
             });
@@ -154,45 +166,49 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
         const bool plain = run.temperature == 1 && !run.terms && signature_.sums_exponentials;
         bool any_far = !plain;
         if (plain) {
-            for_blocks([&](const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
-                           std::ptrdiff_t count) { statistics[1 + b] = k.measure_near(block, count); });
+            for_blocks(
+                false, [](const Statistics&) { return Way::near; },
+                [&](Way, const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
+                    std::ptrdiff_t count) { statistics[1 + b] = near.measure(block, count); });
             for (std::ptrdiff_t i = 0; i < length; ++i) {
                 Statistics* statistics = shared.statistics + i * stride;
                 Statistics& all = statistics[0] = statistics[1];
-                for (std::ptrdiff_t b = 1; b < blocks; ++b) k.merge_near(all, statistics[1 + b]);
+                for (std::ptrdiff_t b = 1; b < blocks; ++b) near.merge(all, statistics[1 + b]);
                 all.label_score = label_score(run, first, i);
-                k.conclude_near(advanced(run, i), all);
+                near.conclude(advanced(run, i), all);
                 any_far |= !all.near;
             }
         }
+        const auto is_near = [&](const Statistics& slice) { return plain && slice.near; };
         if (any_far) {
             for_blocks(
-                [&](const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b, std::ptrdiff_t count) {
-                    if (!plain || !statistics[0].near) statistics[1 + b] = k.measure(block, count);
-                });
+                false, [&](const Statistics& slice) { return is_near(slice) ? Way::none : Way::general; },
+                [&](Way, const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
+                    std::ptrdiff_t count) { statistics[1 + b] = general.measure(block, count); });
             for (std::ptrdiff_t i = 0; i < length; ++i) {
                 const Run slice = advanced(run, i);
                 Statistics* statistics = shared.statistics + i * stride;
-                if (plain && statistics[0].near) continue;
+                if (is_near(*statistics)) continue;
                 const bool value_near = plain && statistics[0].value_near;
                 const double value = value_near ? *slice.value : 0;
                 Statistics& all = statistics[0] = statistics[1];
                 for (std::ptrdiff_t b = 1; b < blocks; ++b) kernel.merge(slice, all, statistics[1 + b]);
                 all.label_score = label_score(run, first, i);
                 all.near = false;
-                k.conclude(slice, all);
+                general.conclude(slice, all);
                 if (value_near) *slice.value = value;
             }
         }
         if (!signature_.output) return;
         for_blocks(
-            [&](const Run& block, const Offsets& at, Statistics* statistics, std::ptrdiff_t b, std::ptrdiff_t count) {
-                if (statistics[0].near)
-                    k.write_near(block, statistics[0], count);
+            true, [&](const Statistics& slice) { return is_near(slice) ? Way::near : Way::general; },
+            [&](Way way, const Run& block, const Offsets& at, Statistics* statistics, std::ptrdiff_t b,
+                std::ptrdiff_t count) {
+                if (way == Way::near)
+                    near.write(block, statistics[0], count);
                 else
-                    k.write(block, statistics[0], statistics[1 + b], count);
-                if (plan.loop == Loop::gathered_rows)
-                    transport.scatter_block(at, block.origin, block.origin + count, block.out.data);
+                    general.write(block, statistics[0], statistics[1 + b], count);
+                if (!in_place(way)) transport.scatter_block(at, block.origin, block.origin + count, block.out.data);
             });
     });
 }

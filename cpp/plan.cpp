@@ -16,7 +16,8 @@ constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
 // Slices whose classes are apart may take this many bytes (half of the smallest second-level cache in use), because
 // shorter lines cost more.
 constexpr std::ptrdiff_t strided_bytes_at_once = 262144;
-// Exponentials of a gathered slice in blocks are kept up to this many classes: beyond, they would leave the caches.
+// Exponentials of a slice in blocks that have no place in the results are kept up to this many classes: beyond, they
+// would leave the caches.
 constexpr std::ptrdiff_t most_kept = 262144;
 // A broadcast view can have any shape. Larger ones are refused, because their size in bytes could overflow; computing
 // one of this size would already take months.
@@ -98,11 +99,9 @@ bool Plan::is_plain(const Signature& signature, const Demands& demands) const {
 bool Plan::takes_rows(const Signature& signature, const Demands& demands) const {
     const bool plain = is_plain(signature, demands);
     if (!in_place(signature, slices.classes)) return false;
-    const bool halves = in_float && bytes_of(type()) == 2;
-    if (bytes_of(type()) != width() && !halves) return false;
-    // Halves in blocks are gathered.
-    if (classes > few_classes) return !halves || ((signature.rows_of_halves || plain) && classes <= block_classes);
-    if (!plain && (halves || !(signature.second && in_float && demands.temperature == 1))) return false;
+    if (bytes_of(type()) != width() && !halves()) return false;
+    if (classes > few_classes) return !halves() || plain || (signature.rows_of_halves && classes <= block_classes);
+    if (!plain && (halves() || !(signature.second && in_float && demands.temperature == 1))) return false;
     if (slices.batch.count == 0) return plain;
     for (const Role role : {Role::scores, Role::second, Role::output})
         if (slices.has(role) && slices.batch.last().strides[role] != classes * bytes_of(type())) return false;
@@ -161,14 +160,15 @@ void Plan::choose_loop(const Signature& signature, const Demands& demands) {
 std::ptrdiff_t Plan::in_doubles(std::ptrdiff_t elements) const { return (elements * width() + 63) / 64 * 8; }
 
 void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
-    if (loop == Loop::gathered_rows || loop == Loop::tiles) {
+    const bool halves_in_blocks = in_blocks && loop == Loop::rows && halves();
+    if (loop == Loop::gathered_rows || loop == Loop::tiles || halves_in_blocks) {
         sizes_.x = in_doubles(in_blocks ? block_classes : classes * at_once);
         if (signature.second) sizes_.second = sizes_.x;
     }
     if (in_blocks) {
         sizes_.statistics = unit * (blocks() + 1) * signature.state;
-        if (signature.keeps_exponentials && loop == Loop::gathered_rows && unit == 1 && classes <= most_kept)
-            sizes_.kept = in_doubles(classes);
+        const bool apart = halves_in_blocks || (loop == Loop::gathered_rows && unit == 1);
+        if (signature.keeps_exponentials && apart && classes <= most_kept) sizes_.kept = in_doubles(classes);
     } else if (is_plain(signature, demands)) {
         sizes_.kept = kept_size(signature);
     }
@@ -188,11 +188,11 @@ std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
         const std::ptrdiff_t most = (along + lanes() - 1) / lanes() * lanes() * classes;
         return in_doubles(std::min(most, std::max(lines_room / this->width(), tile)) + tile);
     }
-    const bool halves = loop == Loop::rows && bytes_of(type()) < this->width();
+    const bool of_halves = loop == Loop::rows && halves();
     const bool takes_place = signature.output && slices.arrays[Role::scores].data == slices.arrays[Role::output].data;
     const bool waits = signature.keeps_exponentials && classes > most_padded_packs * lanes() &&
-                       (halves || takes_place || loop == Loop::gathered_rows);
-    return in_doubles((halves ? width : 0) + (waits ? std::max(width, rows_room / this->width()) : 0));
+                       (of_halves || takes_place || loop == Loop::gathered_rows);
+    return in_doubles((of_halves ? width : 0) + (waits ? std::max(width, rows_room / this->width()) : 0));
 }
 
 Workspace Plan::workspace(double* memory) const {

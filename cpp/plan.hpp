@@ -51,6 +51,7 @@ struct Plan {
     int lanes() const { return in_float ? 16 : 8; }
     std::ptrdiff_t width() const { return in_float ? 4 : 8; }
     ElementType computed() const { return in_float ? ElementType::float32 : ElementType::float64; }
+    bool halves() const { return in_float && bytes_of(type()) == 2; }
     std::ptrdiff_t blocks() const { return (classes + block_classes - 1) / block_classes; }
 
     // Calls f.operator()<T>() with the type computed in.

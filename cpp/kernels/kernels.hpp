@@ -177,12 +177,15 @@ struct Loops {
     Statistics (*measure)(const Run&, std::ptrdiff_t count);
     void (*conclude)(const Run&, const Statistics&);
     void (*write)(const Run&, const Statistics&, const Statistics& of_block, std::ptrdiff_t count);
+};
 
-    // The same by the fixed reference; the slice may turn out to be far.
-    Statistics (*measure_near)(const Run&, std::ptrdiff_t count) = nullptr;
-    void (*merge_near)(Statistics& left, const Statistics& right) = nullptr;
-    void (*conclude_near)(const Run&, Statistics&) = nullptr;
-    void (*write_near)(const Run&, const Statistics&, std::ptrdiff_t count) = nullptr;
+// The same of a row in its blocks by the fixed reference, whose elements are of any floating type; the slice may turn
+// out to be far. Of halves, exponentials are kept in run.kept, if there is room.
+struct NearBlocks {
+    Statistics (*measure)(const Run&, std::ptrdiff_t count);
+    void (*merge)(Statistics& left, const Statistics& right);
+    void (*conclude)(const Run&, Statistics&);
+    void (*write)(const Run&, const Statistics&, std::ptrdiff_t count);
 };
 
 // One operation.
@@ -192,6 +195,7 @@ struct Kernel {
     // Slices whose elements are of a type, in place; null: they are gathered first. In rows the classes are contiguous,
     // in lines neighbouring slices.
     Table<ElementType, void (*)(const Run&), floating_types> rows, lines;
+    Table<ElementType, NearBlocks, floating_types> near;
     void (*merge)(const Run&, Statistics& left, const Statistics& right);
     Loops<float> in_float;
     Loops<double> in_double;

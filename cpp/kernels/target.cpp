@@ -33,14 +33,15 @@ void tiles(const Run& run) {
 }
 
 template <class Op, class T>
-constexpr Loops<T> loops_of = {::tiles<Op, T>,
-                               ::measure_row<Op::operation, T>,
-                               ::conclude_row<Op::operation, T>,
-                               ::write_row<Op::operation, T>,
-                               ::measure_near<Op, T>,
-                               ::merge_near<Op, T>,
-                               ::conclude_near<Op, T>,
-                               ::write_near<Op, T>};
+constexpr Loops<T> loops_of = {::tiles<Op, T>, ::measure_row<Op::operation, T>, ::conclude_row<Op::operation, T>,
+                               ::write_row<Op::operation, T>};
+
+template <class Op, class E>
+void fill_rows(Kernel& kernel) {
+    kernel.rows[element_type<E>] = ::rows<Op, E>;
+    kernel.near[element_type<E>] = {::measure_near<Op, E>, ::merge_near<Op, Compute<E>>,
+                                    ::conclude_near<Op, Compute<E>>, ::write_near<Op, E>};
+}
 
 template <class Op>
 void fill_exponentials(Kernels& k) {
@@ -48,10 +49,10 @@ void fill_exponentials(Kernels& k) {
     Kernel& kernel = k.of[op];
     kernel.signature = signature<op>;
     kernel.merge = ::merge<op>;
-    kernel.rows[ElementType::float16] = ::rows<Op, Half>;
-    kernel.rows[ElementType::bfloat16] = ::rows<Op, BFloat16>;
-    kernel.rows[ElementType::float32] = ::rows<Op, float>;
-    kernel.rows[ElementType::float64] = ::rows<Op, double>;
+    fill_rows<Op, Half>(kernel);
+    fill_rows<Op, BFloat16>(kernel);
+    fill_rows<Op, float>(kernel);
+    fill_rows<Op, double>(kernel);
     kernel.lines[ElementType::float32] = ::near_lines<Op, float>;
     kernel.lines[ElementType::float64] = ::near_lines<Op, double>;
     kernel.in_float = loops_of<Op, float>;
@@ -64,7 +65,7 @@ constexpr Loops<T> gradient_loops_of = {::gradient_tiles<op, T>, ::measure_gradi
 
 template <Operation op>
 void fill_gradient(Kernels& k) {
-    k.of[op] = {signature<op>, {}, {}, ::merge_sums, gradient_loops_of<op, float>, gradient_loops_of<op, double>};
+    k.of[op] = {signature<op>, {}, {}, {}, ::merge_sums, gradient_loops_of<op, float>, gradient_loops_of<op, double>};
     k.of[op].rows[ElementType::float16] = ::gradient_rows<op, Half>;
     k.of[op].rows[ElementType::bfloat16] = ::gradient_rows<op, BFloat16>;
     k.of[op].rows[ElementType::float32] = ::gradient_rows<op, float>;

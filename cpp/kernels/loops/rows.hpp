@@ -315,21 +315,22 @@ void near_rows(const Run& run) {
 
 // The run's only row, in blocks.
 
-template <class T>
-FASTSOFTMAX_INLINE Statistics near_statistics(const KeptSum<T, false>& sum, const T* x, std::ptrdiff_t count) {
+template <class T, class E>
+FASTSOFTMAX_INLINE Statistics near_statistics(const KeptSum<T, false>& sum, const E* x, std::ptrdiff_t count) {
     Statistics s = {};
     const Two<double> total = folded(sum.sum.wide());
     s.rest[0] = total.high;
     s.rest[1] = total.low;
-    const auto only = Only<T>::of(
-        sum, count, [=](std::ptrdiff_t c) { return lane(FixedExponential<T>()(broadcast(x[c])).rounded(), 0); });
+    const auto only = Only<T>::of(sum, count, [=](std::ptrdiff_t c) {
+        return lane(FixedExponential<T>()(broadcast(to_compute(x[c]))).rounded(), 0);
+    });
     s.several = only.several;
     s.top[0] = static_cast<double>(only.exponential);
     return s;
 }
 
-template <class T, bool keep>
-FASTSOFTMAX_INLINE Statistics near_statistics(const LabelSum<T, false, keep>& sum, const T*, std::ptrdiff_t) {
+template <class T, bool keep, class E>
+FASTSOFTMAX_INLINE Statistics near_statistics(const LabelSum<T, false, keep>& sum, const E*, std::ptrdiff_t) {
     Statistics s = {};
     const Two<double> total = folded(sum.sum.wide());
     s.rest[0] = total.high;
@@ -338,8 +339,8 @@ FASTSOFTMAX_INLINE Statistics near_statistics(const LabelSum<T, false, keep>& su
     return s;
 }
 
-template <class T>
-FASTSOFTMAX_INLINE Statistics near_statistics(SortedSum<T, false> sum, const T*, std::ptrdiff_t) {
+template <class T, class E>
+FASTSOFTMAX_INLINE Statistics near_statistics(SortedSum<T, false> sum, const E*, std::ptrdiff_t) {
     Statistics s = {};
     sum.join_lanes();
     const Two<double> total = folded(sum.sum.wide());
@@ -349,16 +350,28 @@ FASTSOFTMAX_INLINE Statistics near_statistics(SortedSum<T, false> sum, const T*,
     return s;
 }
 
-template <class Op, class T>
+// Where the exponentials of a block are kept: of halves apart from the results; null: nowhere.
+template <class Op, class E>
+FASTSOFTMAX_INLINE Compute<E>* kept_of_block(const Run& run) {
+    if constexpr (!Op::template Sum<Compute<E>, false>::keeps)
+        return nullptr;
+    else if constexpr (std::is_same_v<E, Compute<E>>)
+        return run.out.data == run.x.data ? nullptr : reinterpret_cast<E*>(run.out.data);
+    else
+        return static_cast<Compute<E>*>(run.kept);
+}
+
+template <class Op, class E>
 Statistics measure_near(const Run& run, std::ptrdiff_t count) {
+    using T = Compute<E>;
     using Sum = typename Op::template Sum<T, false>;
-    const T* x = reinterpret_cast<const T*>(run.x.data);
-    T* out = reinterpret_cast<T*>(run.out.data);
+    const E* x = reinterpret_cast<const E*>(run.x.data);
+    const E* const written = Op::writes && run.stream ? reinterpret_cast<const E*>(run.out.data) : x;
+    T* const kept = kept_of_block<Op, E>(run);
     const auto sum = Group<T>{run, 0, 1, nullptr, 0, 0}.template sum_of<Sum>(0);
     if constexpr (Sum::keeps)
-        if (out != x) return near_statistics(sum_row<true>(sum, x, count, out, false, x, x), x, count);
-    return near_statistics(sum_row<false>(sum, x, count, out, false, x + count, Op::writes && run.stream ? out : x), x,
-                           count);
+        if (kept) return near_statistics(sum_row<true>(sum, x, count, kept, false, x, x), x, count);
+    return near_statistics(sum_row<false>(sum, x, count, kept, false, x + count, written), x, count);
 }
 
 template <class Op, class T>
@@ -405,8 +418,9 @@ void conclude_near(const Run& run, Statistics& s) {
     s.value_near = near_values(results) & 1;
 }
 
-template <class Op, class T>
+template <class Op, class E>
 void write_near(const Run& run, const Statistics& s, std::ptrdiff_t count) {
+    using T = Compute<E>;
     if constexpr (Op::writes) {
         // The slice's own number is written already, and not by several threads at once.
         double value;
@@ -414,18 +428,19 @@ void write_near(const Run& run, const Statistics& s, std::ptrdiff_t count) {
         block.value = &value;
         const auto results = near_results<Op, T>(block, s);
         const typename Op::template Results<T>::Row row(results, 0);
-        const T* x = reinterpret_cast<const T*>(run.x.data);
-        T* out = reinterpret_cast<T*>(run.out.data);
-        if (!Op::template Sum<T, false>::keeps)
+        const E* x = reinterpret_cast<const E*>(run.x.data);
+        E* out = reinterpret_cast<E*>(run.out.data);
+        if constexpr (!Op::template Sum<T, false>::keeps) {
             write_packs_of(x, out, count, row, false);
-        else if (x != out)
-            write_packs_of<T>(out, out, count, row, false);
-        else
-            transform(x, out, count, [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-                return row(FixedExponential<T>()(v).rounded());
-            });
+        } else if (const T* kept = kept_of_block<Op, E>(run)) {
+            write_packs_of(kept, out, count, row, false);
+        } else {
+            const auto value = [&](Pack<T> v)
+                                   __attribute__((always_inline)) { return row(FixedExponential<T>()(v).rounded()); };
+            write_packs_of(x, out, count, value, false);
+        }
         row.finish([&](std::int64_t c, T value) __attribute__((always_inline)) {
-            if (run.origin <= c && c < run.origin + count) out[c - run.origin] = value;
+            if (run.origin <= c && c < run.origin + count) out[c - run.origin] = from_compute<E>(value);
         });
     }
 }
