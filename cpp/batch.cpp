@@ -6,20 +6,12 @@ namespace fastsoftmax {
 
 namespace {
 
-template <class T>
-const Loops<T>& loops(const Kernel& kernel) {
-    if constexpr (sizeof(T) == 4)
-        return kernel.in_float;
-    else
-        return kernel.in_double;
-}
-
 // Lines of larger results are stored past the caches, which they and their scores would not fit into. Of (1000, 4096),
 // 16 MB, that took a fifth off.
 constexpr std::ptrdiff_t cached_bytes = 12582912;
 
-// How a slice in blocks is computed: by the fixed reference, or not. None: it is not in this pass.
-enum class Way { none, near, general };
+// How a slice in blocks is computed: by the fixed reference or its own. None: it is not in this pass.
+enum class Way { none, near, own };
 
 // The run from its slice i on, as far as what is per slice goes.
 Run advanced(Run run, std::ptrdiff_t i) {
@@ -101,7 +93,7 @@ void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptr
         run.scores_ahead = ahead(Role::scores, first, length);
         if (signature_.second) run.dy_ahead = ahead(Role::second, first, length);
         run.results_ahead = signature_.output ? ahead(Role::output, first, 0) : run.scores_ahead;
-        plan.in_type([&]<class T> { loops<T>(kernel).tiles(run); });
+        kernel.tiles[plan.computed()](run);
     } else {
         kernel.rows[plan.computed()](run);
     }
@@ -123,94 +115,105 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
     const Workspace shared = plan.workspace(memory);
     prepare(run, shared);
     run.slices = 1;
-    // The general way gathers halves.
+    const Blocks& near = kernel.near_blocks[plan.loop == Loop::rows ? plan.type() : plan.computed()];
+    const Blocks& own = kernel.blocks[plan.computed()];
+    // Halves are gathered, unless the fixed reference suits them.
     const auto in_place = [&](Way way) { return plan.loop == Loop::rows && (way == Way::near || !plan.halves()); };
-    const NearBlocks& near = kernel.near[plan.loop == Loop::rows ? plan.type() : plan.computed()];
-    plan.in_type([&]<class T> {
-        const Loops<T>& general = loops<T>(kernel);
-        // Each block of each slice goes the way(statistics of the slice). Calls body(way, run, at, statistics, block,
-        // count) with its arrays at hand; the statistics are those of the slice, then of its blocks. A block of all
-        // slices comes before the next: neighbours share cache lines.
-        const auto for_blocks = [&](bool writes, const auto& way_of, const auto& body) {
-            parallel_for(blocks, 1, threads, [&](std::ptrdiff_t first_block, std::ptrdiff_t last_block, int thread) {
-                const Workspace own = plan.workspace(memory + thread * plan.workspace_size());
-                for (std::ptrdiff_t b = first_block; b < last_block; ++b) {
-                    const std::ptrdiff_t begin = b * block_classes, end = std::min(begin + block_classes, plan.classes);
-                    for (std::ptrdiff_t i = 0; i < length; ++i) {
-                        Statistics* const statistics = shared.statistics + i * stride;
-                        const Way way = way_of(*statistics);
-                        if (way == Way::none) continue;
-                        const Offsets at = plan.slices.batch.moved(first, i);
-                        std::byte* const kept = shared.kept ? shared.kept + begin * plan.width() : nullptr;
-                        Run block = advanced(run, i);
-                        block.origin = begin;
-                        if (in_place(way)) {
-                            block.x = strided(Role::scores, at, begin);
-                            if (signature_.second) block.dy = strided(Role::second, at, begin);
-                            if (signature_.output) block.out = strided(Role::output, at, begin);
-                            block.kept = kept;
-                        } else {
-                            block.x.data = own.x;
-                            block.out.data = kept ? kept : own.x;
-                            block.dy.data = own.second;
-                            if (!(writes && way == Way::near && kept))
-                                transport.gather_block(Role::scores, at, begin, end, own.x);
-                            if (signature_.second) transport.gather_block(Role::second, at, begin, end, own.second);
-                        }
-                        body(way, block, at, statistics, b, end - begin);
+    // Each block of each slice goes the way of the slice. Calls body(way, run, at, statistics, block, count) with its
+    // arrays at hand; the statistics are those of the slice, then of its blocks. A block of all slices comes before the
+    // next: neighbours share cache lines.
+    const auto for_blocks = [&](bool writes, const auto& way_of, const auto& body) {
+        parallel_for(blocks, 1, threads, [&](std::ptrdiff_t first_block, std::ptrdiff_t last_block, int thread) {
+            const Workspace workspace = plan.workspace(memory + thread * plan.workspace_size());
+            for (std::ptrdiff_t b = first_block; b < last_block; ++b) {
+                const std::ptrdiff_t begin = b * block_classes, end = std::min(begin + block_classes, plan.classes);
+                for (std::ptrdiff_t i = 0; i < length; ++i) {
+                    Statistics* const statistics = shared.statistics + i * stride;
+                    const Way way = way_of(*statistics);
+                    if (way == Way::none) continue;
+                    const Offsets at = plan.slices.batch.moved(first, i);
+                    std::byte* const kept = shared.kept ? shared.kept + begin * plan.width() : nullptr;
+                    Run block = advanced(run, i);
+                    block.origin = begin;
+                    if (in_place(way)) {
+                        block.x = strided(Role::scores, at, begin);
+                        if (signature_.second) block.dy = strided(Role::second, at, begin);
+                        if (signature_.output) block.out = strided(Role::output, at, begin);
+                        block.kept = kept;
+                    } else {
+                        block.x.data = workspace.x;
+                        block.out.data = kept ? kept : workspace.x;
+                        block.dy.data = workspace.second;
+                        if (!(writes && kept)) transport.gather_block(Role::scores, at, begin, end, workspace.x);
+                        if (signature_.second) transport.gather_block(Role::second, at, begin, end, workspace.second);
                     }
+                    body(way, block, at, statistics, b, end - begin);
                 }
-            });
-        };
-        // By the fixed reference first, where that may do; of the slices that are far from it once more.
-        const bool plain = run.temperature == 1 && !run.terms && signature_.sums_exponentials;
-        bool any_far = !plain;
-        if (plain) {
-            for_blocks(
-                false, [](const Statistics&) { return Way::near; },
-                [&](Way, const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
-                    std::ptrdiff_t count) { statistics[1 + b] = near.measure(block, count); });
-            for (std::ptrdiff_t i = 0; i < length; ++i) {
-                Statistics* statistics = shared.statistics + i * stride;
-                Statistics& all = statistics[0] = statistics[1];
-                for (std::ptrdiff_t b = 1; b < blocks; ++b) near.merge(all, statistics[1 + b]);
-                all.label_score = label_score(run, first, i);
-                near.conclude(advanced(run, i), all);
-                any_far |= !all.near;
             }
-        }
-        const auto is_near = [&](const Statistics& slice) { return plain && slice.near; };
-        if (any_far) {
-            for_blocks(
-                false, [&](const Statistics& slice) { return is_near(slice) ? Way::none : Way::general; },
-                [&](Way, const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
-                    std::ptrdiff_t count) { statistics[1 + b] = general.measure(block, count); });
-            for (std::ptrdiff_t i = 0; i < length; ++i) {
-                const Run slice = advanced(run, i);
-                Statistics* statistics = shared.statistics + i * stride;
-                if (is_near(*statistics)) continue;
-                const bool value_near = plain && statistics[0].value_near;
-                const double value = value_near ? *slice.value : 0;
-                Statistics& all = statistics[0] = statistics[1];
-                for (std::ptrdiff_t b = 1; b < blocks; ++b) kernel.merge(slice, all, statistics[1 + b]);
-                all.label_score = label_score(run, first, i);
-                all.near = false;
-                general.conclude(slice, all);
-                if (value_near) *slice.value = value;
-            }
-        }
-        if (!signature_.output) return;
+        });
+    };
+    const auto merge = [&](const Run& slice, const Blocks& k, Statistics* statistics, std::ptrdiff_t i) {
+        Statistics& all = statistics[0] = statistics[1];
+        for (std::ptrdiff_t b = 1; b < blocks; ++b) k.merge(slice, all, statistics[1 + b]);
+        all.label_score = label_score(run, first, i);
+    };
+    // By the fixed reference first, where that may do; of the slices that are far from it once more.
+    const bool may_be_near = run.temperature == 1 && near.measure;
+    bool any_far = !may_be_near;
+    if (may_be_near) {
         for_blocks(
-            true, [&](const Statistics& slice) { return is_near(slice) ? Way::near : Way::general; },
-            [&](Way way, const Run& block, const Offsets& at, Statistics* statistics, std::ptrdiff_t b,
-                std::ptrdiff_t count) {
-                if (way == Way::near)
-                    near.write(block, statistics[0], count);
-                else
-                    general.write(block, statistics[0], statistics[1 + b], count);
-                if (!in_place(way)) transport.scatter_block(at, block.origin, block.origin + count, block.out.data);
+            false, [](const Statistics&) { return Way::near; },
+            [&](Way, const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b, std::ptrdiff_t count) {
+                statistics[1 + b] = near.measure(block, 0, count);
             });
-    });
+        for (std::ptrdiff_t i = 0; i < length; ++i) {
+            Statistics* const statistics = shared.statistics + i * stride;
+            const Run slice = advanced(run, i);
+            merge(slice, near, statistics, i);
+            near.conclude(slice, *statistics);
+            any_far |= !statistics->near;
+        }
+    }
+    const auto is_near = [&](const Statistics& slice) { return may_be_near && slice.near; };
+    const auto far_ones = [&](const Statistics& slice) { return is_near(slice) ? Way::none : Way::own; };
+    if (any_far) {
+        if (own.largest)
+            for_blocks(false, far_ones,
+                       [&](Way, const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
+                           std::ptrdiff_t count) { statistics[1 + b].max = own.largest(block, count); });
+        for (std::ptrdiff_t i = 0; i < length; ++i) {
+            Statistics* const statistics = shared.statistics + i * stride;
+            if (is_near(*statistics)) continue;
+            statistics->reference = 0;
+            if (own.largest) {
+                statistics->reference = statistics[1].max;
+                for (std::ptrdiff_t b = 1; b < blocks; ++b)
+                    statistics->reference = std::max(statistics->reference, statistics[1 + b].max);
+            }
+        }
+        for_blocks(false, far_ones,
+                   [&](Way, const Run& block, const Offsets&, Statistics* statistics, std::ptrdiff_t b,
+                       std::ptrdiff_t count) { statistics[1 + b] = own.measure(block, statistics->reference, count); });
+        for (std::ptrdiff_t i = 0; i < length; ++i) {
+            Statistics* const statistics = shared.statistics + i * stride;
+            if (is_near(*statistics)) continue;
+            const Run slice = advanced(run, i);
+            const bool value_near = may_be_near && statistics->value_near;
+            const double value = value_near ? *slice.value : 0;
+            merge(slice, own, statistics, i);
+            own.conclude(slice, *statistics);
+            statistics->near = false;
+            if (value_near) *slice.value = value;
+        }
+    }
+    if (!signature_.output) return;
+    for_blocks(
+        true, [&](const Statistics& slice) { return is_near(slice) ? Way::near : Way::own; },
+        [&](Way way, const Run& block, const Offsets& at, Statistics* statistics, std::ptrdiff_t,
+            std::ptrdiff_t count) {
+            (way == Way::near ? near : own).write(block, *statistics, count);
+            if (!in_place(way)) transport.scatter_block(at, block.origin, block.origin + count, block.out.data);
+        });
 }
 
 void Batch::scatter_results(const Offsets& first, std::ptrdiff_t length, double* memory) const {

@@ -169,7 +169,7 @@ void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
         sizes_.statistics = unit * (blocks() + 1) * signature.state;
         const bool apart = halves_in_blocks || (loop == Loop::gathered_rows && unit == 1);
         if (signature.keeps_exponentials && apart && classes <= most_kept) sizes_.kept = in_doubles(classes);
-    } else if (is_plain(signature, demands)) {
+    } else if (signature.sums_exponentials && !demands.whole_slices) {
         sizes_.kept = kept_size(signature);
     }
     const std::ptrdiff_t results = std::min(at_once, std::max<std::ptrdiff_t>(count, 1));
@@ -183,10 +183,10 @@ std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
     const std::ptrdiff_t width = (classes + lanes() - 1) / lanes() * lanes();
     const std::ptrdiff_t tile = lanes() * classes;
     if (!signature.output && (loop == Loop::tiles || loop == Loop::lines)) return in_doubles(tile);
-    if (loop == Loop::tiles) return in_doubles(2 * tile);
+    if (loop == Loop::tiles) return in_doubles(3 * tile);
     if (loop == Loop::lines) {
         const std::ptrdiff_t most = (along + lanes() - 1) / lanes() * lanes() * classes;
-        return in_doubles(std::min(most, std::max(lines_room / this->width(), tile)) + tile);
+        return in_doubles(std::min(most, std::max(lines_room / this->width(), tile)) + 2 * tile);
     }
     const bool of_halves = loop == Loop::rows && halves();
     const bool takes_place = signature.output && slices.arrays[Role::scores].data == slices.arrays[Role::output].data;

@@ -108,4 +108,44 @@ FASTSOFTMAX_INLINE void store_step(E* p, Step<E> a) {
     }
 }
 
+// Calls f(pack, position) for elements [begin, end); lanes beyond the end hold `fill`.
+template <class E, class F>
+FASTSOFTMAX_INLINE void for_packs(const E* x, std::ptrdiff_t begin, std::ptrdiff_t end, Compute<E> fill, F f) {
+    constexpr int lanes = Pack<Compute<E>>::lanes;
+    std::ptrdiff_t i = begin;
+    for (; i + lanes <= end; i += lanes) f(load(x + i), i);
+    if (i < end) f(load_first(x + i, end - i, fill), i);
+}
+
+// To where there is room for whole packs, and back.
+template <class E>
+FASTSOFTMAX_ONCE void read_elements(const E* from, std::ptrdiff_t count, Compute<E>* to) {
+    for_packs(from, 0, count, Compute<E>(0),
+              [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) { store_pack(to + i, v); });
+}
+template <class E>
+FASTSOFTMAX_ONCE void write_elements(const Compute<E>* from, std::ptrdiff_t count, E* to) {
+    constexpr int lanes = Pack<Compute<E>>::lanes;
+    for (std::ptrdiff_t i = 0; i < count; i += lanes) {
+        const auto v = load_pack<Compute<E>>(from + i);
+        if (i + lanes <= count)
+            store(to + i, v);
+        else
+            store_first(to + i, v, count - i);
+    }
+}
+
+template <class T>
+FASTSOFTMAX_INLINE void store_in(T* out, std::ptrdiff_t i, std::ptrdiff_t end, Pack<T> value) {
+    if (i + Pack<T>::lanes <= end)
+        store(out + i, value);
+    else
+        store_first(out + i, value, end - i);
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> load_in(const T* x, std::ptrdiff_t i, std::ptrdiff_t end, T fill = 0) {
+    return i + Pack<T>::lanes <= end ? load(x + i) : load_first(x + i, end - i, fill);
+}
+
 }  // namespace

@@ -1,8 +1,8 @@
-// The three sums of exponentials by the fixed reference. They are added up alike: in rows, a slice in all lanes, in
-// tiles and lines, a slice a lane.
+// The three sums of exponentials. They are added up alike: in rows, a slice in all lanes, in tiles and lines, a slice a
+// lane.
 #pragma once
 
-#include "exponentials.hpp"
+#include "losses.hpp"
 
 namespace {
 
@@ -18,8 +18,8 @@ FASTSOFTMAX_INLINE Pack<T> swapped(Pack<T> a) {
     });
 }
 
-// The ways to sum exponentials. Each takes scores, of classes from c on that are `step` apart, and returns what the
-// results are made of.
+// The ways to sum exponentials. Each takes what makes them and scores, of classes from c on that are `step` apart, and
+// returns what the results are made of.
 
 // Kept: sums all; the exponentials are kept. `few`: of few classes, a slice in each lane.
 template <class T, bool few>
@@ -29,9 +29,9 @@ struct KeptSum {
     PowerSum<T> sum;
     Pack<T> smallest = broadcast(T(infinity));  // of the exponentials
 
-    template <int packs>
-    FASTSOFTMAX_LONG Pack<T, packs> add(Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
-        const Growth<T, packs> e = FixedExponential<T>()(x);
+    template <class Exp, int packs>
+    FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
+        const Growth<T, packs> e = exp(x);
         const Pack<T, packs> rounded = e.rounded();
         for (int k = 0; k < packs; ++k) {
             sum.add(part(e.power, k), part(e.growth, k));
@@ -64,9 +64,9 @@ struct LabelSum {
     LabelSum() = default;
     FASTSOFTMAX_INLINE explicit LabelSum(Pack<Integer<T>> label_) : label(label_) {}
 
-    template <int packs>
-    FASTSOFTMAX_LONG Pack<T, packs> add(Pack<T, packs> x, std::ptrdiff_t c, std::ptrdiff_t step = 1) {
-        const Growth<T, packs> e = FixedExponential<T>()(x);
+    template <class Exp, int packs>
+    FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t c, std::ptrdiff_t step = 1) {
+        const Growth<T, packs> e = exp(x);
         for (int k = 0; k < packs; ++k) {
             const Mask<T> at_label = equal(label, broadcast(static_cast<Integer<T>>(c + k * step)));
             if constexpr (few)
@@ -102,15 +102,15 @@ struct SortedSum {
     PowerSum<T> sum;
     Pack<T> largest = broadcast(T(-infinity));  // of the scores
 
-    template <int packs>
-    FASTSOFTMAX_LONG Pack<T, packs> add(Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
+    template <class Exp, int packs>
+    FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
         Pack<T, packs> smaller;
         for (int k = 0; k < packs; ++k) {
             // A NaN is summed, and is not the largest.
             set_part(smaller, k, min(largest, part(x, k)));
             largest = max(part(x, k), largest);
         }
-        const Growth<T, packs> e = FixedExponential<T>()(smaller);
+        const Growth<T, packs> e = exp(smaller);
         for (int k = 0; k < packs; ++k) sum.add(part(e.power, k), part(e.growth, k));
         return x;
     }
@@ -126,19 +126,21 @@ struct SortedSum {
     }
 
     // Of one slice in all lanes: the largest of the lanes' largest ends up in each of them, the others are summed.
-    FASTSOFTMAX_INLINE void join_lanes() {
+    template <class Exp>
+    FASTSOFTMAX_INLINE void join_lanes(const Exp& exp) {
         Pack<T> others = broadcast(T(-infinity));
         join<Pack<T>::lanes / 2>(others);
-        add(others);
+        add(exp, others);
     }
     // Of slices in the lanes, each in `lanes` sums: the same.
-    FASTSOFTMAX_INLINE static void join_sums(SortedSum (&sums)[Pack<T>::lanes]) {
+    template <class Exp>
+    FASTSOFTMAX_INLINE static void join_sums(const Exp& exp, SortedSum* sums) {
         int to = 0;
         for (int count = Pack<T>::lanes / 2; count > 0; count /= 2)
             for (int k = 0; k < count; ++k, ++to) {
                 const Pack<T> a = sums[k].largest, b = sums[k + count].largest;
                 sums[k].largest = max(a, b);
-                const Growth<T, 1> e = FixedExponential<T>()(min(a, b));
+                const Growth<T, 1> e = exp(min(a, b));
                 sums[to].sum.add(e.power, e.growth);
             }
     }
@@ -157,11 +159,11 @@ struct SortedSum {
 };
 
 // Takes the scores of n classes from c on.
-template <int n, class Sum, class T>
-FASTSOFTMAX_INLINE Pack<T, n> add_packs(Sum& sum, const Pack<T>* classes, std::ptrdiff_t c) {
+template <int n, class Exp, class Sum, class T>
+FASTSOFTMAX_INLINE Pack<T, n> add_packs(Sum& sum, const Exp& exp, const Pack<T>* classes, std::ptrdiff_t c) {
     Pack<T, n> scores;
     for (int k = 0; k < n; ++k) set_part(scores, k, classes[k]);
-    return sum.add(scores, c);
+    return sum.add(exp, scores, c);
 }
 
 }  // namespace

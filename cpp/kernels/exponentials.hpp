@@ -1,9 +1,9 @@
-// Exponentials and their sums without a look at the largest score. The reference is the same for every slice, so that
-// nothing has to be known before; whether it was right, the sum tells. Slices out of range, few in practice, are
-// computed again the general way.
+// The two exponentials. One has the same reference for every slice, so that nothing has to be known before; whether it
+// was right, the sum tells. Slices that are far from it, few in practice, are computed again by the other, whose
+// reference is each slice's own: it needs the largest score first. So do all where scores enter as quotients.
 #pragma once
 
-#include "losses.hpp"
+#include "statistics.hpp"
 
 namespace {
 
@@ -16,6 +16,9 @@ struct FixedRange;
 template <>
 struct FixedRange<float> {
     static constexpr float least = 0x1p25f, most = 0x1p114f;
+    // Exponentials are 2^bias times their size: log-sum-exps from -21 to 40 are in range. Large scores are more often
+    // what a network gives than small ones.
+    static constexpr int bias = 56;
     // A logarithm needs more for each class: exponentials that became 0 are below 2^-153 of the largest together.
     static constexpr float least_of_logs = 0x1p27f;
     // And a loss, which may be multiplied or summed up: beside a rest of this for each class they are nothing.
@@ -30,6 +33,7 @@ struct FixedRange<float> {
 template <>
 struct FixedRange<double> {
     static constexpr double least = 0x1p54, most = 0x1p900;
+    static constexpr int bias = 200;
     static constexpr double least_of_logs = 0x1p56;
     static constexpr double least_rest = 0x1p-960;
     static constexpr double lowest = -1500, highest = 560;
@@ -49,11 +53,14 @@ FASTSOFTMAX_INLINE bool begins_far(T first) {
     return FixedRange<T>::far < size && size < FixedRange<T>::masked;
 }
 
-// factor * exp(x) * 2^exponent_bias, 0 where that is below the normal numbers, as with -inf; NaN for NaN. Errors are
+// factor * exp(x) * 2^bias, 0 where that is below the normal numbers, as with -inf; NaN for NaN. Errors are
 // those of Exponential.
 template <class T>
 struct FixedExponential {
     using C = ExpConstants<T>;
+    static constexpr bool is_fixed = true;
+
+    FASTSOFTMAX_INLINE FixedExponential of_lane(int) const { return {}; }
 
     template <int packs>
     FASTSOFTMAX_LONG Growth<T, packs> operator()(Pack<T, packs> x) const {
@@ -82,11 +89,21 @@ struct FixedExponential {
         }
     }
 
+    // Of the sum of a slice: what it is in results.
+    FASTSOFTMAX_INLINE Two<Pack<T>> defined(Two<Pack<T>> sum) const { return sum; }
+
+    // What is exponentiated, in two parts, for logarithms.
+    struct Argument {
+        FASTSOFTMAX_INLINE Argument of_lane(int) const { return {}; }
+        FASTSOFTMAX_INLINE Two<Pack<T>> operator()(Pack<T> x) const { return {x, broadcast(T(0))}; }
+    };
+    FASTSOFTMAX_INLINE Argument argument() const { return {}; }
+
   private:
     // The exponent of the smallest normal power.
-    static constexpr T least = 1 - C::ieee_bias - C::exponent_bias;
+    static constexpr T least = 1 - C::ieee_bias - FixedRange<T>::bias;
     // Adding it leaves eighths.
-    static constexpr T rounder = C::rounder / 8 + (has_scaling ? 0 : C::exponent_bias + C::ieee_bias);
+    static constexpr T rounder = C::rounder / 8 + (has_scaling ? 0 : FixedRange<T>::bias + C::ieee_bias);
 
     struct Powers {
         T of[8];
@@ -95,15 +112,168 @@ struct FixedExponential {
         Powers p = {};
         for (int i = 0; i < 8; ++i)
             p.of[i] = __builtin_bit_cast(T, C::powers[i] + (Integer<T>{i} << (C::mantissa_bits - 3)) +
-                                                (Integer<T>{C::exponent_bias + C::ieee_bias} << C::mantissa_bits));
+                                                (Integer<T>{FixedRange<T>::bias + C::ieee_bias} << C::mantissa_bits));
         return p;
     }
 };
 
-// Which slices have a sum in range.
+// How a score enters the exponential: (x - shift) / temperature, as two parts where that rounds.
 template <class T>
+struct Scaling {
+    Pack<T> before, shift, after, inverse_high, inverse_low;
+    Pack<T> floor;  // differences below count as this in the second part, so that it stays finite
+
+    Scaling() = default;
+    FASTSOFTMAX_ONCE Scaling(Pack<T> shift_, double temperature, Pack<T> lowest) {
+        const Temperature t(temperature);
+        before = broadcast(static_cast<T>(t.before));
+        after = broadcast(static_cast<T>(t.after));
+        shift = shift_ * before;
+        const double inverse = 1 / t.rest;
+        inverse_high = broadcast(static_cast<T>(inverse));
+        if constexpr (sizeof(T) == 4) {
+            inverse_low = broadcast(static_cast<T>(inverse - static_cast<T>(inverse)));
+        } else {
+            const Pack<double> rest = broadcast(t.rest);
+            inverse_low = fma(-inverse_high, rest, broadcast(1.0)) / rest;
+        }
+        floor = lowest / inverse_high;
+    }
+    FASTSOFTMAX_INLINE Scaling(const Scaling& all, int i)
+        : before(all.before),
+          shift(spread(all.shift, i)),
+          after(all.after),
+          inverse_high(all.inverse_high),
+          inverse_low(all.inverse_low),
+          floor(spread(all.floor, i)) {}
+
+    FASTSOFTMAX_LONG Two<Pack<T>> operator()(Pack<T> x) const {
+        const Pack<T> difference = (x * before - shift) * after;
+        const Pack<T> bounded = max(floor, difference);
+        return {difference * inverse_high,
+                fma(bounded, inverse_high, -(bounded * inverse_high)) + bounded * inverse_low};
+    }
+};
+
+// factor * exp((x - shift) / temperature) * 2^(exponent_bias - reference), one slice a lane; scores above `highest`
+// count as that. Errors are those of Exponential.
+template <class T>
+class ScaledExponential {
+  public:
+    FASTSOFTMAX_INLINE ScaledExponential of_lane(int i) const { return {*this, i}; }
+
+    template <int packs>
+    FASTSOFTMAX_INLINE Growth<T, packs> operator()(Pack<T, packs> x) const {
+        x = min(repeat<packs>(highest_), x);
+        if (!scales_) return exp_(x);
+        Pack<T, packs> high, low;
+        for (int k = 0; k < packs; ++k) {
+            const Two<Pack<T>> y = scaling_(part(x, k));
+            set_part(high, k, y.high);
+            set_part(low, k, y.low);
+        }
+        return exp_(high, low);
+    }
+
+  protected:
+    FASTSOFTMAX_INLINE ScaledExponential(Pack<T> highest, Pack<T> shift, Pack<T> reference, double temperature,
+                                         bool scales)
+        : highest_(highest),
+          exp_(reference),
+          scales_(scales),
+          scaling_(shift, temperature, exp_.lowest - broadcast(T(2))) {}
+
+    Pack<T> highest_;
+
+  private:
+    Exponential<T> exp_;
+    bool scales_;
+    Scaling<T> scaling_;
+
+    FASTSOFTMAX_INLINE ScaledExponential(const ScaledExponential& all, int i)
+        : highest_(spread(all.highest_, i)), exp_(all.exp_, i), scales_(all.scales_) {
+        if (scales_) scaling_ = {all.scaling_, i};
+    }
+};
+
+// The one of each slice whose shift and reference are such that its largest score's exponential is near
+// 2^exponent_bias.
+template <class T>
+class OwnExponential : public ScaledExponential<T> {
+  public:
+    static constexpr bool is_fixed = false;
+
+    // `largest`: the largest score of each slice that is not NaN.
+    FASTSOFTMAX_INLINE OwnExponential(Pack<T> largest, double temperature)
+        : OwnExponential(Place(largest, temperature), temperature) {}
+
+    // The largest score, 0 where that is infinite.
+    FASTSOFTMAX_INLINE Pack<T> largest() const { return this->highest_; }
+
+    // NaN where the largest score is infinite.
+    FASTSOFTMAX_INLINE Two<Pack<T>> defined(Two<Pack<T>> sum) const { return {sum.high + undefined_, sum.low}; }
+
+    class Argument {
+      public:
+        Argument() = default;
+        FASTSOFTMAX_INLINE Argument(Pack<T> shift, double temperature)
+            : scales_(temperature != 1), scaling_(shift, temperature, broadcast(-far)) {}
+        FASTSOFTMAX_INLINE Argument of_lane(int i) const {
+            Argument one;
+            one.scales_ = scales_;
+            if (scales_) one.scaling_ = {scaling_, i};
+            return one;
+        }
+        FASTSOFTMAX_INLINE Two<Pack<T>> operator()(Pack<T> x) const {
+            return scales_ ? scaling_(x) : Two<Pack<T>>{x, broadcast(T(0))};
+        }
+
+      private:
+        // A quotient so low that the second part of it is of no weight, and so high that it does not overflow.
+        static constexpr T far = sizeof(T) == 4 ? T(0x1p20) : T(0x1p60);
+        bool scales_;
+        Scaling<T> scaling_;
+    };
+    FASTSOFTMAX_INLINE Argument argument() const { return {shift_, temperature_}; }
+
+  private:
+    // Where the largest score puts the exponential.
+    struct Place {
+        Pack<T> shift, reference, highest, undefined;
+        bool scales;
+
+        FASTSOFTMAX_ONCE Place(Pack<T> largest, double temperature) {
+            const Pack<T> zero = broadcast(T(0)), limit = broadcast(ExpConstants<T>::largest_unshifted);
+            const Pack<T> scaled = temperature == 1 ? largest : largest / broadcast(static_cast<T>(temperature));
+            const Mask<T> within = less(scaled, limit) & less(-limit, scaled);
+            const Mask<T> finite = equal(largest - largest, zero);
+            shift = select(within, zero, select(finite, largest, zero));
+            reference = select(within, round_to_integer(scaled * broadcast(ExpConstants<T>::log2e)), zero);
+            // Of a slice with +inf only that counts.
+            highest = select(finite, largest, zero);
+            undefined = select(finite, zero, broadcast(T(__builtin_nan(""))));
+            constexpr auto all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
+            scales = temperature != 1 || equal_bits(shift, zero) != all;
+        }
+    };
+
+    Pack<T> shift_, undefined_;
+    double temperature_;
+
+    FASTSOFTMAX_INLINE OwnExponential(const Place& place, double temperature)
+        : ScaledExponential<T>(place.highest, place.shift, place.reference, temperature, place.scales),
+          shift_(place.shift),
+          undefined_(place.undefined),
+          temperature_(temperature) {}
+};
+
+// Which slices have a sum in range: by references of their own, all.
+template <class Exp, class T>
 FASTSOFTMAX_INLINE std::uint32_t lanes_within(Pack<T> sum, T least) {
-    return lane_bits(less(broadcast(least), sum) & less(sum, broadcast(FixedRange<T>::most)));
+    if constexpr (Exp::is_fixed)
+        return lane_bits(less(broadcast(least), sum) & less(sum, broadcast(FixedRange<T>::most)));
+    else
+        return ~std::uint32_t{0};
 }
 
 // Calls f with a factor in two parts. Without FMA the error of a product is lost where that is subnormal: then the

@@ -41,6 +41,9 @@ FASTSOFTMAX_INLINE void set_all_far(Results& results) {
     if constexpr (requires { results.near_values; }) results.near_values = 0;
 }
 
+// The first `count` slices of a group.
+FASTSOFTMAX_INLINE std::uint32_t bits_of(int count) { return static_cast<std::uint32_t>((1ull << count) - 1); }
+
 template <class T>
 struct Group {
     const Run& run;
@@ -91,11 +94,12 @@ struct Group {
         }
     }
 
-    // The scores of labels; of ignored slices that of any class.
+    // The scores of labels, 0 without one.
     FASTSOFTMAX_ONCE Pack<T> scores(const Labels<T>& labels) const {
         if (label_score) return broadcast(static_cast<T>(*label_score));
         T scores[Pack<T>::lanes] = {};
-        for (int i = 0; i < count; ++i) scores[i] = score(i, labels.ignored(i) ? 0 : labels.index[i]);
+        for (int i = 0; i < count; ++i)
+            if (labels.index[i] >= 0) scores[i] = score(i, labels.index[i]);
         return load_pack<T>(scores);
     }
 };

@@ -113,20 +113,18 @@ struct Run {
 };
 
 // The state of an operation: what a block of a slice tells of it. Those of all blocks, merged in order, decide every
-// result. Exponentials are exp((x - shift) / temperature) * 2^(exponent_bias - reference), all with one factor. Sums
-// are two parts, of which float's results need only the first. Neither this nor the next has a constructor: it would be
-// a weak symbol of every target.
+// result. Sums are two parts, of which float's results need only the first. Neither this nor the next has a
+// constructor: it would be a weak symbol of every target.
 struct Statistics {
-    double max;          // the largest entry that is not NaN
-    double shift;        // 0, or max where max / temperature is too large to go without
-    double reference;    // an integer
-    double top[2];       // the exponential of the largest entry; NaN where max is infinite
-    double rest[2];      // the sum of the others', or in softmax of all; in the gradients of the transforms their sum,
-                         // in units of 2^reference
+    double reference;    // of exponentials, the largest score of the slice, unless it is fixed; of the gradients of the
+                         // transforms an integer: their sum is in units of 2^reference
+    double max;          // the largest score of the block that is not NaN
+    double rest[2];      // the sum of the exponentials of all others, or in softmax of all, or of all but the label's
+    double only;         // of softmax: the only exponential that is not 0
     double label_score;  // of a loss: read before anything is written
+    bool several;        // of softmax: there are several
     bool near;           // the fixed reference suits it
     bool value_near;     // or, of a loss, at least its value
-    bool several;        // of softmax, measured near: several exponentials are not 0; else `top` is the only one
 };
 
 // What a block of a slice tells of its weighed sum: sum * 2^reference * exp(shift), unless something infinite decides.
@@ -164,26 +162,15 @@ constexpr std::ptrdiff_t rows_room = 16384;
 // Rows of at most this many packs are kept in padded rows of the stack: there, the ends of rows cost most.
 constexpr std::ptrdiff_t most_padded_packs = 13;
 
-// The loops of one operation in T, float or double.
-template <class T>
-struct Loops {
-    // Slices in tiles: a pack of slices at a time, class by class. Results take the place of scores.
-    void (*tiles)(const Run&);
-
-    // One long row, the run's only slice, in blocks that threads may share. Each block is measured, the blocks are
-    // merged in order, the slice's own numbers are concluded, and each block is written. A block has `count` classes
-    // and begins with the run's origin. If the output is another row than the scores, measuring may leave exponentials
-    // in it for writing to use.
-    Statistics (*measure)(const Run&, std::ptrdiff_t count);
-    void (*conclude)(const Run&, const Statistics&);
-    void (*write)(const Run&, const Statistics&, const Statistics& of_block, std::ptrdiff_t count);
-};
-
-// The same of a row in its blocks by the fixed reference, whose elements are of any floating type; the slice may turn
-// out to be far. Of halves, exponentials are kept in run.kept, if there is room.
-struct NearBlocks {
-    Statistics (*measure)(const Run&, std::ptrdiff_t count);
-    void (*merge)(Statistics& left, const Statistics& right);
+// One long row, the run's only slice, in blocks that threads may share. Each block is measured, the blocks are merged
+// in order, the slice's own numbers are concluded, and each block is written. A block has `count` classes and begins
+// with the run's origin. If the output is another row than the scores, or of halves if there is room in run.kept,
+// measuring may leave exponentials there for writing to use.
+struct Blocks {
+    // Of a block, unless this is null: the largest of all is the reference of the slice.
+    double (*largest)(const Run&, std::ptrdiff_t count);
+    Statistics (*measure)(const Run&, double reference, std::ptrdiff_t count);
+    void (*merge)(const Run&, Statistics& left, const Statistics& right);
     void (*conclude)(const Run&, Statistics&);
     void (*write)(const Run&, const Statistics&, std::ptrdiff_t count);
 };
@@ -195,10 +182,12 @@ struct Kernel {
     // Slices whose elements are of a type, in place; null: they are gathered first. In rows the classes are contiguous,
     // in lines neighbouring slices.
     Table<ElementType, void (*)(const Run&), floating_types> rows, lines;
-    Table<ElementType, NearBlocks, floating_types> near;
-    void (*merge)(const Run&, Statistics& left, const Statistics& right);
-    Loops<float> in_float;
-    Loops<double> in_double;
+    // Slices in tiles, of float or double: a pack of slices at a time, class by class. Results take the place of
+    // scores.
+    Table<ElementType, void (*)(const Run&), floating_types> tiles;
+    // Rows in blocks, with the fixed reference, unless the target does without, so that the slice may turn out to be
+    // far from it; and without.
+    Table<ElementType, Blocks, floating_types> near_blocks, blocks;
 };
 
 // log|sum of b exp(x)| and its sign: measure each block, merge them in order, conclude.

@@ -1,9 +1,7 @@
-// From exponentials, scores and the statistics of their slices to results, a pack at a time. Rows and tiles share
-// these.
+// From exponentials, scores and the statistics of their slices to results, a pack at a time. All loops share these.
 #pragma once
 
-#include "elements.hpp"
-#include "statistics.hpp"
+#include "exponentials.hpp"
 
 namespace {
 
@@ -66,32 +64,13 @@ FASTSOFTMAX_INLINE Mask<T> dominant(const Measured<T>& m) {
     return less(m.rest.high, m.top.high);
 }
 
-// Probabilities from exponentials. Error: where the result's digits are nearly 2, that of the exponential, 1.06 ULP
-// (double 1.15), of the sum, 0.15 (0.24), and the rounding: 1.71 ULP (double 1.89). Of an entry above 2/3, top / sum:
-// at most 1, and 1 where nothing else counts.
-template <class T>
-struct GeneralSoftmax {
-    Probability<T> probability;
-    Mask<T> dominates;
-    Pack<T> top, largest;  // the largest exponential and its probability
-
-    FASTSOFTMAX_INLINE explicit GeneralSoftmax(const Measured<T>& m)
-        : probability(m.top + m.rest), dominates(less(broadcast(T(2)) * m.rest.high, m.top.high)), top(m.top.high) {
-        const Two<Pack<T>> factor = probability.factor;
-        largest = fma(top, factor.high, fma(top, factor.low, m.top.low * factor.high));
-    }
-
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
-        return select(equal(e, top) & dominates, largest, probability(e));
-    }
-};
-
 // The log-probability of an entry that dominates: minus the log of 1 + rest / top.
 template <class T>
 struct Dominance {
     Pack<T> max;  // its score; NaN: none dominates
     Pack<T> log_probability;
 
+    Dominance() = default;
     FASTSOFTMAX_INLINE Dominance(const Measured<T>& m, const LogTotal<T>& log)
         : max(select(dominant(m), m.max, broadcast(T(__builtin_nan(""))))), log_probability(-log.rounded()) {}
 
@@ -104,46 +83,23 @@ struct Dominance {
     }
 };
 
-// x -> (x - shift) / temperature - log-sum-exp, one slice a lane; of lane i alone for rows. Error: 1.6 ULP, for entries
-// that do not dominate.
-template <class T>
-struct PlainLogProbability {
+// x -> (x - shift) / temperature - log-sum-exp, one slice a lane. Error: 1.6 ULP, for entries that do not dominate.
+template <class T, class Argument>
+struct LogProbability {
+    Argument argument;
     Two<Pack<T>> offset;
 
-    FASTSOFTMAX_INLINE PlainLogProbability of_lane(int i) const {
-        return {{spread(offset.high, i), spread(offset.low, i)}};
-    }
-    FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const { return (x - offset.high) - offset.low; }
-};
+    LogProbability() = default;
+    FASTSOFTMAX_INLINE LogProbability(const Argument& argument_, const Measured<T>& m, const LogTotal<T>& log)
+        : argument(argument_), offset(argument(m.max) + log.in_two()) {}
+    FASTSOFTMAX_INLINE LogProbability(const LogProbability& all, int i)
+        : argument(all.argument.of_lane(i)), offset{spread(all.offset.high, i), spread(all.offset.low, i)} {}
 
-template <class T>
-struct ScaledLogProbability {
-    Scaling<T> scale;
-    Two<Pack<T>> offset;
-
-    FASTSOFTMAX_INLINE ScaledLogProbability of_lane(int i) const {
-        return {{scale, i}, {spread(offset.high, i), spread(offset.low, i)}};
-    }
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const {
-        const Two<Pack<T>> y = scale(x);
+        const Two<Pack<T>> y = argument(x);
         return (y.high - offset.high) + (y.low - offset.low);
     }
 };
-
-// Calls body(log_probability) with the one of these that the slices need.
-template <class T, class Body>
-FASTSOFTMAX_INLINE void with_log_probability(const Measured<T>& m, const LogTotal<T>& log, double temperature,
-                                             Body body) {
-    // A quotient so low that the second part of it is of no weight, and so high that it does not overflow.
-    constexpr T far = sizeof(T) == 4 ? T(0x1p20) : T(0x1p60);
-    if (temperature == 1) {
-        // No shift.
-        body(PlainLogProbability<T>{Two<Pack<T>>{m.max, broadcast(T(0))} + log.in_two()});
-    } else {
-        const Scaling<T> scale(m.shift, temperature, broadcast(-far));
-        body(ScaledLogProbability<T>{scale, scale(m.max) + log.in_two()});
-    }
-}
 
 // log-sum-exp of each slice.
 template <class T>
@@ -219,5 +175,36 @@ struct GradientEnds {
         at_max = narrow(scale * (total - largest) - others);
     }
 };
+
+// Gradients times the power of two that their factor lacks.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> raised(Pack<T> gradient, Doubles<T> exponent) {
+    return narrow(times_power(to_doubles(gradient), exponent));
+}
+
+// Slices whose gradients have a factor that two numbers of T do not hold: both parts are no normal numbers with room
+// for what they multiply; but 0 stays 0.
+template <class T>
+FASTSOFTMAX_INLINE Mask<T> wide_lanes(Doubles<T> exact, Pack<T> factor) {
+    constexpr T least = sizeof(T) == 4 ? T(0x1p-100) : T(0x1p-900), most = sizeof(T) == 4 ? T(0x1p100) : T(0x1p830);
+    const Pack<T> size = max(factor, -factor);
+    const Mask<T> fits = less(broadcast(least), size) & less(size, broadcast(most));
+    const Mask<T> none = broadcast(Integer<T>(0)), others = select(fits, none, broadcast(Integer<T>(-1)));
+    return lane_bits(others) == 0 ? none : select(is_zero(exact), none, others);
+}
+
+// All by value, so that what is in registers stays there.
+template <class T>
+FASTSOFTMAX_ONCE GradientEnds<T> wide_ends(const Measured<T>& m, Probability<T> unscaled, Pack<T> e, Doubles<T> total,
+                                           Doubles<T> label, Doubles<T> largest, Doubles<T> scale) {
+    return {m, unscaled, e, total, label, largest, scale};
+}
+
+// A gradient by way of a probability in double, with a rounding of its own.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> wide_gradient(Pack<T> e, Pack<T> term, Doubles<T> total, Doubles<T> scale,
+                                         const Probability<T>& unscaled) {
+    return narrow(scale * (total * to_doubles(unscaled(e)) - to_doubles(term)));
+}
 
 }  // namespace

@@ -3,73 +3,112 @@
 #include "gather.hpp"
 #include "loops/lines.hpp"
 #include "loops/rows.hpp"
+#include "loops/tiles.hpp"
 #include "operations/cross_entropy.hpp"
 #include "operations/gradient_loops.hpp"
 #include "operations/logs.hpp"
 #include "operations/softmax.hpp"
+#include "operations/weighed_cross_entropy.hpp"
 #include "weighed.hpp"
 
 namespace {
 
 using namespace fastsoftmax;
 
-// Whether the fixed reference may do: scores as they are, and labels only.
-bool is_plain(const Run& run) {
-    return run.temperature == 1 && !run.terms && 0 < run.classes && run.classes <= block_classes;
+// Whether the fixed reference may do. Without FMA it gains little for its code.
+bool may_be_near(const Run& run) {
+    return has_fma && run.temperature == 1 && 0 < run.classes && run.classes <= block_classes;
+}
+
+// Dense rows of few classes, by references of their own.
+template <class Op, class E>
+void few_own_rows(const Run& run) {
+    using T = Compute<E>;
+    T tile[Pack<T>::lanes * few_classes], kept[Pack<T>::lanes * few_classes];
+    copied_tiles<Op, E>(run, sizeof(E), sizeof(E), tile, kept);
 }
 
 template <class Op, class E>
 void rows(const Run& run) {
-    if constexpr (std::is_same_v<E, Compute<E>>)
-        if (!is_plain(run)) return general_rows<Op::operation, E>(run);
-    if (run.classes <= few_classes) return near_tiles<Op, E>(run);
-    near_rows<Op, E>(run);
+    if constexpr (is_loss<Op::operation> && std::is_same_v<E, Compute<E>>)
+        if (run.terms) return weighed_rows<Op::writes, E>(run);
+    if constexpr (has_fma) {
+        if (may_be_near(run)) {
+            if (run.classes <= few_classes) return near_tiles<Op, E>(run);
+            return near_rows<Op, E>(run);
+        }
+    } else if (run.classes <= few_classes) {
+        return few_own_rows<Op, E>(run);
+    }
+    own_rows_of<Op, E>(run);
+}
+
+template <class Op, class T>
+void lines(const Run& run) {
+    T* const kept = static_cast<T*>(run.kept);
+    if constexpr (has_fma)
+        near_lines<Op, T>(run);
+    else
+        copied_tiles<Op, T>(run, run.x.class_stride, run.out.class_stride, kept, kept + Pack<T>::lanes * run.classes);
 }
 
 template <class Op, class T>
 void tiles(const Run& run) {
-    if (!is_plain(run)) return general_tiles<Op::operation, T>(run);
-    near_gathered_tiles<Op, T>(run);
+    if constexpr (is_loss<Op::operation>)
+        if (run.terms) return weighed_tiles<Op::writes, T>(run);
+    if constexpr (has_fma)
+        if (may_be_near(run)) return near_gathered_tiles<Op, T>(run);
+    own_tiles<Op, T>(run);
 }
 
-template <class Op, class T>
-constexpr Loops<T> loops_of = {::tiles<Op, T>, ::measure_row<Op::operation, T>, ::conclude_row<Op::operation, T>,
-                               ::write_row<Op::operation, T>};
+template <class Op, class E, class Exp>
+constexpr Blocks blocks_of(double (*largest)(const Run&, std::ptrdiff_t)) {
+    using T = Compute<E>;
+    return {largest, ::measure_block<Op, E, Exp>, ::merge_blocks<Op, T, Exp>, ::conclude_blocks<Op, T, Exp>,
+            ::write_block<Op, E, Exp>};
+}
 
 template <class Op, class E>
 void fill_rows(Kernel& kernel) {
     kernel.rows[element_type<E>] = ::rows<Op, E>;
-    kernel.near[element_type<E>] = {::measure_near<Op, E>, ::merge_near<Op, Compute<E>>,
-                                    ::conclude_near<Op, Compute<E>>, ::write_near<Op, E>};
+    if constexpr (has_fma)
+        kernel.near_blocks[element_type<E>] = blocks_of<Op, E, FixedExponential<Compute<E>>>(nullptr);
+}
+
+template <class Op, class T>
+void fill_all(Kernel& kernel) {
+    fill_rows<Op, T>(kernel);
+    kernel.lines[element_type<T>] = ::lines<Op, T>;
+    kernel.tiles[element_type<T>] = ::tiles<Op, T>;
+    kernel.blocks[element_type<T>] = blocks_of<Op, T, OwnExponential<T>>(::largest_of_block<T>);
 }
 
 template <class Op>
 void fill_exponentials(Kernels& k) {
-    constexpr Operation op = Op::operation;
-    Kernel& kernel = k.of[op];
-    kernel.signature = signature<op>;
-    kernel.merge = ::merge<op>;
+    Kernel& kernel = k.of[Op::operation];
+    kernel.signature = signature<Op::operation>;
     fill_rows<Op, Half>(kernel);
     fill_rows<Op, BFloat16>(kernel);
-    fill_rows<Op, float>(kernel);
-    fill_rows<Op, double>(kernel);
-    kernel.lines[ElementType::float32] = ::near_lines<Op, float>;
-    kernel.lines[ElementType::float64] = ::near_lines<Op, double>;
-    kernel.in_float = loops_of<Op, float>;
-    kernel.in_double = loops_of<Op, double>;
+    fill_all<Op, float>(kernel);
+    fill_all<Op, double>(kernel);
 }
 
 template <Operation op, class T>
-constexpr Loops<T> gradient_loops_of = {::gradient_tiles<op, T>, ::measure_gradient_row<op, T>, ::conclude_gradient_row,
-                                        ::write_gradient_row<op, T>};
+void fill_gradient_in(Kernel& kernel) {
+    kernel.rows[element_type<T>] = ::gradient_rows<op, T>;
+    kernel.tiles[element_type<T>] = ::gradient_tiles<op, T>;
+    kernel.blocks[element_type<T>] = {nullptr, ::measure_gradient_row<op, T>, ::merge_sums, ::conclude_gradient_row,
+                                      ::write_gradient_row<op, T>};
+}
 
 template <Operation op>
 void fill_gradient(Kernels& k) {
-    k.of[op] = {signature<op>, {}, {}, {}, ::merge_sums, gradient_loops_of<op, float>, gradient_loops_of<op, double>};
-    k.of[op].rows[ElementType::float16] = ::gradient_rows<op, Half>;
-    k.of[op].rows[ElementType::bfloat16] = ::gradient_rows<op, BFloat16>;
-    k.of[op].rows[ElementType::float32] = ::gradient_rows<op, float>;
-    k.of[op].rows[ElementType::float64] = ::gradient_rows<op, double>;
+    Kernel& kernel = k.of[op];
+    kernel.signature = signature<op>;
+    kernel.rows[ElementType::float16] = ::gradient_rows<op, Half>;
+    kernel.rows[ElementType::bfloat16] = ::gradient_rows<op, BFloat16>;
+    fill_gradient_in<op, float>(kernel);
+    fill_gradient_in<op, double>(kernel);
 }
 
 template <class E, ElementType element>

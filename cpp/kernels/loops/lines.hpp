@@ -2,7 +2,7 @@
 // neighbours as it is. Tiles in memory are lines of one pack.
 #pragma once
 
-#include "tiles.hpp"
+#include "tile.hpp"
 
 namespace {
 
@@ -19,11 +19,10 @@ template <class T>
 struct Lines {
     const Run& run;
     std::ptrdiff_t first, count;
-    const std::byte* scores;
+    std::byte* scores;
     std::byte* results;
     std::ptrdiff_t scores_stride, results_stride;  // from class to class, in bytes
     T* kept;                                       // what results are made of, class after class
-    T* tile;                                       // room for that of a pack
 
     static constexpr int lanes = Pack<T>::lanes;
     FASTSOFTMAX_INLINE std::ptrdiff_t width() const { return (count + lanes - 1) / lanes * lanes; }
@@ -86,7 +85,7 @@ FASTSOFTMAX_INLINE void add_lines(LineSums<Sum, few, T>& sums, const Lines<T>& l
             if (!few && j > 0) sum = sums.load(first + j, i);
             Pack<T, packs> scores;
             for (int k = 0; k < packs; ++k) set_part(scores, k, load_pack<T>(x[j + k] + i));
-            const Pack<T, packs> of_class = sum.add(scores, c + j);
+            const Pack<T, packs> of_class = sum.add(FixedExponential<T>(), scores, c + j);
             if constexpr (keep)
                 for (int k = 0; k < packs; ++k) store_pack(kept + (j + k) * width + i, part(of_class, k));
             if (!few) {
@@ -114,73 +113,11 @@ FASTSOFTMAX_ONCE void sum_lines(LineSums<Sum, few, T>& sums, const Lines<T>& lin
     for (; c < classes; ++c) add_lines<keep, 1>(sums, lines, c, false);
 }
 
-template <class Op, class T>
-FASTSOFTMAX_ONCE typename Op::template Results<T> results_of(const Group<T>& group,
-                                                             KeptSum<T, false> (&sums)[Pack<T>::lanes]) {
-    Wide<T> partial[Pack<T>::lanes];
-    Pack<T> filled = broadcast(T(0));
-    for (int k = 0; k < Pack<T>::lanes; ++k) {
-        partial[k] = sums[k].sum.wide();
-        filled = filled + select(equal(sums[k].sum.sum, broadcast(T(0))), broadcast(T(0)), broadcast(T(1)));
-    }
-    Two<Pack<T>> all = in_two(folded(partial, Pack<T>::lanes));
-    if (equal_bits(filled, broadcast(T(1))) != 0)
-        all = with_only(all, group.kept, group.kept_class_stride, group.run.classes);
-    return {group, all};
-}
-
-template <class Op, class T, bool keep>
-FASTSOFTMAX_ONCE typename Op::template Results<T> results_of(const Group<T>& group,
-                                                             LabelSum<T, false, keep> (&sums)[Pack<T>::lanes]) {
-    Wide<T> partial[Pack<T>::lanes];
-    for (int k = 0; k < Pack<T>::lanes; ++k) partial[k] = sums[k].sum.wide();
-    return {group, in_two(folded(partial, Pack<T>::lanes))};
-}
-
-template <class Op, class T>
-FASTSOFTMAX_ONCE typename Op::template Results<T> results_of(const Group<T>& group,
-                                                             SortedSum<T, false> (&sums)[Pack<T>::lanes]) {
-    SortedSum<T, false>::join_sums(sums);
-    Wide<T> partial[Pack<T>::lanes];
-    for (int k = 0; k < Pack<T>::lanes; ++k) partial[k] = sums[k].sum.wide();
-    return {group, sums[0].largest, in_two(folded(partial, Pack<T>::lanes))};
-}
-
-// The sums of a single pack of neighbours.
-template <bool keep, bool few, class T, class Sum>
-FASTSOFTMAX_INLINE void sum_pack(Sum* sums, const Lines<T>& lines) {
-    constexpr int lanes = Pack<T>::lanes, partial = few ? 1 : lanes;
-    constexpr std::ptrdiff_t group = terms_to_carry * partial;
-    const std::ptrdiff_t classes = lines.run.classes, width = lines.width(), grouped = classes / group * group;
-    for (int k = 0; k < partial; ++k)
-        for (std::ptrdiff_t c = k; c < classes; c += partial) {
-            const Pack<T> kept = sums[k].add(lines.score(c, 0), c);
-            if constexpr (keep) store_pack(lines.kept + c * width, kept);
-            if (c % group >= group - partial && c < grouped) sums[k].sum.carry();
-        }
-}
-
-// Of the pack of neighbours at i: what is far, the general way. All of its results then stand where those that they
-// are made of stood.
-template <class Op, class T>
-FASTSOFTMAX_ONCE void far_lines(const Lines<T>& lines, std::ptrdiff_t i,
-                                const typename Op::template Results<T>& results) {
-    constexpr int lanes = Pack<T>::lanes;
-    for (std::ptrdiff_t c = 0; c < lines.run.classes; ++c) store_pack(lines.tile + c * lanes, lines.score(c, i));
-    general_tile_of<Op>(lines.group(i), results.near | near_values(results), lines.tile);
-    if constexpr (Op::writes) {
-        const Mask<T> near = lanes_of<T>(results.near);
-        const typename Op::template Results<T>::Columns value(results);
-        for (std::ptrdiff_t c = 0; c < lines.run.classes; ++c) {
-            T* place = lines.kept + c * lines.width() + i;
-            store_pack(place, select(near, value(load_pack<T>(place), c), load_pack<T>(lines.tile + c * lanes)));
-        }
-    }
-}
-
 // The results of neighbours, a pack after another.
 template <class Op, bool few, class T>
-FASTSOFTMAX_ONCE void sum_neighbours(const Lines<T>& lines, typename Op::template Results<T>* results) {
+FASTSOFTMAX_ONCE void sum_neighbours(const Lines<T>& lines,
+                                     typename Op::template Results<T, FixedExponential<T>>* results) {
+    using Exp = FixedExponential<T>;
     using Sum = typename Op::template Sum<T, few>;
     constexpr int lanes = Pack<T>::lanes;
     const std::ptrdiff_t width = lines.width();
@@ -188,49 +125,74 @@ FASTSOFTMAX_ONCE void sum_neighbours(const Lines<T>& lines, typename Op::templat
     bool all_far = true;
     for (std::ptrdiff_t i = 0; i < width; i += lanes) {
         set_all_far(results[i / lanes]);
-        all_far = all_far && (~is_far(i) & ((1u << lines.group(i).count) - 1)) == 0;
+        all_far = all_far && (~is_far(i) & bits_of(lines.group(i).count)) == 0;
     }
     if (all_far) return;
     const bool single = width == lanes;
     LineSums<Sum, few, T> sums(lines, single ? 0 : width);
     if (!single) sum_lines<Op::writes, few>(sums, lines);
     for (std::ptrdiff_t i = 0; i < width; i += lanes) {
+        const Group<T> group = lines.group(i);
         Sum partial[few ? 1 : lanes];
-        if (single)
-            for (Sum& sum : partial) sum = lines.group(0).template sum<Sum>();
-        if (single)
-            sum_pack<Op::writes, few>(partial, lines);
-        else
+        if (single) {
+            for (Sum& sum : partial) sum = group.template sum<Sum>();
+            sum_pack<Op::writes, few>(
+                partial, Exp(), lines.run.classes,
+                [&](std::ptrdiff_t c) __attribute__((always_inline)) { return lines.score(c, 0); }, lines.kept, width);
+        } else {
             for (int k = 0; k < (few ? 1 : lanes); ++k) partial[k] = sums.load(k, i);
-        if constexpr (few)
-            results[i / lanes] = results_of<Op>(lines.group(i), partial[0]);
-        else
-            results[i / lanes] = results_of<Op>(lines.group(i), partial);
+        }
+        results[i / lanes] = results_of<Op>(group, Exp(), partial);
         set_far(results[i / lanes], is_far(i));
     }
 }
 
 template <class Op, bool few, class T>
-FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream) {
-    using Results = typename Op::template Results<T>;
+FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, FarSlices<T> far_slices) {
     constexpr int lanes = Pack<T>::lanes;
     constexpr std::ptrdiff_t most = LineSums<typename Op::template Sum<T, few>, few, T>::most / lanes;
     const std::ptrdiff_t width = lines.width();
-    Results results[most];
+    typename Op::template Results<T, FixedExponential<T>> results[most];
     sum_neighbours<Op, few>(lines, results);
-    std::uint32_t far[most], any_far = 0;
+    // All results of a pack with far slices then stand where those that they are made of stood.
+    bool any_far[most];
     for (std::ptrdiff_t i = 0; i < width; i += lanes) {
+        const auto& of_pack = results[i / lanes];
         const Group<T> group = lines.group(i);
-        any_far |= far[i / lanes] = ~results[i / lanes].near & ((1u << group.count) - 1);
-        if (far[i / lanes] != 0) far_lines<Op>(lines, i, results[i / lanes]);
+        const std::uint32_t far = ~of_pack.near & bits_of(group.count);
+        any_far[i / lanes] = far != 0;
+        if (far == 0) continue;
+        const std::ptrdiff_t classes = lines.run.classes;
+        if (far == bits_of(group.count) && near_values(of_pack) == 0) {
+            far_slices.compute_tile(
+                group.first, group.count,
+                [&](T* to) __attribute__((always_inline)) {
+                    for (std::ptrdiff_t c = 0; c < classes; ++c) store_pack(to + c * lanes, lines.score(c, i));
+                },
+                [&](const T* from) __attribute__((always_inline)) {
+                    if constexpr (Op::writes)
+                        for (std::ptrdiff_t c = 0; c < classes; ++c)
+                            store_pack(group.kept + c * width, load_pack<T>(from + c * lanes));
+                });
+            continue;
+        }
+        if constexpr (Op::writes) {
+            const auto value = of_pack.columns();
+            for (std::ptrdiff_t c = 0; c < classes; ++c) {
+                T* const place = group.kept + c * width;
+                store_pack(place, value(load_pack<T>(place), c));
+            }
+        }
+        far_slices.add(group.first, far, near_values(of_pack));
     }
+    far_slices.finish();
     if constexpr (Op::writes) {
         for (std::ptrdiff_t c = 0; c < lines.run.classes; ++c) {
             T* out = lines.out(c);
             const T* kept = lines.kept + c * width;
             for (std::ptrdiff_t i = 0; i < width; i += lanes) {
                 Pack<T> v = load_pack<T>(kept + i);
-                if (any_far == 0 || far[i / lanes] == 0) v = typename Results::Columns(results[i / lanes])(v, c);
+                if (!any_far[i / lanes]) v = results[i / lanes].columns()(v, c);
                 if (stream)
                     stream_pack(out + i, v);
                 else if (i + lanes <= lines.count)
@@ -240,6 +202,19 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream) {
             }
         }
     }
+}
+
+// The far ones of neighbours, whose results go where those that they are made of stood; there is room at `tile`.
+template <class Op, class T>
+FASTSOFTMAX_INLINE FarSlices<T> far_slices_of(const Lines<T>& lines, T* tile) {
+    const std::ptrdiff_t element = sizeof(T);
+    return {own_tile<Op, T>,
+            lines.run,
+            lines.first,
+            {lines.scores, element, lines.scores_stride},
+            {Op::writes ? reinterpret_cast<std::byte*>(lines.kept) : nullptr, element, lines.width() * element},
+            tile,
+            tile + Pack<T>::lanes * lines.run.classes};
 }
 
 template <class Op, class T>
@@ -273,13 +248,13 @@ void near_lines(const Run& run) {
                                 run.out.data ? run.out.data + first * width : nullptr,
                                 run.x.class_stride,
                                 run.out.class_stride,
-                                kept,
-                                Op::writes ? kept + step * run.classes : kept};
+                                kept};
         const bool stream = aligned && first >= before && count % lanes == 0;
+        const auto far_slices = far_slices_of<Op>(lines, Op::writes ? kept + step * run.classes : kept);
         if (few)
-            near_lines_of<Op, true>(lines, stream);
+            near_lines_of<Op, true>(lines, stream, far_slices);
         else
-            near_lines_of<Op, false>(lines, stream);
+            near_lines_of<Op, false>(lines, stream, far_slices);
     }
     if (aligned) finish_streams();
 }
@@ -292,13 +267,12 @@ void near_gathered_tiles(const Run& run) {
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         std::byte* const tile = run.x.data + first * run.x.slice_stride;
         const std::ptrdiff_t left = run.slices - first;
-        const Lines<T> lines = {run,        first, left < lanes ? left : lanes,
-                                tile,       tile,  pack_bytes,
-                                pack_bytes, kept,  Op::writes ? kept + lanes * run.classes : kept};
+        const Lines<T> lines = {run, first, left < lanes ? left : lanes, tile, tile, pack_bytes, pack_bytes, kept};
+        const auto far_slices = far_slices_of<Op>(lines, Op::writes ? kept + lanes * run.classes : kept);
         if (run.classes <= few_classes)
-            near_lines_of<Op, true>(lines, false);
+            near_lines_of<Op, true>(lines, false, far_slices);
         else
-            near_lines_of<Op, false>(lines, false);
+            near_lines_of<Op, false>(lines, false, far_slices);
     }
 }
 

@@ -1,29 +1,54 @@
 // Rows of many classes, which are contiguous.
 #pragma once
 
-#include "../general/rows.hpp"
 #include "../group.hpp"
 
 namespace {
 
-// The sums of a row's lanes. Exponentials are stored at `to` if asked, where there is room for whole packs if `padded`.
-// Meanwhile what is at `next` is fetched for reading, and what is at `written` for writing, unless they are x.
-template <bool keep, class Sum, class E, class T = Compute<E>>
-FASTSOFTMAX_INLINE Sum sum_row(Sum sum, const E* x, std::ptrdiff_t classes, T* to, bool padded, const E* next,
-                               const E* written) {
+template <class T>
+FASTSOFTMAX_INLINE T row_max(const T* x, std::ptrdiff_t classes) {
+    constexpr int lanes = Pack<T>::lanes;
+    Pack<T> m[4] = {broadcast(T(-infinity)), broadcast(T(-infinity)), broadcast(T(-infinity)), broadcast(T(-infinity))};
+    std::ptrdiff_t i = 0;
+    for (; i + 4 * lanes <= classes; i += 4 * lanes)
+        for (int k = 0; k < 4; ++k) m[k] = max(load(x + i + k * lanes), m[k]);
+    for_packs(x, i, classes, T(-infinity),
+              [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { m[0] = max(v, m[0]); });
+    return fold_max(max(max(m[0], m[1]), max(m[2], m[3])));
+}
+
+// What makes the exponentials of some rows, a row a lane.
+template <class Exp, class T>
+FASTSOFTMAX_INLINE Exp exponential_of(const Rows<T>& rows) {
+    if constexpr (Exp::is_fixed) {
+        return {};
+    } else {
+        T largest[Pack<T>::lanes] = {};
+        for (int i = 0; i < rows.count; ++i) largest[i] = row_max(rows.x(i), rows.run.classes);
+        return {load_pack<T>(largest), rows.run.temperature};
+    }
+}
+
+// The sums of a row's lanes. Exponentials are stored at `to` if asked, unless that may be null and is, where there is
+// room for whole packs if `padded`. Meanwhile, if asked, what is at `next` is fetched for reading, and what is at
+// `written` for writing.
+template <bool keep, bool fetches, bool may_be_null = false, class Exp, class Sum, class E, class T = Compute<E>>
+FASTSOFTMAX_INLINE Sum sum_row(Sum sum, const Exp& exp, const E* x, std::ptrdiff_t classes, T* to, bool padded,
+                               const E* next, const E* written) {
     constexpr int lanes = Pack<T>::lanes, packs = packs_at_once;
     const auto add = [&](auto count, std::ptrdiff_t i) __attribute__((always_inline)) {
         constexpr int n = decltype(count)::value;
         Pack<T, n> scores;
         for (int k = 0; k < n; ++k) {
             set_part(scores, k, load(x + i + k * lanes));
-            if constexpr (!keep) {
+            if constexpr (fetches) {
                 __builtin_prefetch(next + i + k * lanes);
                 __builtin_prefetch(written + i + k * lanes, 1);
             }
         }
-        const Pack<T, n> kept = sum.add(scores, i, lanes);
-        if constexpr (keep) store_pack(to + i, kept);
+        const Pack<T, n> kept = sum.add(exp, scores, i, lanes);
+        if constexpr (keep)
+            if (!may_be_null || to) store_pack(to + i, kept);
     };
     std::ptrdiff_t i = 0;
     for (; i + terms_to_carry * lanes <= classes; sum.sum.carry())
@@ -33,11 +58,19 @@ FASTSOFTMAX_INLINE Sum sum_row(Sum sum, const E* x, std::ptrdiff_t classes, T* t
     if constexpr (packs > 1)
         for (; i + lanes <= classes; i += lanes) add(std::integral_constant<int, 1>{}, i);
     if (i < classes) {
-        const Pack<T> kept = sum.add(load_first(x + i, classes - i, T(-infinity)), i, lanes);
+        const Pack<T> kept = sum.add(exp, load_first(x + i, classes - i, T(-infinity)), i, lanes);
         if (keep && padded) store_pack(to + i, kept);
-        if (keep && !padded) store_first(to + i, kept, classes - i);
+        if (keep && !padded && (!may_be_null || to)) store_first(to + i, kept, classes - i);
     }
     return sum;
+}
+
+// The same, compiled once: where a call is little beside the row.
+template <bool keep, class Exp, class Sum, class E>
+FASTSOFTMAX_ONCE Sum sum_long_row(const Sum& none, const Exp& exp, const E* x, std::ptrdiff_t classes, Compute<E>* to,
+                                  bool padded, const E* next, const E* written) {
+    constexpr bool is_fixed = std::is_same_v<Exp, FixedExponential<Compute<E>>>;
+    return sum_row<keep, !(keep && is_fixed), true>(none, exp, x, classes, to, padded, next, written);
 }
 
 // Lane 0; the others are 0.
@@ -92,14 +125,15 @@ class RowSums<KeptSum<T, false>, T> {
   public:
     // A row that is not summed.
     FASTSOFTMAX_INLINE void drop(int i) { partial_[i] = widen(broadcast(T(0))); }
-    FASTSOFTMAX_INLINE void set(int i, const KeptSum<T, false>& sum, const T* e, std::ptrdiff_t classes) {
+    template <class Exp>
+    FASTSOFTMAX_INLINE void set(int i, const KeptSum<T, false>& sum, const Exp&, const T* e, std::ptrdiff_t classes) {
         const auto only = Only<T>::of(sum, classes, [=](std::ptrdiff_t c) { return e[c]; });
         // An only class has exactly 1.
         partial_[i] = only.several ? sum.sum.wide() : widen(first_lane(only.exponential));
     }
-    template <class Op>
-    FASTSOFTMAX_INLINE typename Op::template Results<T> results(const Group<T>& group) {
-        return {group, folded_rows<T>(partial_, group.count)};
+    template <class Op, class Exp>
+    FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
+        return {group, exp, folded_rows<T>(partial_, group.count)};
     }
 
   private:
@@ -110,12 +144,13 @@ template <class T, bool keep>
 class RowSums<LabelSum<T, false, keep>, T> {
   public:
     FASTSOFTMAX_INLINE void drop(int i) { partial_[i] = widen(broadcast(T(0))); }
-    FASTSOFTMAX_INLINE void set(int i, const LabelSum<T, false, keep>& sum, const T*, std::ptrdiff_t) {
+    template <class Exp>
+    FASTSOFTMAX_INLINE void set(int i, const LabelSum<T, false, keep>& sum, const Exp&, const T*, std::ptrdiff_t) {
         partial_[i] = sum.sum.wide();
     }
-    template <class Op>
-    FASTSOFTMAX_INLINE typename Op::template Results<T> results(const Group<T>& group) {
-        return {group, folded_rows<T>(partial_, group.count)};
+    template <class Op, class Exp>
+    FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
+        return {group, exp, folded_rows<T>(partial_, group.count)};
     }
 
   private:
@@ -129,14 +164,15 @@ class RowSums<SortedSum<T, false>, T> {
         partial_[i] = widen(broadcast(T(0)));
         largest_[i] = -infinity;
     }
-    FASTSOFTMAX_INLINE void set(int i, SortedSum<T, false> sum, const T*, std::ptrdiff_t) {
-        sum.join_lanes();
+    template <class Exp>
+    FASTSOFTMAX_INLINE void set(int i, SortedSum<T, false> sum, const Exp& exp, const T*, std::ptrdiff_t) {
+        sum.join_lanes(exp);
         partial_[i] = sum.sum.wide();
         largest_[i] = lane(sum.largest, 0);
     }
-    template <class Op>
-    FASTSOFTMAX_INLINE typename Op::template Results<T> results(const Group<T>& group) {
-        return {group, load_pack<T>(largest_), folded_rows<T>(partial_, group.count)};
+    template <class Op, class Exp>
+    FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
+        return {group, exp, load_pack<T>(largest_), folded_rows<T>(partial_, group.count)};
     }
 
   private:
@@ -161,12 +197,15 @@ FASTSOFTMAX_INLINE void write_packs_of(const From* from, E* out, std::ptrdiff_t 
     }
 }
 
-// Rows of E in a run, some of them together: all are summed, then all results are written.
 template <class Op, class E>
-class NearRows {
+void own_rows_of(const Run& run);
+
+// Rows of E in a run, some of them together: all are summed, then all results are written.
+template <class Op, class E, class Exp>
+class RowLoop {
     using T = Compute<E>;
     using Sum = typename Op::template Sum<T, false>;
-    using Results = typename Op::template Results<T>;
+    using Results = typename Op::template Results<T, Exp>;
     static constexpr int lanes = Pack<T>::lanes;
     static constexpr std::ptrdiff_t most_padded = fastsoftmax::most_padded_packs * lanes;
     // Of rows of 300 classes fetching ahead took a sixth longer, of 1000 a tenth less.
@@ -174,163 +213,194 @@ class NearRows {
     static constexpr bool as_they_are = std::is_same_v<E, T>;
 
   public:
-    FASTSOFTMAX_INLINE explicit NearRows(const Run& run)
+    FASTSOFTMAX_INLINE explicit RowLoop(const Run& run)
         : run_(run),
           width_((run.classes + lanes - 1) / lanes * lanes),
           padded_(run.classes <= most_padded),
-          apart_(Sum::keeps && !padded_ && (!as_they_are || run.x.data == run.out.data)),
           // Where the end of a result may reach into the next row, which is written later.
           dense_(padded_ && run.x.data != run.out.data &&
                  run.out.slice_stride == run.classes * static_cast<std::ptrdiff_t>(sizeof(E))) {
         const std::ptrdiff_t bytes = width_ * static_cast<std::ptrdiff_t>(sizeof(T));
-        fetches_ = Op::writes && run.stream && bytes > least_fetched;
         const std::ptrdiff_t fit = padded_ ? lanes : Op::bytes_together / bytes;
         together_ = fit < 1 ? 1 : fit < lanes ? fit : lanes;
+        if (Exp::is_fixed)
+            fetches_ = Op::writes && run.stream && bytes > least_fetched;
+        else
+            fetches_ = !Sum::keeps || (!padded_ && together_ > 1);
     }
 
     FASTSOFTMAX_INLINE void compute() {
         for (std::ptrdiff_t first = 0; first < run_.slices;) {
-            int far = 0;
-            while (far < lanes && first + far < run_.slices && is_far(first + far)) ++far;
-            if (far > 0) {
-                compute_generally(first, far);
-                first += far;
-                continue;
-            }
+            std::ptrdiff_t far = first;
+            while (far < run_.slices && is_far(far)) ++far;
+            if (far > first) compute_far(first, far - first);
+            first = far;
             const std::ptrdiff_t left = run_.slices - first;
-            const Some some = {first, static_cast<int>(left < together_ ? left : together_)};
+            if (left == 0) break;
+            const Rows<E> some = {run_, first, static_cast<int>(left < together_ ? left : together_)};
             write(some, sum(some));
             first += some.count;
         }
     }
 
   private:
-    struct Some {
-        std::ptrdiff_t first;
-        int count;
-    };
-
     const Run& run_;
     std::ptrdiff_t width_;
-    bool padded_, apart_, dense_, fetches_;
+    bool padded_, dense_, fetches_;
     std::ptrdiff_t together_;
     alignas(pack_bytes) T scratch_[Sum::keeps ? lanes * most_padded : 1];
 
-    FASTSOFTMAX_INLINE const E* x(std::ptrdiff_t row) const {
-        return reinterpret_cast<const E*>(run_.x.data + row * run_.x.slice_stride);
+    FASTSOFTMAX_INLINE bool is_far(std::ptrdiff_t row) const {
+        if constexpr (!Exp::is_fixed) return false;
+        return begins_far(to_compute(*reinterpret_cast<const E*>(run_.x.data + row * run_.x.slice_stride)));
     }
-    FASTSOFTMAX_INLINE E* out(std::ptrdiff_t row) const {
-        return reinterpret_cast<E*>(run_.out.data + row * run_.out.slice_stride);
-    }
-    FASTSOFTMAX_INLINE bool is_far(std::ptrdiff_t row) const { return begins_far(to_compute(*x(row))); }
 
     // Where the exponentials of row i of some are kept.
-    FASTSOFTMAX_INLINE T* kept(const Some& some, int i) {
+    FASTSOFTMAX_INLINE T* kept(const Rows<E>& some, int i) {
         if constexpr (!Sum::keeps) return nullptr;
         if (padded_) return scratch_ + i * width_;
         if constexpr (as_they_are)
-            if (!apart_) return out(some.first + i);
+            if (run_.x.data != run_.out.data) return some.out(i);
         return own_row() + (as_they_are ? 0 : width_) + i * width_;
     }
+    // Of halves, room for a row as floats.
     FASTSOFTMAX_INLINE T* own_row() const { return static_cast<T*>(run_.kept); }
 
-    FASTSOFTMAX_INLINE Results sum(const Some& some) {
+    FASTSOFTMAX_INLINE Results sum(const Rows<E>& some) {
         const Group<T> group = {run_,
                                 some.first,
                                 some.count,
-                                run_.x.data + some.first * run_.x.slice_stride,
+                                reinterpret_cast<const std::byte*>(some.x(0)),
                                 run_.x.slice_stride,
                                 sizeof(E),
                                 nullptr,
                                 0,
                                 nullptr,
                                 element_type<E>};
+        const Exp exp = exponential_of<Exp>(some);
         RowSums<Sum, T> sums;
         std::uint32_t far = 0;
         for (int i = 0; i < some.count; ++i) {
-            const std::ptrdiff_t row = some.first + i;
-            if (is_far(row)) {
+            if (is_far(some.first + i)) {
                 sums.drop(i);
                 far |= 1u << i;
                 continue;
             }
+            const E* const x = some.x(i);
             T* const e = kept(some, i);
-            const E* const next = fetches_ ? x(row + together_) : x(row);
-            const E* const written = fetches_ ? out(row) : x(row);
+            const E* const next = fetches_ ? some.x(i + static_cast<int>(together_)) : x;
+            const E* const written = Op::writes && fetches_ ? some.out(i) : x;
+            const auto one = exp.of_lane(i);
             const Sum none = group.template sum_of<Sum>(i);
-            sums.set(i, sum_row<Sum::keeps>(none, x(row), run_.classes, e, padded_, next, written), e, run_.classes);
+            if constexpr (as_they_are && Exp::is_fixed)
+                sums.set(i, sum_row<Sum::keeps, !Sum::keeps>(none, one, x, run_.classes, e, padded_, next, written),
+                         one, e, run_.classes);
+            else
+                sums.set(i, sum_long_row<Sum::keeps>(none, one, x, run_.classes, e, padded_, next, written), one, e,
+                         run_.classes);
         }
-        Results results = sums.template results<Op>(group);
+        Results results = sums.template results<Op>(group, exp);
         set_far(results, far);
         return results;
     }
 
-    FASTSOFTMAX_INLINE void write(const Some& some, const Results& results) {
+    FASTSOFTMAX_INLINE void write(const Rows<E>& some, const Results& results) {
         if constexpr (Op::writes) {
             for (int i = 0; i < some.count; ++i) {
                 if (!(results.near >> i & 1)) continue;
-                const typename Results::Row row(results, i);
-                E* const to = out(some.first + i);
+                const auto row = results.row(i);
+                E* const to = some.out(i);
                 if constexpr (Sum::keeps)
                     write_packs_of(kept(some, i), to, run_.classes, row, dense_ && i + 1 < some.count);
                 else
-                    write_packs_of(x(some.first + i), to, run_.classes, row, false);
-                row.finish([&](std::int64_t c, T value)
-                               __attribute__((always_inline)) { to[c] = from_compute<E>(value); });
+                    write_packs_of(some.x(i), to, run_.classes, row, false);
+                results.finish_row(
+                    i, [&](std::int64_t c, T value) __attribute__((always_inline)) { to[c] = from_compute<E>(value); });
             }
         }
-        const auto all = static_cast<std::uint32_t>((1ull << some.count) - 1);
-        for (std::uint32_t far = ~results.near & all; far != 0; far &= far - 1) {
+        for (std::uint32_t far = ~results.near & bits_of(some.count); far != 0; far &= far - 1) {
             const int i = __builtin_ctz(far);
             // A loss that is near stays what it is without a gradient.
             const bool value_is_near = near_values(results) >> i & 1;
             const double value = value_is_near ? run_.value[some.first + i] : 0;
-            compute_generally(some.first + i, 1);
+            compute_far(some.first + i, 1);
             if (value_is_near) run_.value[some.first + i] = value;
         }
     }
 
-    FASTSOFTMAX_ONCE void compute_generally(std::ptrdiff_t first, int count) const {
-        Run far = slices_from(run_, first);
-        far.slices = count;
-        if constexpr (as_they_are) {
-            general_rows<Op::operation, T>(far);
-        } else {
-            far.slices = 1;
-            for (int i = 0; i < count; ++i, far = slices_from(far, 1)) {
-                Run row = far;
-                row.x.data = row.out.data = reinterpret_cast<std::byte*>(own_row());
-                read_elements(x(first + i), run_.classes, own_row());
-                general_rows<Op::operation, T>(row);
-                if constexpr (Op::writes) write_elements(own_row(), run_.classes, out(first + i));
-            }
+    FASTSOFTMAX_ONCE void compute_far(std::ptrdiff_t first, std::ptrdiff_t count) const {
+        if constexpr (Exp::is_fixed) {
+            Run far = slices_from(run_, first);
+            far.slices = count;
+            own_rows_of<Op, E>(far);
         }
     }
 };
 
 template <class Op, class E>
 void near_rows(const Run& run) {
-    NearRows<Op, E>(run).compute();
+    RowLoop<Op, E, FixedExponential<Compute<E>>>(run).compute();
 }
 
-// The run's only row, in blocks.
+template <class Op, class T>
+FASTSOFTMAX_ONCE void own_rows(const Run& run) {
+    RowLoop<Op, T, OwnExponential<T>>(run).compute();
+}
 
-template <class T, class E>
-FASTSOFTMAX_INLINE Statistics near_statistics(const KeptSum<T, false>& sum, const E* x, std::ptrdiff_t count) {
+// Halves by way of a row of floats, for which run.kept has room.
+template <class Op, class E>
+void own_rows_of(const Run& run) {
+    using T = Compute<E>;
+    if constexpr (std::is_same_v<E, T>) {
+        own_rows<Op, T>(run);
+    } else {
+        constexpr int lanes = Pack<T>::lanes;
+        T* const floats = static_cast<T*>(run.kept);
+        for (std::ptrdiff_t i = 0; i < run.slices; ++i) {
+            Run row = slices_from(run, i);
+            const E* x = reinterpret_cast<const E*>(row.x.data);
+            E* out = reinterpret_cast<E*>(row.out.data);
+            row.slices = 1;
+            row.x.data = row.out.data = reinterpret_cast<std::byte*>(floats);
+            row.kept = floats + (run.classes + lanes - 1) / lanes * lanes;
+            read_elements(x, run.classes, floats);
+            own_rows<Op, T>(row);
+            if constexpr (Op::writes) write_elements(floats, run.classes, out);
+        }
+    }
+}
+
+// The run's only row, in blocks. `reference`: the largest score of the row, if that is asked for.
+
+template <class Exp, class T>
+FASTSOFTMAX_INLINE Exp exponential_of_block(const Run& run, double reference) {
+    if constexpr (Exp::is_fixed)
+        return {};
+    else
+        return {broadcast(static_cast<T>(reference)), run.temperature};
+}
+
+template <class T>
+double largest_of_block(const Run& run, std::ptrdiff_t count) {
+    return static_cast<double>(row_max(reinterpret_cast<const T*>(run.x.data), count));
+}
+
+template <class T, class Exp, class E>
+FASTSOFTMAX_INLINE Statistics statistics_of(const KeptSum<T, false>& sum, const Exp& exp, const E* x,
+                                            std::ptrdiff_t count) {
     Statistics s = {};
     const Two<double> total = folded(sum.sum.wide());
     s.rest[0] = total.high;
     s.rest[1] = total.low;
-    const auto only = Only<T>::of(sum, count, [=](std::ptrdiff_t c) {
-        return lane(FixedExponential<T>()(broadcast(to_compute(x[c]))).rounded(), 0);
-    });
+    const auto only =
+        Only<T>::of(sum, count, [&](std::ptrdiff_t c) { return lane(exp(broadcast(to_compute(x[c]))).rounded(), 0); });
     s.several = only.several;
-    s.top[0] = static_cast<double>(only.exponential);
+    s.only = static_cast<double>(only.exponential);
     return s;
 }
 
-template <class T, bool keep, class E>
-FASTSOFTMAX_INLINE Statistics near_statistics(const LabelSum<T, false, keep>& sum, const E*, std::ptrdiff_t) {
+template <class T, bool keep, class Exp, class E>
+FASTSOFTMAX_INLINE Statistics statistics_of(const LabelSum<T, false, keep>& sum, const Exp&, const E*, std::ptrdiff_t) {
     Statistics s = {};
     const Two<double> total = folded(sum.sum.wide());
     s.rest[0] = total.high;
@@ -339,10 +409,10 @@ FASTSOFTMAX_INLINE Statistics near_statistics(const LabelSum<T, false, keep>& su
     return s;
 }
 
-template <class T, class E>
-FASTSOFTMAX_INLINE Statistics near_statistics(SortedSum<T, false> sum, const E*, std::ptrdiff_t) {
+template <class T, class Exp, class E>
+FASTSOFTMAX_INLINE Statistics statistics_of(SortedSum<T, false> sum, const Exp& exp, const E*, std::ptrdiff_t) {
     Statistics s = {};
-    sum.join_lanes();
+    sum.join_lanes(exp);
     const Two<double> total = folded(sum.sum.wide());
     s.rest[0] = total.high;
     s.rest[1] = total.low;
@@ -361,30 +431,34 @@ FASTSOFTMAX_INLINE Compute<E>* kept_of_block(const Run& run) {
         return static_cast<Compute<E>*>(run.kept);
 }
 
-template <class Op, class E>
-Statistics measure_near(const Run& run, std::ptrdiff_t count) {
+template <class Op, class E, class Exp>
+Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count) {
     using T = Compute<E>;
     using Sum = typename Op::template Sum<T, false>;
+    const Exp exp = exponential_of_block<Exp, T>(run, reference);
     const E* x = reinterpret_cast<const E*>(run.x.data);
     const E* const written = Op::writes && run.stream ? reinterpret_cast<const E*>(run.out.data) : x;
     T* const kept = kept_of_block<Op, E>(run);
-    const auto sum = Group<T>{run, 0, 1, nullptr, 0, 0}.template sum_of<Sum>(0);
-    if constexpr (Sum::keeps)
-        if (kept) return near_statistics(sum_row<true>(sum, x, count, kept, false, x, x), x, count);
-    return near_statistics(sum_row<false>(sum, x, count, kept, false, x + count, written), x, count);
+    const auto none = Group<T>{run, 0, 1, nullptr, 0, 0}.template sum_of<Sum>(0);
+    const E* const next = Sum::keeps ? x : x + count;
+    const auto one = exp.of_lane(0);
+    Statistics s =
+        statistics_of(sum_long_row<Sum::keeps>(none, one, x, count, kept, false, next, written), one, x, count);
+    s.reference = reference;
+    return s;
 }
 
-template <class Op, class T>
-void merge_near(Statistics& left, const Statistics& right) {
+template <class Op, class T, class Exp>
+void merge_blocks(const Run& run, Statistics& left, const Statistics& right) {
     Wide<double> sum = broadcast2(left.rest) + broadcast2(right.rest);
     if constexpr (!std::is_same_v<typename Op::template Sum<T, false>, SortedSum<T, false>>) {
-        left.several = left.several || right.several || (left.top[0] != 0 && right.top[0] != 0);
-        left.top[0] = left.top[0] + right.top[0];
+        left.several = left.several || right.several || (left.only != 0 && right.only != 0);
+        left.only = left.only + right.only;
     } else {
         const bool right_wins = right.max > left.max;
         const T smaller = static_cast<T>(right_wins ? left.max : right.max);
         if (right_wins) left.max = right.max;
-        const Growth<T, 1> e = FixedExponential<T>()(broadcast(smaller));
+        const Growth<T, 1> e = exponential_of_block<Exp, T>(run, left.reference)(broadcast(smaller));
         sum = sum + Wide<double>{broadcast(static_cast<double>(lane(e.rounded(), 0))),
                                  broadcast(static_cast<double>(lane(e.lost(), 0)))};
     }
@@ -399,35 +473,37 @@ FASTSOFTMAX_INLINE Two<Pack<T>> sum_of(const double (&parts)[2]) {
         return broadcast2(parts);
 }
 
-template <class Op, class T>
-FASTSOFTMAX_INLINE typename Op::template Results<T> near_results(const Run& run, const Statistics& s) {
+template <class Op, class T, class Exp>
+FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of_blocks(const Run& run, const Exp& exp,
+                                                                         const Statistics& s) {
     Group<T> group = {run, 0, 1, nullptr, 0, 0};
     group.label_score = &s.label_score;
     if constexpr (std::is_same_v<typename Op::template Sum<T, false>, SortedSum<T, false>>)
-        return {group, broadcast(static_cast<T>(s.max)), sum_of<T>(s.rest)};
+        return {group, exp, broadcast(static_cast<T>(s.max)), sum_of<T>(s.rest)};
     else if (s.several)
-        return {group, sum_of<T>(s.rest)};
+        return {group, exp, sum_of<T>(s.rest)};
     else
-        return {group, Two<Pack<T>>{broadcast(static_cast<T>(s.top[0])), broadcast(T(0))}};
+        return {group, exp, Two<Pack<T>>{broadcast(static_cast<T>(s.only)), broadcast(T(0))}};
 }
 
-template <class Op, class T>
-void conclude_near(const Run& run, Statistics& s) {
-    const auto results = near_results<Op, T>(run, s);
+template <class Op, class T, class Exp>
+void conclude_blocks(const Run& run, Statistics& s) {
+    const auto results = results_of_blocks<Op, T>(run, exponential_of_block<Exp, T>(run, s.reference), s);
     s.near = results.near & 1;
     s.value_near = near_values(results) & 1;
 }
 
-template <class Op, class E>
-void write_near(const Run& run, const Statistics& s, std::ptrdiff_t count) {
+template <class Op, class E, class Exp>
+void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
     using T = Compute<E>;
     if constexpr (Op::writes) {
         // The slice's own number is written already, and not by several threads at once.
         double value;
         Run block = run;
         block.value = &value;
-        const auto results = near_results<Op, T>(block, s);
-        const typename Op::template Results<T>::Row row(results, 0);
+        const Exp exp = exponential_of_block<Exp, T>(run, s.reference);
+        const auto results = results_of_blocks<Op, T>(block, exp, s);
+        const auto row = results.row(0);
         const E* x = reinterpret_cast<const E*>(run.x.data);
         E* out = reinterpret_cast<E*>(run.out.data);
         if constexpr (!Op::template Sum<T, false>::keeps) {
@@ -435,11 +511,10 @@ void write_near(const Run& run, const Statistics& s, std::ptrdiff_t count) {
         } else if (const T* kept = kept_of_block<Op, E>(run)) {
             write_packs_of(kept, out, count, row, false);
         } else {
-            const auto value = [&](Pack<T> v)
-                                   __attribute__((always_inline)) { return row(FixedExponential<T>()(v).rounded()); };
+            const auto value = [&](Pack<T> v) __attribute__((always_inline)) { return row(exp(v).rounded()); };
             write_packs_of(x, out, count, value, false);
         }
-        row.finish([&](std::int64_t c, T value) __attribute__((always_inline)) {
+        results.finish_row(0, [&](std::int64_t c, T value) __attribute__((always_inline)) {
             if (run.origin <= c && c < run.origin + count) out[c - run.origin] = from_compute<E>(value);
         });
     }

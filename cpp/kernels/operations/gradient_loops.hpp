@@ -274,16 +274,16 @@ void gradient_tiles(const Run& run) {
 // The run's only row, in blocks.
 
 template <Operation op, class T>
-Statistics measure_gradient_row(const Run& run, std::ptrdiff_t count) {
+Statistics measure_gradient_row(const Run& run, double, std::ptrdiff_t count) {
     return statistics_of(sum_rows<op>(Rows<T>{run, 0, 1}, 0, count), 0);
 }
 
 template <Operation op, class T>
-void write_gradient_row(const Run& run, const Statistics& all, const Statistics&, std::ptrdiff_t count) {
+void write_gradient_row(const Run& run, const Statistics& all, std::ptrdiff_t count) {
     write_rows<op>(Rows<T>{run, 0, 1}, sums_of<T>(&all, 1), count);
 }
 
 // A slice has no number of its own.
-void conclude_gradient_row(const Run&, const Statistics&) {}
+void conclude_gradient_row(const Run&, Statistics&) {}
 
 }  // namespace

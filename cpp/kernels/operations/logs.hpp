@@ -5,21 +5,26 @@
 
 namespace {
 
-// From the sums of slices, one a lane.
-template <class T>
-struct Logarithms {
-    Measured<T> m;
-    std::uint32_t near;
-
-    FASTSOFTMAX_INLINE Logarithms(std::ptrdiff_t classes, Pack<T> largest, Two<Pack<T>> rest) {
-        const Growth<T, 1> top = FixedExponential<T>()(largest);
-        m.max = largest;
-        const Pack<T> scale = own_scale(top.rounded());
-        m.top = scaled(Two<Pack<T>>{top.rounded(), top.lost()}, scale);
-        m.rest = scaled(rest, scale);
-        near = lanes_within(top.rounded() + rest.high, FixedRange<T>::least_of_logs * static_cast<T>(classes));
+// The exponentials of slices, one a lane, on the scale of the largest.
+template <class T, class Exp>
+FASTSOFTMAX_INLINE Measured<T> measured(const Exp& exp, Pack<T> largest, Two<Pack<T>> rest) {
+    const Growth<T, 1> e = exp(largest);
+    const Two<Pack<T>> top = {e.rounded(), e.lost()};
+    if constexpr (Exp::is_fixed) {
+        const Pack<T> scale = own_scale(top.high);
+        return {largest, scaled(top, scale), scaled(rest, scale)};
+    } else {
+        return {largest, exp.defined(top), rest};
     }
-};
+}
+
+// Which slices have all digits of it.
+template <class T, class Exp>
+FASTSOFTMAX_INLINE std::uint32_t lanes_of_logs(const Exp& exp, std::ptrdiff_t classes, Pack<T> largest,
+                                               Two<Pack<T>> rest) {
+    const T least = FixedRange<T>::least_of_logs * static_cast<T>(classes);
+    return lanes_within<Exp>(exp(largest).rounded() + rest.high, least);
+}
 
 struct LogSoftmax {
     static constexpr auto operation = Operation::log_softmax;
@@ -28,46 +33,34 @@ struct LogSoftmax {
     template <class T, bool few>
     using Sum = SortedSum<T, few>;
 
-    template <class T>
+    template <class T, class Exp>
     struct Results {
+        struct Value {
+            LogProbability<T, typename Exp::Argument> log_probability;
+            Dominance<T> dominance;
+
+            FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, std::ptrdiff_t = 0) const {
+                return dominance(x, log_probability(x));
+            }
+        };
+
         std::uint32_t near;
-        Two<Pack<T>> offset;
-        Pack<T> max, log_probability;  // of the largest class
+        Value value;
 
         Results() = default;
-        FASTSOFTMAX_INLINE Results(const Group<T>& group, Pack<T> largest, Two<Pack<T>> rest) {
-            const Logarithms<T> logs(group.run.classes, largest, rest);
-            const LogTotal<T> log(logs.m);
-            const Dominance<T> dominance(logs.m, log);
-            near = logs.near;
-            offset = Two<Pack<T>>{largest, broadcast(T(0))} + log.in_two();
-            max = dominance.max;
-            log_probability = dominance.log_probability;
-        }
+        FASTSOFTMAX_INLINE Results(const Group<T>& group, const Exp& exp, Pack<T> largest, Two<Pack<T>> rest)
+            : Results(exp, measured(exp, largest, rest), lanes_of_logs(exp, group.run.classes, largest, rest)) {}
 
-        struct Columns {
-            Two<Pack<T>> offset;
-            Pack<T> max, log_probability;
-            FASTSOFTMAX_INLINE explicit Columns(const Results& all)
-                : offset(all.offset), max(all.max), log_probability(all.log_probability) {}
-            FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, std::ptrdiff_t) const {
-                return select(equal(x, max), log_probability, (x - offset.high) - offset.low);
-            }
-        };
+        FASTSOFTMAX_INLINE Value columns() const { return value; }
+        FASTSOFTMAX_INLINE Value row(int i) const { return {{value.log_probability, i}, {value.dominance, i}}; }
+        template <class Put>
+        FASTSOFTMAX_INLINE void finish_row(int, Put) const {}
 
-        struct Row {
-            Two<Pack<T>> offset;
-            Pack<T> max, log_probability;
-            FASTSOFTMAX_INLINE Row(const Results& all, int i)
-                : offset{spread(all.offset.high, i), spread(all.offset.low, i)},
-                  max(spread(all.max, i)),
-                  log_probability(spread(all.log_probability, i)) {}
-            FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x) const {
-                return select(equal(x, max), log_probability, (x - offset.high) - offset.low);
-            }
-            template <class Put>
-            FASTSOFTMAX_INLINE void finish(Put) const {}
-        };
+      private:
+        FASTSOFTMAX_INLINE Results(const Exp& exp, const Measured<T>& m, std::uint32_t near_)
+            : Results(exp, m, LogTotal<T>(m), near_) {}
+        FASTSOFTMAX_INLINE Results(const Exp& exp, const Measured<T>& m, const LogTotal<T>& log, std::uint32_t near_)
+            : near(near_), value{{exp.argument(), m, log}, {m, log}} {}
     };
 };
 
@@ -78,15 +71,14 @@ struct LogSumExp {
     template <class T, bool few>
     using Sum = SortedSum<T, few>;
 
-    template <class T>
+    template <class T, class Exp>
     struct Results {
         std::uint32_t near;
 
         Results() = default;
-        FASTSOFTMAX_INLINE Results(const Group<T>& group, Pack<T> largest, Two<Pack<T>> rest) {
-            const Logarithms<T> logs(group.run.classes, largest, rest);
-            near = logs.near;
-            conclude_logsumexp(group.run, group.first, group.count, logs.m);
+        FASTSOFTMAX_INLINE Results(const Group<T>& group, const Exp& exp, Pack<T> largest, Two<Pack<T>> rest)
+            : near(lanes_of_logs(exp, group.run.classes, largest, rest)) {
+            conclude_logsumexp(group.run, group.first, group.count, measured(exp, largest, rest));
         }
     };
 };

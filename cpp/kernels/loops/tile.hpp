@@ -1,0 +1,265 @@
+// A tile in memory: one class of as many slices as a pack has lanes, then the next class.
+#pragma once
+
+#include "rows.hpp"
+
+namespace {
+
+using fastsoftmax::few_classes;
+
+// The sums of slices, a slice a lane, as operations take them: of few classes one, of more as many as a pack has lanes.
+
+// Where all exponentials but one are 0, that one stands for the sum: its class then has exactly 1. Of class c,
+// exponential(c).
+template <class T, class F>
+FASTSOFTMAX_INLINE Two<Pack<T>> with_only(Two<Pack<T>> sum, std::ptrdiff_t classes, F exponential) {
+    Pack<T> filled = broadcast(T(0)), only = broadcast(T(0));
+    for (std::ptrdiff_t c = 0; c < classes; ++c) {
+        const Pack<T> v = exponential(c);
+        only = max(only, v);
+        filled = filled + select(equal(v, broadcast(T(0))), broadcast(T(0)), broadcast(T(1)));
+    }
+    const Mask<T> single = equal(filled, broadcast(T(1)));
+    return {select(single, only, sum.high), select(single, broadcast(T(0)), sum.low)};
+}
+template <class T>
+FASTSOFTMAX_ONCE Two<Pack<T>> with_only_of(const Group<T>& group, Two<Pack<T>> sum) {
+    return with_only<T>(sum, group.run.classes, [&](std::ptrdiff_t c) __attribute__((always_inline)) {
+        return load_pack<T>(group.kept + c * group.kept_class_stride);
+    });
+}
+
+// Slices with an only exponential are among these, unless there is one class only.
+template <class T>
+FASTSOFTMAX_INLINE bool any_may_be_only(const KeptSum<T, true>& sum, std::ptrdiff_t classes) {
+    return classes == 1 || equal_bits(sum.smallest, broadcast(T(0))) != 0;
+}
+
+template <class Op, class T, class Exp>
+FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
+                                                                    const KeptSum<T, true>* sum) {
+    Two<Pack<T>> all = sum->sum.in_two();
+    if (any_may_be_only(*sum, group.run.classes)) all = with_only_of(group, all);
+    return {group, exp, all};
+}
+
+template <class Op, class T, bool keep, class Exp>
+FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
+                                                                    const LabelSum<T, true, keep>* sum) {
+    return {group, exp, sum->of_label, sum->sum.in_two()};
+}
+
+template <class Op, class T, class Exp>
+FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
+                                                                    const SortedSum<T, true>* sum) {
+    return {group, exp, sum->largest, sum->sum.in_two()};
+}
+
+template <class T, class Sum>
+FASTSOFTMAX_INLINE Two<Pack<T>> folded_sums(const Sum* sums) {
+    Wide<T> partial[Pack<T>::lanes];
+    for (int k = 0; k < Pack<T>::lanes; ++k) partial[k] = sums[k].sum.wide();
+    return in_two(folded(partial, Pack<T>::lanes));
+}
+
+template <class Op, class T, class Exp>
+FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
+                                                                  const KeptSum<T, false>* sums) {
+    Pack<T> filled = broadcast(T(0));
+    for (int k = 0; k < Pack<T>::lanes; ++k)
+        filled = filled + select(equal(sums[k].sum.sum, broadcast(T(0))), broadcast(T(0)), broadcast(T(1)));
+    Two<Pack<T>> all = folded_sums<T>(sums);
+    if (equal_bits(filled, broadcast(T(1))) != 0) all = with_only_of(group, all);
+    return {group, exp, all};
+}
+
+template <class Op, class T, bool keep, class Exp>
+FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
+                                                                  const LabelSum<T, false, keep>* sums) {
+    return {group, exp, folded_sums<T>(sums)};
+}
+
+template <class Op, class T, class Exp>
+FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
+                                                                  SortedSum<T, false>* sums) {
+    SortedSum<T, false>::join_sums(exp, sums);
+    return {group, exp, sums[0].largest, folded_sums<T>(sums)};
+}
+
+// Adds the classes of a pack of slices, whose scores are score(c), to their sums, and keeps what results are made of.
+template <bool keep, bool few, class Exp, class Sum, class T, class Score>
+FASTSOFTMAX_INLINE void sum_pack(Sum* sums, const Exp& exp, std::ptrdiff_t classes, Score score, T* kept,
+                                 std::ptrdiff_t kept_stride) {
+    // A sum is carried after terms_to_carry terms; the sums of many classes all at once.
+    constexpr int partial = few ? 1 : Pack<T>::lanes;
+    constexpr std::ptrdiff_t group = terms_to_carry * partial;
+    const std::ptrdiff_t grouped = classes / group * group;
+    for (int k = 0; k < partial; ++k)
+        for (std::ptrdiff_t c = k; c < classes; c += partial) {
+            const Pack<T> of_class = sums[k].add(exp, score(c), c);
+            if constexpr (keep) store_pack(kept + c * kept_stride, of_class);
+            if (c % group >= group - partial && c < grouped) sums[k].sum.carry();
+        }
+}
+
+template <class T>
+FASTSOFTMAX_INLINE OwnExponential<T> exponential_of_tile(const Run& run, const T* tile) {
+    Pack<T> largest = broadcast(T(-infinity));
+    for (std::ptrdiff_t c = 0; c < run.classes; ++c) largest = max(load_pack<T>(tile + c * Pack<T>::lanes), largest);
+    return {largest, run.temperature};
+}
+
+// The slices of a tile, from `first` of the run on, by references of their own. Results take the place of scores;
+// `kept` has room for as many.
+template <class Op, bool few, class T>
+FASTSOFTMAX_ONCE void own_tile_of(const Run& run, std::ptrdiff_t first, int count, T* tile, T* kept) {
+    using Sum = typename Op::template Sum<T, few>;
+    constexpr int lanes = Pack<T>::lanes;
+    const std::ptrdiff_t classes = run.classes;
+    const auto score = [=](std::ptrdiff_t c) __attribute__((always_inline)) { return load_pack<T>(tile + c * lanes); };
+    const auto exp = exponential_of_tile(run, tile);
+    const Group<T> group = {run,       first,      count, reinterpret_cast<const std::byte*>(tile),
+                            sizeof(T), pack_bytes, kept,  lanes};
+    Sum sums[few ? 1 : lanes];
+    for (Sum& sum : sums) sum = group.template sum<Sum>();
+    sum_pack<Op::writes, few>(sums, exp, classes, score, kept, lanes);
+    const auto results = results_of<Op>(group, exp, sums);
+    if constexpr (Op::writes) {
+        const auto value = results.columns();
+        for (std::ptrdiff_t c = 0; c < classes; ++c)
+            store_pack(tile + c * lanes, value(load_pack<T>(kept + c * lanes), c));
+    }
+}
+
+template <class Op, class T>
+void own_tile(const Run& run, std::ptrdiff_t first, int count, T* tile, T* kept) {
+    if (run.classes <= few_classes)
+        own_tile_of<Op, true>(run, first, count, tile, kept);
+    else
+        own_tile_of<Op, false>(run, first, count, tile, kept);
+}
+
+// Tiles in memory, whose results take the place of scores.
+template <class Op, class T>
+void own_tiles(const Run& run) {
+    constexpr std::ptrdiff_t lanes = Pack<T>::lanes;
+    for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
+        const std::ptrdiff_t left = run.slices - first;
+        own_tile<Op>(run, first, static_cast<int>(left < lanes ? left : lanes),
+                     reinterpret_cast<T*>(run.x.data + first * run.x.slice_stride), static_cast<T*>(run.kept));
+    }
+}
+
+// Slices at any strides, in bytes, by way of copies in tiles.
+template <class Op, class E>
+void copied_tiles(const Run& run, std::ptrdiff_t x_class_stride, std::ptrdiff_t out_class_stride, Compute<E>* tile,
+                  Compute<E>* kept) {
+    using T = Compute<E>;
+    constexpr std::ptrdiff_t lanes = Pack<T>::lanes;
+    for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
+        const int count = static_cast<int>(run.slices - first < lanes ? run.slices - first : lanes);
+        const std::byte* x = run.x.data + first * run.x.slice_stride;
+        for (std::ptrdiff_t c = 0; c < run.classes; ++c)
+            for (int i = 0; i < lanes; ++i)
+                tile[c * lanes + i] = to_compute(
+                    *reinterpret_cast<const E*>(x + (i < count ? i : 0) * run.x.slice_stride + c * x_class_stride));
+        own_tile<Op>(run, first, count, tile, kept);
+        if constexpr (Op::writes) {
+            std::byte* out = run.out.data + first * run.out.slice_stride;
+            for (std::ptrdiff_t c = 0; c < run.classes; ++c)
+                for (int i = 0; i < count; ++i)
+                    *reinterpret_cast<E*>(out + i * run.out.slice_stride + c * out_class_stride) =
+                        from_compute<E>(tile[c * lanes + i]);
+        }
+    }
+}
+
+// Slices that are far, from anywhere in a run, are gathered to a tile. They get their results when it is full, or at
+// the end: in place of others, which are no good.
+template <class T>
+class FarSlices {
+    static constexpr int lanes = Pack<T>::lanes;
+
+  public:
+    // What computes a tile of slices, from `first` of a run on: results take the place of scores.
+    using OwnTile = void (*)(const Run&, std::ptrdiff_t first, int count, T* tile, T* kept);
+
+    // Arrays begin with slice `first` of the run, their strides are in bytes, and `out` may be none; there is room for
+    // a tile in each of `tile` and `kept`.
+    FASTSOFTMAX_INLINE FarSlices(OwnTile own_tile, const Run& run, std::ptrdiff_t first, Strided x, Strided out,
+                                 T* tile, T* kept)
+        : own_tile_(own_tile), run_(run), first_(first), x_(x), out_(out), tile_(tile), kept_(kept) {}
+
+    // Takes the scores of slices: those from `from` on that `bits` has. Of those in `values` the run's numbers stay.
+    // Results of earlier ones may be written meanwhile.
+    FASTSOFTMAX_ONCE void add(std::ptrdiff_t from, std::uint32_t bits, std::uint32_t values) {
+        if (count_ + __builtin_popcount(bits) > lanes) compute();
+        for (; bits != 0; bits &= bits - 1) {
+            const int i = __builtin_ctz(bits);
+            const std::byte* x = x_.data + (from + i - first_) * x_.slice_stride;
+            for (std::ptrdiff_t c = 0; c < run_.classes; ++c)
+                tile_[c * lanes + count_] = *reinterpret_cast<const T*>(x + c * x_.class_stride);
+            slice_[count_] = from + i;
+            value_stays_[count_] = values >> i & 1;
+            ++count_;
+        }
+    }
+
+    // A whole tile at once: load(tile) its scores, and store(tile) its results.
+    template <class Load, class Store>
+    FASTSOFTMAX_INLINE void compute_tile(std::ptrdiff_t from, int count, Load load, Store store) {
+        finish();
+        load(tile_);
+        own_tile_(run_, from, count, tile_, kept_);
+        store(tile_);
+    }
+
+    FASTSOFTMAX_INLINE void finish() {
+        if (count_ > 0) compute();
+    }
+
+  private:
+    OwnTile own_tile_;
+    const Run& run_;
+    std::ptrdiff_t first_;
+    Strided x_, out_;
+    T *tile_, *kept_;
+    int count_ = 0;
+    std::ptrdiff_t slice_[lanes];
+    bool value_stays_[lanes];
+
+    FASTSOFTMAX_ONCE void compute() {
+        std::int64_t label[lanes];
+        double chosen[lanes], scale[lanes], exponent[lanes], value[lanes], sign[lanes];
+        for (int i = 0; i < count_; ++i) {
+            const std::ptrdiff_t slice = slice_[i];
+            if (run_.label) label[i] = run_.label[slice];
+            if (run_.chosen) chosen[i] = run_.chosen[slice];
+            if (run_.scale) scale[i] = run_.scale[slice];
+            if (run_.exponent) exponent[i] = run_.exponent[slice];
+        }
+        for (int i = count_; i < lanes; ++i)
+            for (std::ptrdiff_t c = 0; c < run_.classes; ++c) tile_[c * lanes + i] = 0;
+        Run run = run_;
+        run.slices = count_;
+        run.label = run_.label ? label : nullptr;
+        run.chosen = run_.chosen ? chosen : nullptr;
+        run.scale = run_.scale ? scale : nullptr;
+        run.exponent = run_.exponent ? exponent : nullptr;
+        run.value = run_.value ? value : nullptr;
+        run.sign = run_.sign ? sign : nullptr;
+        own_tile_(run, 0, count_, tile_, kept_);
+        for (int i = 0; i < count_; ++i) {
+            const std::ptrdiff_t slice = slice_[i];
+            if (run_.value && !value_stays_[i]) run_.value[slice] = value[i];
+            if (run_.sign) run_.sign[slice] = sign[i];
+            if (!out_.data) continue;
+            std::byte* out = out_.data + (slice - first_) * out_.slice_stride;
+            for (std::ptrdiff_t c = 0; c < run_.classes; ++c)
+                *reinterpret_cast<T*>(out + c * out_.class_stride) = tile_[c * lanes + i];
+        }
+        count_ = 0;
+    }
+};
+
+}  // namespace
