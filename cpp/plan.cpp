@@ -187,9 +187,8 @@ std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
         const std::ptrdiff_t most = (along + lanes() - 1) / lanes() * lanes() * classes;
         return in_doubles(std::min(most, std::max(lines_room / this->width(), tile)) + tile);
     }
-    if (classes <= most_padded_packs * lanes()) return 0;
     const bool takes_place = signature.output && slices.arrays[Role::scores].data == slices.arrays[Role::output].data;
-    if (!signature.keeps_exponentials || !(takes_place || loop == Loop::gathered_rows)) return 0;
+    if (!keeps_rows(signature, classes, lanes(), takes_place || loop == Loop::gathered_rows)) return 0;
     return in_doubles(std::max(width, rows_room / this->width()));
 }
 
