@@ -50,9 +50,33 @@ bool is_swapped(char order) {
     return order != '=' && order != '|' && order != (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>');
 }
 
+std::byte* data_of(py::handle array) {
+    return reinterpret_cast<std::byte*>(py::detail::array_proxy(array.ptr())->data);
+}
+
+void set_memory(Array& memory, const py::array& array) {
+    const auto* dtype = py::detail::array_descriptor_proxy(py::detail::array_proxy(array.ptr())->descr);
+    memory = {data_of(array), element_type(dtype->kind, array.itemsize()), is_swapped(dtype->byteorder)};
+}
+
 using ClassAxes = std::bitset<most_axes>;
 using MaybeArray = std::optional<py::array>;
 using MaybeIndex = std::optional<std::int64_t>;
+
+// Objects of Python and NumPy that arguments are compared with by identity, and a function of NumPy that pybind11
+// lacks.
+struct Known {
+    PyObject* const axis = PyUnicode_InternFromString("axis");
+    PyObject* const out = PyUnicode_InternFromString("out");
+    PyObject* const reduction = PyUnicode_InternFromString("reduction");
+    const py::dtype dtypes[3] = {py::dtype::of<float>(), py::dtype::of<double>(), py::dtype("float16")};
+    PyObject* (*new_scalar)(const void* data, PyObject* dtype, PyObject* base) = [] {
+        const py::object table = py::detail::import_numpy_core_submodule("multiarray").attr("_ARRAY_API");
+        constexpr int place = 60;  // of PyArray_Scalar, in all versions
+        return reinterpret_cast<decltype(new_scalar)>(static_cast<void**>(table.cast<py::capsule>())[place]);
+    }();
+};
+const Known* known = nullptr;  // once the module is imported
 
 // An argument as its parameter's type. Nothing is converted: pybind11's own way of a call, which would try, takes
 // longer than the softmax of ten numbers.
@@ -158,11 +182,7 @@ class Builder {
         if (array) set(role, *array);
     }
 
-    void set_data(Role role, const py::array& array) {
-        const auto* dtype = py::detail::array_descriptor_proxy(py::detail::array_proxy(array.ptr())->descr);
-        slices.arrays[role] = {static_cast<std::byte*>(const_cast<void*>(array.data())),
-                               element_type(dtype->kind, array.itemsize()), is_swapped(dtype->byteorder)};
-    }
+    void set_data(Role role, const py::array& array) { set_memory(slices.arrays[role], array); }
 
     // A new array for the results in a role.
     py::array result(Role role, const py::dtype& dtype, bool keepdims = false) const {
@@ -189,9 +209,15 @@ class Builder {
     const ClassAxes class_axes_;
 };
 
+py::object scalar(const void* value, const py::dtype& dtype) {
+    PyObject* const made = known->new_scalar(value, dtype.ptr(), nullptr);
+    if (!made) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(made);
+}
+
 // A new 0-d result is a scalar to its caller.
 py::object finished(const py::array& result, bool is_new) {
-    if (is_new && result.ndim() == 0) return result[py::tuple()];
+    if (is_new && result.ndim() == 0) return scalar(result.data(), result.dtype());
     return result;
 }
 
@@ -219,9 +245,8 @@ class WithoutGil {
 // to get it back can take as long as another thread keeps it, 5 ms.
 template <class Body>
 void run(const Slices& slices, Body body) {
-    constexpr std::ptrdiff_t enough = 4096;  // elements, in the order of 10 us
     std::optional<WithoutGil> released;
-    if (slices.batch.size() * slices.classes.size() >= enough) released.emplace();
+    if (slices.batch.size() * slices.classes.size() > FewRows::most_elements) released.emplace();
     body();
 }
 
@@ -306,9 +331,10 @@ py::tuple loss_and_gradient(const py::array& logits, const py::array& targets, s
 // The first byte of an array's memory and the one behind its last.
 std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& array) {
     auto begin = reinterpret_cast<std::uintptr_t>(array.data()), end = begin;
-    if (array.size() == 0) return {begin, end};
+    const py::ssize_t *shape = array.shape(), *strides = array.strides();
     for (py::ssize_t d = 0; d < array.ndim(); ++d) {
-        const py::ssize_t last = (array.shape(d) - 1) * array.strides(d);
+        if (shape[d] == 0) return {begin, begin};
+        const py::ssize_t last = (shape[d] - 1) * strides[d];
         (last < 0 ? begin : end) += static_cast<std::uintptr_t>(last);
     }
     return {begin, end + static_cast<std::uintptr_t>(array.itemsize())};
@@ -349,12 +375,16 @@ py::bool_ same_shape(const py::array& a, const py::array& b) {
     return a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape());
 }
 
+// Whether an array has the shape of another without this axis.
+bool has_shape_without(const py::array& array, const py::array& all, std::int64_t axis) {
+    const py::ssize_t *shape = array.shape(), *of_all = all.shape();
+    return array.ndim() == all.ndim() - 1 && std::equal(shape, shape + axis, of_all) &&
+           std::equal(shape + axis, shape + array.ndim(), of_all + axis + 1);
+}
+
 py::object invalid_target(const py::array& targets, const py::array& logits, std::int64_t axis,
                           const MaybeIndex& ignore_index) {
-    const int batch_axes = static_cast<int>(logits.ndim()) - 1;
-    bool same_shape = targets.ndim() == batch_axes;
-    for (int d = 0; d < batch_axes && same_shape; ++d) same_shape = targets.shape(d) == logits.shape(d + (d >= axis));
-    if (!same_shape) return py::int_(-1);
+    if (!has_shape_without(targets, logits, axis)) return py::int_(-1);
     Builder b(targets, ClassAxes());
     b.set(Role::label, targets);
     std::ptrdiff_t found = -1;
@@ -426,17 +456,8 @@ PyMethodDef methods[] = {
 };
 
 // The everyday call of a public function: exact arrays, of a native floating dtype and, for a loss, of class indices,
-// and no option but `axis`, `out` and `reduction`. A shortcut calls the core as the Python function would. It leaves
-// all other calls to that function, and so all refusals.
-
-// Objects of Python and NumPy that arguments are compared with by identity.
-struct Known {
-    PyObject* const axis = PyUnicode_InternFromString("axis");
-    PyObject* const out = PyUnicode_InternFromString("out");
-    PyObject* const reduction = PyUnicode_InternFromString("reduction");
-    const py::dtype dtypes[3] = {py::dtype::of<float>(), py::dtype::of<double>(), py::dtype("float16")};
-};
-const Known* known = nullptr;  // once the module is imported
+// and no option but `axis`, `out` and `reduction`. A shortcut calls the core as the Python function would, or with few
+// dense rows, which need no description as slices. It leaves all other calls to that function, and so all refusals.
 
 // The arguments of a call by their parameters; null: absent.
 struct Given {
@@ -485,13 +506,46 @@ MaybeArray maybe_array(py::handle given) {
     return given ? MaybeArray(py::reinterpret_borrow<py::array>(given)) : MaybeArray();
 }
 
-// An int in range as an axis that is not negative.
-MaybeIndex one_axis(py::handle given, py::ssize_t axes) {
+// An int in range as an axis that is not negative; -1: it is none.
+std::int64_t one_axis(py::handle given, py::ssize_t axes) {
     int overflow = 0;
-    if (given && !PyLong_CheckExact(given.ptr())) return {};
+    if (given && !PyLong_CheckExact(given.ptr())) return -1;
     const long long axis = given ? PyLong_AsLongLongAndOverflow(given.ptr(), &overflow) : -1;
-    if (overflow || axis < -axes || axis >= axes) return {};
+    if (overflow || axis < -axes || axis >= axes) return -1;
     return axis < 0 ? axis + axes : axis;
+}
+
+bool is_dense(const py::array& array) {
+    return (array.flags() & py::array::c_style) && (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+}
+
+// The results for few dense rows, along the last axis or all axes; null: the call is not on such.
+py::object compute_rows(Operation operation, const py::array& x, bool all_axes, const MaybeArray& out,
+                        const MaybeArray& targets = {}, Reduction reduction = Reduction::none) {
+    const Signature& signature = kernels().of[operation].signature;
+    const py::dtype dtype = x.dtype();
+    const int axes = static_cast<int>(x.ndim()), batch_axes = all_axes ? 0 : axes - 1;
+    const bool is_float = dtype.is(known->dtypes[0]), is_double = dtype.is(known->dtypes[1]);
+    if (!(is_float || is_double) || !is_dense(x) || (out && !is_dense(*out))) return {};
+    const py::ssize_t size = x.size(), classes = all_axes ? size : x.shape()[batch_axes];
+    if (size == 0 || size > std::min(FewRows::most_elements, FewRows::most * classes) || classes == 1) return {};
+    if (targets && !(has_shape_without(*targets, x, batch_axes) && (targets->flags() & py::array::c_style))) return {};
+    FewRows rows = {.type = is_float ? ElementType::float32 : ElementType::float64,
+                    .count = size / classes,
+                    .classes = classes,
+                    .scores = data_of(x),
+                    .reduction = reduction};
+    if (targets) set_memory(rows.label, *targets);
+    py::object output, values;
+    alignas(double) std::byte value[sizeof(double)];
+    const bool one_value = batch_axes == 0 || reduction != Reduction::none;
+    if (signature.output) rows.output = data_of(output = out ? *out : Builder::empty(dtype, axes, x.shape()));
+    if (signature.value != PerSlice::none)
+        rows.value = one_value ? value : data_of(values = Builder::empty(dtype, batch_axes, x.shape()));
+    if (!compute_few(operation, rows)) return {};
+    if (!rows.value) return output;
+    if (one_value) values = scalar(value, dtype);
+    return signature.output ? py::make_tuple(values, output) : values;
 }
 
 template <Operation operation, bool all_by_default = false>
@@ -502,17 +556,16 @@ PyObject* transform_at_once(PyObject* const* arguments, Py_ssize_t count, PyObje
         if (!is_floating(given.x)) return nullptr;
         const auto x = py::reinterpret_borrow<py::array>(given.x);
         if (!fits(given.out, x, {})) return nullptr;
+        const MaybeArray out = maybe_array(given.out);
+        const bool all_axes = given.axis ? given.axis.is_none() : all_by_default;
+        const std::int64_t axis = all_axes ? x.ndim() - 1 : one_axis(given.axis, x.ndim());
+        if (axis < 0 && !all_axes) return nullptr;
+        if (axis == x.ndim() - 1)
+            if (py::object results = compute_rows(operation, x, all_axes, out)) return results.release().ptr();
         ClassAxes axes;
-        if (given.axis ? given.axis.is_none() : all_by_default) {
-            for (py::ssize_t d = 0; d < x.ndim(); ++d) axes.set(d);
-        } else {
-            const MaybeIndex axis = one_axis(given.axis, x.ndim());
-            if (!axis) return nullptr;
-            axes.set(*axis);
-        }
+        for (py::ssize_t d = 0; d < x.ndim(); ++d) axes.set(d, all_axes || d == axis);
         const MaybeArray second, where;
         constexpr double temperature = 1;
-        const MaybeArray out = maybe_array(given.out);
         return compute_arrays<operation>(x, second, out, x.dtype(), axes, temperature, where).release().ptr();
     });
 }
@@ -534,19 +587,22 @@ PyObject* loss_at_once(PyObject* const* arguments, Py_ssize_t count, PyObject* n
         const auto x = py::reinterpret_borrow<py::array>(given.x);
         const auto targets = py::reinterpret_borrow<py::array>(given.targets);
         const char kind = targets.dtype().kind();
-        const MaybeIndex axis = one_axis(given.axis, x.ndim());
+        const std::int64_t axis = one_axis(given.axis, x.ndim());
         const char* const reduction = reduction_name(given.reduction);
-        if ((kind != 'i' && kind != 'u') || !axis || !reduction || x.shape(*axis) == 0) return nullptr;
+        if ((kind != 'i' && kind != 'u') || axis < 0 || !reduction || x.shape(axis) == 0) return nullptr;
         if (!fits(given.out, x, targets)) return nullptr;
-        if (!invalid_target(targets, x, *axis, {}).is_none()) return nullptr;
+        const MaybeArray out = maybe_array(given.out);
+        if (axis == x.ndim() - 1)
+            if (py::object results = compute_rows(operation, x, false, out, targets, reduction_of(reduction)))
+                return results.release().ptr();
+        if (!invalid_target(targets, x, axis, {}).is_none()) return nullptr;
         const MaybeArray weight;
         const MaybeIndex ignore_index;
         constexpr double label_smoothing = 0, temperature = 1;
         constexpr bool with_loss = true;
         const py::float_ upstream(1.0);
-        const py::tuple both =
-            loss_and_gradient(x, targets, *axis, weight, ignore_index, label_smoothing, temperature, reduction,
-                              x.dtype(), upstream, with_loss, signature.output, maybe_array(given.out));
+        const py::tuple both = loss_and_gradient(x, targets, axis, weight, ignore_index, label_smoothing, temperature,
+                                                 reduction, x.dtype(), upstream, with_loss, signature.output, out);
         return (signature.output ? py::object(both) : py::object(both[0])).release().ptr();
     });
 }

@@ -384,6 +384,21 @@ void compute_loss(Operation operation, const Slices& slices, const Loss& loss) {
     LossOfBatch(operation, slices, loss).compute();
 }
 
+std::ptrdiff_t find_invalid_label(const std::int64_t* labels, std::ptrdiff_t count, std::ptrdiff_t classes,
+                                  const std::optional<std::int64_t>& ignore_index) {
+    // An index c is valid if it has no sign bit and c - classes has one. All are looked at together, since few calls
+    // find one amiss.
+    std::uint64_t within = ~std::uint64_t{0};
+    for (std::ptrdiff_t i = 0; i < count; ++i) {
+        const auto c = static_cast<std::uint64_t>(labels[i]);
+        within &= ~c & (c - static_cast<std::uint64_t>(classes));
+    }
+    if (within >> 63) return -1;
+    for (std::ptrdiff_t i = 0; i < count; ++i)
+        if (!is_class(labels[i], classes) && labels[i] != ignore_index) return i;
+    return -1;
+}
+
 std::ptrdiff_t find_invalid_label(const Slices& slices, std::ptrdiff_t classes,
                                   std::optional<std::int64_t> ignore_index) {
     std::ptrdiff_t found = -1;
@@ -395,18 +410,8 @@ std::ptrdiff_t find_invalid_label(const Slices& slices, std::ptrdiff_t classes,
         for (std::ptrdiff_t from = 0; from < length && found < 0; from += slices_per_call) {
             const std::ptrdiff_t some = std::min(length - from, slices_per_call);
             read_indices(slices.arrays[Role::label], at[Role::label] + from * stride, stride, some, labels);
-            // An index c is valid if it has no sign bit and c - classes has one. All are looked at together, since few
-            // calls find one amiss.
-            std::uint64_t within = ~std::uint64_t{0};
-            for (std::ptrdiff_t i = 0; i < some; ++i) {
-                const auto c = static_cast<std::uint64_t>(labels[i]);
-                within &= ~c & (c - static_cast<std::uint64_t>(classes));
-            }
-            if (within >> 63) continue;
-            for (std::ptrdiff_t i = 0; i < some && found < 0; ++i) {
-                const bool valid = is_class(labels[i], classes) || labels[i] == ignore_index;
-                if (!valid) found = position + from + i;
-            }
+            const std::ptrdiff_t invalid = find_invalid_label(labels, some, classes, ignore_index);
+            if (invalid >= 0) found = position + from + invalid;
         }
     });
     return found;

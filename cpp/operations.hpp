@@ -12,10 +12,28 @@ namespace fastsoftmax {
 // writes; a mask is optional.
 void compute(Operation operation, const Slices& slices, double temperature);
 
+enum class Reduction { none, mean, sum };
+
+// Dense rows of float32 or float64: classes are contiguous, and rows follow each other. They are so few that one thread
+// computes them at once, in less time than a plan and its memory would take.
+struct FewRows {
+    static constexpr std::ptrdiff_t most = 256, most_elements = 4096;  // in the order of 10 us
+
+    ElementType type;
+    std::ptrdiff_t count, classes;  // at least one row and two classes
+    std::byte* scores;
+    std::byte* output = nullptr;  // in the place of the scores or elsewhere
+    std::byte* value = nullptr;   // one a row, or one for all by a reduction
+    Array label = {};             // one after another
+    Reduction reduction = Reduction::none;
+};
+
+// What `compute` and `compute_loss` do without options, and without a plan. False, and nothing is written: a label is
+// no class, or the rows need memory.
+bool compute_few(Operation operation, const FewRows& rows);
+
 // log|sum of b exp(x)| to `value` and, if present, its sign to `sign`; `second` holds b.
 void compute_weighed(const Slices& slices);
-
-enum class Reduction { none, mean, sum };
 
 struct Loss {
     bool probabilities = false;      // `second` holds class probabilities; else `label` class indices
@@ -34,5 +52,8 @@ void compute_loss(Operation operation, const Slices& slices, const Loss& loss);
 // The first label, in C order, outside [0, classes) and not `ignore_index`; -1: none. Reads the batch axes and `label`.
 std::ptrdiff_t find_invalid_label(const Slices& slices, std::ptrdiff_t classes,
                                   std::optional<std::int64_t> ignore_index);
+// The same of labels one after another.
+std::ptrdiff_t find_invalid_label(const std::int64_t* labels, std::ptrdiff_t count, std::ptrdiff_t classes,
+                                  const std::optional<std::int64_t>& ignore_index);
 
 }  // namespace fastsoftmax

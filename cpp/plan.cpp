@@ -190,8 +190,7 @@ std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
     }
     const bool of_halves = loop == Loop::rows && halves();
     const bool takes_place = signature.output && slices.arrays[Role::scores].data == slices.arrays[Role::output].data;
-    const bool waits = signature.keeps_exponentials && classes > most_padded_packs * lanes() &&
-                       (of_halves || takes_place || loop == Loop::gathered_rows);
+    const bool waits = keeps_rows(signature, classes, lanes(), of_halves || takes_place || loop == Loop::gathered_rows);
     return in_doubles((of_halves ? width : 0) + (waits ? std::max(width, rows_room / this->width()) : 0));
 }
 

@@ -34,6 +34,14 @@ struct Workspace {
     double* extra;  // the caller's own
 };
 
+// Of the packs of a type computed in.
+constexpr int lanes_of(ElementType type) { return type == ElementType::float32 ? 16 : 8; }
+
+// Whether rows of the kernel need memory for exponentials, because these cannot wait where the results will stand.
+constexpr bool keeps_rows(const Signature& signature, std::ptrdiff_t classes, int lanes, bool in_place) {
+    return signature.keeps_exponentials && in_place && classes > most_padded_packs * lanes;
+}
+
 struct Plan {
     Plan(const Signature& signature, const Slices& given, const Demands& demands);
 
@@ -48,7 +56,7 @@ struct Plan {
     std::ptrdiff_t unit = 1, along = 1, units_along = 1, units = 0, at_once = 1;
 
     ElementType type() const { return slices.arrays[Role::scores].type; }
-    int lanes() const { return in_float ? 16 : 8; }
+    int lanes() const { return lanes_of(computed()); }
     std::ptrdiff_t width() const { return in_float ? 4 : 8; }
     ElementType computed() const { return in_float ? ElementType::float32 : ElementType::float64; }
     bool halves() const { return in_float && bytes_of(type()) == 2; }

@@ -17,13 +17,34 @@ from functools import partial
 import fastsoftmax as fs
 import numpy as np
 import pytest
-from arrays import FLOATING, INTEGERS, LAYOUTS, as_c, as_read_only, results, zoo
+from arrays import (
+    FLOATING,
+    INTEGERS,
+    LAYOUTS,
+    as_c,
+    as_negative,
+    as_read_only,
+    as_strided,
+    as_swapped,
+    as_unaligned,
+    results,
+    zoo,
+)
 from fastsoftmax import _core
 
 TRANSFORMS = ["softmax", "log_softmax"]
 LOSSES = ["cross_entropy", "cross_entropy_with_grad"]
 INTO = [*TRANSFORMS, "cross_entropy_with_grad"]
 NAMES = [*TRANSFORMS, "logsumexp", *LOSSES]
+
+# Shapes round the most rows and elements that are computed without a plan, and round the classes from which rows are
+# kept elsewhere while they are computed in place.
+AROUND_FEW = [
+    *[(rows, 16) for rows in (1, 2, 255, 256, 257)],
+    (2048, 2),
+    *[(1, classes) for classes in (1, 2, 3, 10, 56, 57, 104, 105, 208, 209, 4095, 4096, 4097)],
+    *[(3, classes) for classes in (1, 2, 56, 57, 104, 105, 208, 209, 1000, 1365, 1366)],
+]
 
 each_function = pytest.mark.parametrize("name", NAMES)
 
@@ -121,6 +142,53 @@ def test_every_out_holds_the_same_with_and_without_the_shortcut(name):
             in_place = as_c(x)
             told.append((outcome(f, *arrays_of(name, in_place), out=in_place), in_place.tobytes()))
         assert told[0] == told[1]
+
+
+@each_function
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", AROUND_FEW, ids=str)
+def test_few_rows_have_the_bits_of_rows_that_are_planned(name, dtype, shape):
+    """Also where the results take the place of the scores; and with a slice beyond the fixed reference's range."""
+    function = getattr(fs, name)
+    x = np.random.default_rng(0).normal(0, 3, shape).astype(dtype)
+    x[..., -1, :] += 1000
+    given = arrays_of(name, x)
+    calls = [{"reduction": reduction} for reduction in ("none", "mean", "sum")] if name in LOSSES else [{}]
+    if name == "logsumexp":
+        calls.append({"axis": -1})
+    for options in calls:
+        planned = outcome(function.__wrapped__, *given, **options)
+        assert outcome(function, *given, **options) == planned
+        if name in INTO:
+            own = x.copy()
+            for scores, out in [(x, np.empty_like(x)), (own, own)]:
+                assert outcome(function, scores, *given[1:], **options, out=out)[1] == planned[1]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("make", [as_c, as_strided, as_negative, as_unaligned, as_swapped], ids=lambda f: f.__name__)
+def test_few_targets_of_every_type_and_layout_are_read_as_they_are(name, make):
+    function = getattr(fs, name)
+    x = np.random.default_rng(0).normal(0, 3, (5, 2, 100)).astype(np.float32)
+    for dtype in INTEGERS[1:]:
+        targets = make(np.arange(10).reshape(5, 2).astype(dtype) * 11)
+        for reduction in ("none", "mean", "sum"):
+            wanted = outcome(function.__wrapped__, x, targets, reduction=reduction)
+            assert outcome(function, x, targets, reduction=reduction) == wanted
+        targets[-1, -1] = 100
+        assert outcome(function, x, targets) == outcome(function.__wrapped__, x, targets)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 256, 257])
+def test_a_target_that_is_refused_leaves_out_as_it_was(rows):
+    x = np.zeros((rows, 4), np.float32)
+    targets = np.zeros(rows, int)
+    targets[-1] = 4
+    for out in (np.full_like(x, 7), x):
+        before = out.copy()
+        with pytest.raises(ValueError, match="4"):
+            fs.cross_entropy_with_grad(x, targets, out=out)
+        np.testing.assert_array_equal(out, before)
 
 
 @pytest.mark.parametrize("name", INTO)
