@@ -4,6 +4,7 @@
 #include "loops/lines.hpp"
 #include "loops/rows.hpp"
 #include "operations/cross_entropy.hpp"
+#include "operations/entropy.hpp"
 #include "operations/gradient_loops.hpp"
 #include "operations/logs.hpp"
 #include "operations/softmax.hpp"
@@ -70,6 +71,18 @@ void fill_gradient(Kernels& k) {
     k.of[op].rows[ElementType::float64] = ::gradient_rows<op, double>;
 }
 
+template <class T>
+constexpr Loops<T> entropy_loops_of = {::entropy_tiles<T>, ::measure_entropy_row<T>, ::conclude_entropy_row<T>,
+                                       nullptr};
+
+void fill_entropy(Kernels& k) {
+    Kernel& kernel = k.of[Operation::entropy];
+    kernel = {signature<Operation::entropy>, {}, {}, ::merge_entropies, entropy_loops_of<float>,
+              entropy_loops_of<double>};
+    kernel.rows[ElementType::float32] = ::entropy_rows<float>;
+    kernel.rows[ElementType::float64] = ::entropy_rows<double>;
+}
+
 template <class E, ElementType element>
 void fill_gather(Kernels& k) {
     k.to_float.gather_row[element] = ::gather_row<E, float>;
@@ -118,6 +131,7 @@ Kernels make_kernels() {
     fill_gradient<Operation::log_softmax_grad>(k);
     fill_exponentials<CrossEntropy<false>>(k);
     fill_exponentials<CrossEntropy<true>>(k);
+    fill_entropy(k);
     fill_gather<Half, ElementType::float16>(k);
     fill_gather<BFloat16, ElementType::bfloat16>(k);
     fill_gather<float, ElementType::float32>(k);
