@@ -345,11 +345,11 @@ def entropy(
     >>> fs.entropy([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]]).round(4)
     array([1.3863, 0.0037])
     >>> print(f"{fs.entropy([0.0, 60.0]):.4e}")
-    5.3414e-25
+    5.3415e-25
     >>> scores = np.array([[2.0, 1.0, 0.5], [3.0, 2.5, -1.0]], np.float32)
     >>> fs.entropy(scores, temperature=2.0, keepdims=True).round(4)
-    array([[1.0386],
-           [0.8756]], dtype=float32)
+    array([[1.0481],
+           [0.8924]], dtype=float32)
     """
     array, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
     keepdims = keepdims is not False and to_flag(keepdims, "keepdims")
