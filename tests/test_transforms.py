@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp, entropy and the two gradients: the twin in `reference`, then each argument's own promise."""
+"""softmax, log_softmax, logsumexp, entropy and two gradients: the twin in `reference`, then each argument's promise."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""softmax, logsumexp, their gradients and cross-entropy losses for NumPy arrays, at the speed of memory."""
+"""softmax, logsumexp, entropy, gradients and cross-entropy losses for NumPy arrays, at the speed of memory."""
 
 from typing import TYPE_CHECKING, Any
 
