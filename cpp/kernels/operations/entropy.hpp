@@ -1,5 +1,5 @@
-// The entropy of the probabilities: log(1 + rest / top) + sum of e (max - x) / T, over the sum of all e. No term is
-// negative, so nothing cancels, as the entropy falls to 0 neither.
+// The entropy of the probabilities: log(1 + rest / top), and the sum of e (max - x) / T over that of all e. Neither is
+// negative, so nothing cancels, even where the entropy is near 0. Scores are read thrice, the general way.
 #pragma once
 
 #include "../general/rows.hpp"
