@@ -279,7 +279,8 @@ class Jax(Contender):
 
         def entropy(x: Any) -> Any:
             logp = jax.nn.log_softmax(x, axis=axis)
-            return -(jnp.exp(logp) * logp).sum(axis)
+            p = jnp.exp(logp)
+            return -jnp.where(p == 0, 0, p * logp).sum(axis)
 
         def softmax_grad(y: Any, dy: Any) -> Any:
             return y * (dy - (y * dy).sum(axis, keepdims=True))
