@@ -110,10 +110,12 @@ class Scipy(Contender):
         from scipy import special
 
         case = work.case
-        if case.operation not in ("softmax", "log_softmax", "logsumexp"):
+        if case.operation not in ("softmax", "log_softmax", "logsumexp", "entropy"):
             raise Unsupported(f"scipy.special has no {case.operation}")
         if case.dtype == "bfloat16":
             raise Unsupported("scipy.special takes no bfloat16")
+        if case.operation == "entropy":
+            return lambda: special.entr(special.softmax(work.x, case.axis)).sum(case.axis)
         return partial(getattr(special, case.operation), work.x, axis=case.axis)
 
 

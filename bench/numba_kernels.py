@@ -111,6 +111,21 @@ def logsumexp_rows(x: Any, out: Any) -> None:
 
 
 @_jit
+def entropy_rows(x: Any, out: Any) -> None:
+    for i in prange(x.shape[0]):
+        largest = x[i, 0]
+        for c in range(1, x.shape[1]):
+            largest = max(largest, x[i, c])
+        total = weighed = x.dtype.type(0)
+        for c in range(x.shape[1]):
+            d = x[i, c] - largest
+            e = exp(d)
+            total += e
+            weighed += e * d
+        out[i] = math.log(total) - weighed / total
+
+
+@_jit
 def softmax_grad_rows(y: Any, dy: Any, out: Any) -> None:
     for i in prange(y.shape[0]):
         dot = y.dtype.type(0)
@@ -230,6 +245,29 @@ def logsumexp_columns(x: Any, out: Any) -> None:
 
 
 @_jit
+def entropy_columns(x: Any, out: Any) -> None:
+    outer, classes, inner = x.shape
+    blocks = (inner + BLOCK - 1) // BLOCK
+    for task in prange(outer * blocks):
+        o, start = task // blocks, task % blocks * BLOCK
+        width = min(BLOCK, inner - start)
+        largest = x[o, 0, start : start + width].copy()
+        total = np.zeros(width, x.dtype)
+        weighed = np.zeros(width, x.dtype)
+        for c in range(1, classes):
+            for i in range(width):
+                largest[i] = max(largest[i], x[o, c, start + i])
+        for c in range(classes):
+            for i in range(width):
+                d = x[o, c, start + i] - largest[i]
+                e = exp(d)
+                total[i] += e
+                weighed[i] += e * d
+        for i in range(width):
+            out[o, start + i] = math.log(total[i]) - weighed[i] / total[i]
+
+
+@_jit
 def cross_entropy_with_grad_columns(x: Any, targets: Any, grad: Any) -> Any:
     outer, classes, inner = x.shape
     blocks = (inner + BLOCK - 1) // BLOCK
@@ -265,6 +303,7 @@ ROWS: dict[str, Kernel] = {
     "softmax": softmax_rows,
     "log_softmax": log_softmax_rows,
     "logsumexp": logsumexp_rows,
+    "entropy": entropy_rows,
     "softmax_grad": softmax_grad_rows,
     "log_softmax_grad": log_softmax_grad_rows,
     "cross_entropy": cross_entropy_rows,
@@ -274,5 +313,6 @@ COLUMNS: dict[str, Kernel] = {
     "softmax": softmax_columns,
     "log_softmax": log_softmax_columns,
     "logsumexp": logsumexp_columns,
+    "entropy": entropy_columns,
     "cross_entropy_with_grad": cross_entropy_with_grad_columns,
 }

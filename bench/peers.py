@@ -45,6 +45,8 @@ class Torch(Contender):
         match case.operation:
             case "softmax" | "log_softmax" | "logsumexp":
                 return partial(getattr(torch, case.operation), x, case.axis, **out)
+            case "entropy":
+                return partial(self._entropy, x, case.axis)
             case "softmax_grad" | "log_softmax_grad":
                 forward = case.operation.removesuffix("_grad")
                 y = getattr(torch, forward)(x, case.axis)
@@ -57,6 +59,12 @@ class Torch(Contender):
                 if case.operation == "cross_entropy":
                     return loss_of
                 return self._with_gradient(loss_of, x, case.axis)
+
+    @staticmethod
+    def _entropy(x: Any, axis: int) -> Any:
+        from torch.distributions import Categorical
+
+        return Categorical(logits=x.movedim(axis, -1), validate_args=False).entropy()
 
     @staticmethod
     def _with_gradient(loss_of: Call, x: Any, axis: int) -> Call:
@@ -107,6 +115,8 @@ class TorchCompiled(Torch):
         match case.operation:
             case "softmax" | "log_softmax" | "logsumexp":
                 return self._compiled(getattr(torch, case.operation), self._tensor(work.x), case.axis)
+            case "entropy":
+                return self._compiled(self._entropy, self._tensor(work.x), case.axis)
             case "cross_entropy" | "cross_entropy_with_grad" if case.reduction == "mean":
                 x = self._tensor(work.x)
                 x = x.movedim(case.axis, 1) if x.ndim > 1 else x
@@ -267,6 +277,11 @@ class Jax(Contender):
             each, pullback = jax.vjp(partial(losses, targets=targets), x)
             return each, pullback(jnp.ones_like(each))[0]
 
+        def entropy(x: Any) -> Any:
+            logp = jax.nn.log_softmax(x, axis=axis)
+            p = jnp.exp(logp)
+            return -jnp.where(p == 0, 0, p * logp).sum(axis)
+
         def softmax_grad(y: Any, dy: Any) -> Any:
             return y * (dy - (y * dy).sum(axis, keepdims=True))
 
@@ -280,6 +295,8 @@ class Jax(Contender):
         match operation:
             case "softmax" | "log_softmax" | "logsumexp":
                 function = partial(getattr(jax.nn, operation), axis=axis)
+            case "entropy":
+                function = entropy
             case "cross_entropy":
                 function = loss if reduction == "mean" else losses
             case "cross_entropy_with_grad":

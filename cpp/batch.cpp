@@ -218,7 +218,11 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
 
 void Batch::scatter_results(const Offsets& first, std::ptrdiff_t length, double* memory) const {
     const Workspace workspace = plan.workspace(memory);
-    if (plan.slices.has(Role::value)) transport.scatter_numbers(Role::value, first, length, workspace.value);
+    if (plan.slices.has(Role::value)) {
+        if (plan.classes == 0 || plan.slices.has(Role::mask))
+            transport.set_values_of_none(first, length, workspace.value);
+        transport.scatter_numbers(Role::value, first, length, workspace.value);
+    }
     if (workspace.sign) transport.scatter_numbers(Role::sign, first, length, workspace.sign);
 }
 

@@ -291,6 +291,11 @@ py::object reduce(const py::array& x, const MaybeArray& out, const py::dtype& dt
     return compute_arrays<Operation::logsumexp>(x, weights, out, dtype, axes, 1, where, keepdims, with_sign);
 }
 
+py::object entropy(const py::array& x, const MaybeArray& out, const py::dtype& dtype, const ClassAxes& axes,
+                   double temperature, const MaybeArray& where, bool keepdims) {
+    return compute_arrays<Operation::entropy>(x, {}, out, dtype, axes, temperature, where, keepdims);
+}
+
 Reduction reduction_of(std::string_view name) {
     return name == "none" ? Reduction::none : name == "sum" ? Reduction::sum : Reduction::mean;
 }
@@ -441,6 +446,7 @@ PyMethodDef methods[] = {
     method<transform<Operation::log_softmax>>(
         "log_softmax", "log_softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<reduce>("logsumexp", "logsumexp($module, x, out, dtype, axes, b, where, keepdims, return_sign, /)\n--\n\n"),
+    method<entropy>("entropy", "entropy($module, x, out, dtype, axes, temperature, where, keepdims, /)\n--\n\n"),
     method<transform_gradient<Operation::softmax_grad>>(
         "softmax_grad", "softmax_grad($module, y, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<transform_gradient<Operation::log_softmax_grad>>(
@@ -612,6 +618,7 @@ constexpr std::pair<const char*, Shortcut> shortcuts[] = {
     {"softmax", transform_at_once<Operation::softmax>},
     {"log_softmax", transform_at_once<Operation::log_softmax>},
     {"logsumexp", transform_at_once<Operation::logsumexp, true>},
+    {"entropy", transform_at_once<Operation::entropy>},
     {"cross_entropy", loss_at_once<Operation::cross_entropy>},
     {"cross_entropy_with_grad", loss_at_once<Operation::cross_entropy_grad>},
 };

@@ -1,5 +1,6 @@
 #include "transport.hpp"
 
+#include <cmath>
 #include <utility>
 
 #include "targets.hpp"
@@ -154,11 +155,28 @@ void Transport::scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t 
                 });
 }
 
+void Transport::set_values_of_none(const Offsets& first, std::ptrdiff_t length, double* values) const {
+    for (std::ptrdiff_t i = 0; i < length; ++i)
+        if (std::isnan(values[i]) && !any_present(slices().batch.moved(first, i))) values[i] = signature_.value_of_none;
+}
+
 void Transport::gather_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* to) const {
     for_numbers(Role::label, first, length,
                 [&](std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::ptrdiff_t position) {
                     read_indices(array(Role::label), offset, stride, count, to + position);
                 });
+}
+
+// Whether any entry of the slice takes part.
+bool Transport::any_present(const Offsets& at) const {
+    if (!slices().has(Role::mask)) return plan_.classes > 0;
+    bool any = false;
+    const std::ptrdiff_t stride = slices().classes.last().strides[Role::mask];
+    slices().classes.for_stretches(0, plan_.classes, [&](const Offsets& along, std::ptrdiff_t, std::ptrdiff_t length) {
+        const std::byte* present = array(Role::mask).data + at[Role::mask] + along[Role::mask];
+        for (std::ptrdiff_t i = 0; i < length && !any; ++i) any = present[i * stride] != std::byte{0};
+    });
+    return any;
 }
 
 // Whether rows of the array in `role` make up one long row, all of it present.

@@ -23,6 +23,8 @@ class Transport {
     // axes of one slice, then those of the next.
     void gather_numbers(Role role, const Offsets& first, std::ptrdiff_t length, double* to) const;
     void scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, const double* from) const;
+    // One number a slice: where it is NaN and no entry takes part, it becomes the signature's.
+    void set_values_of_none(const Offsets& first, std::ptrdiff_t length, double* values) const;
     void gather_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* to) const;
 
   private:
@@ -32,6 +34,7 @@ class Transport {
     const Slices& slices() const { return plan_.slices; }
     const Array& array(Role role) const { return slices().arrays[role]; }
     bool one_after_another(Role role) const;
+    bool any_present(const Offsets& at) const;
     // The value that stands for a masked entry.
     double masked(Role role) const {
         return role == Role::scores ? signature_.masked_scores : role == Role::output ? signature_.masked_output : 0;

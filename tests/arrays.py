@@ -376,6 +376,10 @@ REDUCTIONS: dict[str, Call] = {
     "logsumexp, all": lambda fs, a, axis: fs.logsumexp(
         a.x, axis, b=a.b, where=a.where, return_sign=True, dtype=np.float64
     ),
+    "entropy": lambda fs, a, axis: fs.entropy(a.x, axis),
+    "entropy, temperature": lambda fs, a, axis: fs.entropy(a.x, axis, temperature=0.7),
+    "entropy, where": lambda fs, a, axis: fs.entropy(a.x, axis, where=a.where),
+    "entropy, all": lambda fs, a, axis: fs.entropy(a.x, axis, temperature=3, where=a.where, dtype=np.float64),
 }
 
 
@@ -435,6 +439,8 @@ WIDER_INTO: dict[str, Into] = {
 REDUCED_INTO: dict[str, Into] = {
     "logsumexp": lambda fs, a, axis, out: fs.logsumexp(a.x, axis, out=out),
     "logsumexp, all": lambda fs, a, axis, out: fs.logsumexp(a.x, axis, b=a.b, where=a.where, return_sign=True, out=out),
+    "entropy": lambda fs, a, axis, out: fs.entropy(a.x, axis, out=out),
+    "entropy, all": lambda fs, a, axis, out: fs.entropy(a.x, axis, temperature=0.7, where=a.where, out=out),
 }
 
 IN_PLACE: dict[str, Call] = {

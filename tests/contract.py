@@ -35,15 +35,18 @@ BOUNDS = {
     "log_softmax": Bound(2, 2, 0.51),
     "logsumexp": Bound(1, 1, 0.51, "the larger of the result and the largest logit"),
     "logsumexp, largest 0": Bound(2, 2, 0.51),
+    "entropy": Bound(4, 4, 0.51),
     "cross_entropy": Bound(2, 2, 2),
     "cross_entropy_grad": Bound(3, 3, 0.52),
     "softmax, temperature": Bound(2, 2, 0.51),
     "log_softmax, temperature": Bound(2, 2, 0.51),
+    "entropy, temperature": Bound(4, 4, 0.51),
     "cross_entropy, temperature": Bound(2, 2, 2),
     "cross_entropy_grad, temperature": Bound(3, 3, 0.52),
     "softmax, where": Bound(2, 2, 0.51),
     "log_softmax, where": Bound(2, 2, 0.51),
     "logsumexp, where": Bound(1, 1, 0.51, "the larger of the result and the largest logit"),
+    "entropy, where": Bound(4, 4, 0.51),
     "cross_entropy, weight": Bound(2, 2, 2),
     "cross_entropy_grad, weight": Bound(4, 4, 0.52, _TERMS),
     "cross_entropy, label_smoothing": Bound(4, 4, 4),
@@ -65,6 +68,7 @@ def plain(fs: Any, x: NDArray, axis: int, exact: Slices) -> Checks:
     yield "softmax", ulp_error(exact.seen(fs.softmax(x, axis)), exact.softmax)
     yield "log_softmax", ulp_error(exact.seen(fs.log_softmax(x, axis)), exact.log_softmax)
     yield "logsumexp", ulp_error(fs.logsumexp(x, axis), exact.logsumexp, _larger(exact))
+    yield "entropy", ulp_error(fs.entropy(x, axis), exact.entropy)
     targets = some_targets(exact)
     loss, grad = fs.cross_entropy_with_grad(x, targets, axis, reduction="none")
     share = exact.one_hot(targets)
@@ -84,6 +88,7 @@ def temperature(fs: Any, x: NDArray, axis: int, t: float) -> Checks:
     exact = Slices(x, axis, t)
     yield "softmax, temperature", ulp_error(fs.softmax(x, axis, temperature=t), exact.softmax)
     yield "log_softmax, temperature", ulp_error(fs.log_softmax(x, axis, temperature=t), exact.log_softmax)
+    yield "entropy, temperature", ulp_error(fs.entropy(x, axis, temperature=t), exact.entropy)
     targets = some_targets(exact)
     loss, grad = fs.cross_entropy_with_grad(x, targets, axis, temperature=t, reduction="none")
     share = exact.one_hot(targets)
@@ -99,6 +104,7 @@ def where(fs: Any, x: NDArray, axis: int) -> Checks:
     yield "softmax, where", ulp_error(fs.softmax(x, axis, where=shown), exact.softmax)
     yield "log_softmax, where", ulp_error(fs.log_softmax(x, axis, where=shown), exact.log_softmax)
     yield "logsumexp, where", ulp_error(fs.logsumexp(x, axis, where=shown), exact.logsumexp, _larger(exact))
+    yield "entropy, where", ulp_error(fs.entropy(x, axis, where=shown), exact.entropy)
 
 
 def targets(fs: Any, x: NDArray, axis: int) -> Checks:

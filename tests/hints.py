@@ -55,6 +55,7 @@ refused(lambda: fs.softmax(single, axis="x"))  # type: ignore[call-overload]
 refused(lambda: fs.softmax(single, axis=[0, 1]))  # type: ignore[call-overload]
 refused(lambda: fs.log_softmax(single, axis=1.0))  # type: ignore[call-overload]
 refused(lambda: fs.logsumexp(single, axis=(0, "1")))  # type: ignore[arg-type]
+refused(lambda: fs.entropy(single, axis=[0, 1]))  # type: ignore[call-overload]
 refused(lambda: fs.softmax_grad(single, single, np.float32(1)))  # type: ignore[call-overload]
 refused(lambda: fs.cross_entropy(single, labels, axis=None))  # type: ignore[call-overload]
 refused(lambda: fs.cross_entropy(single, labels, axis=(1,)))  # type: ignore[call-overload]
@@ -101,6 +102,7 @@ assert_type(fs.cross_entropy_grad(single, labels, reduction=wanted), NDArray[np.
 fs.cross_entropy(single, labels, reduction=wanted)
 assert_type(fs.show_config(mode="dicts"), dict[str, Any])
 fs.logsumexp(single, 1, keepdims=np.True_, return_sign=np.False_)
+fs.entropy(single, 1, keepdims=np.True_)
 
 refused(lambda: fs.cross_entropy(single, labels, reduction="men"))  # type: ignore[call-overload]
 refused(lambda: fs.cross_entropy(single, labels, reduction="Mean"))  # type: ignore[call-overload]
@@ -166,6 +168,19 @@ assert_type(fs.logsumexp(small, 1, keepdims=True, return_sign=True), tuple[NDArr
 assert_type(fs.logsumexp(half, b=small, return_sign=True, dtype=np.float64), tuple[np.float64, np.float64])
 assert_type(fs.logsumexp(single, 1, b=[1, 1, -1], return_sign=True), tuple[Any, Any])
 
+# Entropy: likewise, but along the last axis unless it is told otherwise.
+
+assert_type(fs.entropy(single), Any)
+assert_type(fs.entropy(single, None), np.float32)
+assert_type(fs.entropy(small, axis=None, temperature=2), np.float64)
+assert_type(fs.entropy(np.float16(1)), np.float16)
+assert_type(fs.entropy(1.0), np.float64)
+assert_type(fs.entropy(untyped), Any)
+assert_type(fs.entropy(single, keepdims=True), NDArray[np.float32])
+assert_type(fs.entropy(lists, keepdims=True), NDArray[np.float64])
+assert_type(fs.entropy(half, None, dtype=np.float32), np.float32)
+assert_type(fs.entropy(half, 0, keepdims=True, where=mask, dtype=np.float64), NDArray[np.float64])
+
 # Losses: a scalar unless reduction="none"; of half precision in float32.
 
 assert_type(fs.cross_entropy(double, labels), np.float64)
@@ -207,12 +222,14 @@ assert_type(fs.log_softmax(single, out=maybe), NDArray[np.float32])
 assert_type(fs.softmax_grad(single, single, out=given), NDArray[np.float32])
 assert_type(fs.log_softmax_grad(single, untyped, out=given), NDArray[np.float32])
 assert_type(fs.logsumexp(double, 0, out=np.zeros(3)).dtype, np.dtype[np.float64])
+assert_type(fs.entropy(double, 0, out=np.zeros(3)).dtype, np.dtype[np.float64])
 assert_type(fs.cross_entropy_grad(untyped, labels, out=given), NDArray[np.float32])
 assert_type(fs.cross_entropy_with_grad(single, labels, out=given), tuple[Any, NDArray[np.float32]])
 assert_type(fs.cross_entropy_grad(brain, labels, out=brain.copy()).ndim, int)
 
 refused(lambda: fs.softmax(single, out=[0.0]))  # type: ignore[call-overload]
 refused(lambda: fs.logsumexp(single, out=np.float32(0)))  # type: ignore[call-overload]
+refused(lambda: fs.entropy(single, out=np.float32(0)))  # type: ignore[call-overload]
 refused(lambda: fs.cross_entropy_grad(single, labels, out=memoryview(b"")))  # type: ignore[call-overload]
 refused(lambda: fs.softmax(half, dtype=32))  # type: ignore[call-overload]
 refused(lambda: fs.softmax(None))  # type: ignore[call-overload]
@@ -223,5 +240,6 @@ refused(lambda: fs.cross_entropy(single))  # type: ignore[call-overload]
 
 assert_type(reference.softmax(small, np.int64(1), temperature=np.float32(2)), NDArray[np.float64])
 assert_type(reference.logsumexp(single, return_sign=True), tuple[np.float32, np.float32])
+assert_type(reference.entropy(single, keepdims=True), NDArray[np.float32])
 assert_type(fs.reference.cross_entropy(half, labels, reduction="none"), NDArray[np.float32])
 refused(lambda: reference.cross_entropy(single, labels, reduction="men"))  # type: ignore[call-overload]

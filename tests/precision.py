@@ -73,6 +73,9 @@ class Slices:
         # The sum without the peak's own 1. NumPy sums pairwise, as a million terms need, only along the last axis.
         others = np.ascontiguousarray(np.moveaxis(np.where(is_peak, 0, exp), axis, -1))
         self.rest = np.expand_dims(np.sum(others, axis=-1), axis)
+        with np.errstate(invalid="ignore"):
+            weighed = np.where(exp == 0, 0, -exp * (high + low))
+        self.weighed = np.sum(np.ascontiguousarray(np.moveaxis(weighed, axis, -1)), axis=-1)
         self.x, self.is_peak, self.high, self.low, self.exp = map(self.seen, (x, is_peak, high, low, exp))
 
     def seen(self, result: NDArray) -> NDArray:
@@ -101,6 +104,12 @@ class Slices:
     @cached_property
     def logsumexp(self) -> Exact:
         return np.squeeze(self.peak + self.temperature * np.log1p(self.rest), self.axis)
+
+    @cached_property
+    def entropy(self) -> Exact:
+        """Of two terms that are not negative."""
+        rest = np.squeeze(self.rest, self.axis)
+        return np.log1p(rest) + self.weighed / (1 + rest)
 
     def cross_entropy(self, share: Exact) -> Exact:
         """The loss of each slice; `share` is what each class of it counts, weight included."""

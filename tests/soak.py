@@ -93,6 +93,24 @@ def reductions() -> Calls:
     return [*calls, lambda: f(LARGE.x), lambda: f(HUGE, -1)]
 
 
+def entropies() -> Calls:
+    f = fs.entropy
+    calls: Calls = []
+    for a in some_inputs():
+        out = np.empty(a.x.shape[:-1], a.dy.dtype.newbyteorder("="))
+        calls += [
+            lambda x=a.x: f(x),
+            lambda x=a.x: f(x, None, temperature=2),
+            lambda a=a: f(a.x, 0, where=a.where, keepdims=True),
+            lambda x=a.x, out=out: f(x, out=out),
+            lambda x=a.x: f(x, x.ndim),
+            lambda a=a: f(a.x, where=a.x),
+            lambda x=a.x: f(x, temperature=-1),
+            lambda x=a.x: f(x, out=x),
+        ]
+    return [*calls, lambda: f(LARGE.x), lambda: f(HUGE)]
+
+
 def losses(f: Any, into: bool = False) -> Calls:
     calls: Calls = []
     for a in some_inputs():
@@ -147,6 +165,7 @@ FUNCTIONS: dict[str, Callable[[], Calls]] = {
     "softmax": lambda: transforms(fs.softmax),
     "log_softmax": lambda: transforms(fs.log_softmax),
     "logsumexp": reductions,
+    "entropy": entropies,
     "softmax_grad": lambda: gradients(fs.softmax_grad),
     "log_softmax_grad": lambda: gradients(fs.log_softmax_grad),
     "cross_entropy": lambda: losses(fs.cross_entropy),

@@ -186,3 +186,4 @@ def test_widening_keeps_the_bounds_of_the_wider_dtype(dtype):
         for wide in (w for w in FLOATING[2:] if w.itemsize >= dtype.itemsize):
             assert_within(contract.BOUNDS["softmax"].of(wide), fs.softmax(x, dtype=wide), exact.softmax)
             assert_within(contract.BOUNDS["log_softmax"].of(wide), fs.log_softmax(x, dtype=wide), exact.log_softmax)
+            assert_within(contract.BOUNDS["entropy"].of(wide), fs.entropy(x, dtype=wide), exact.entropy)

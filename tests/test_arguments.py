@@ -24,6 +24,7 @@ TRANSFORMS = {
     "softmax": lambda **o: fs.softmax(**{"x": X} | o),
     "log_softmax": lambda **o: fs.log_softmax(**{"x": X} | o),
     "logsumexp": lambda **o: fs.logsumexp(**{"x": X, "axis": 1} | o),
+    "entropy": lambda **o: fs.entropy(**{"x": X} | o),
     "softmax_grad": lambda **o: fs.softmax_grad(**{"y": P, "dy": X} | o),
     "log_softmax_grad": lambda **o: fs.log_softmax_grad(**{"logp": P, "dy": X} | o),
 }
@@ -37,6 +38,7 @@ INPUTS = {
     "softmax": ["x"],
     "log_softmax": ["x"],
     "logsumexp": ["x", "b"],
+    "entropy": ["x"],
     "softmax_grad": ["y", "dy"],
     "log_softmax_grad": ["logp", "dy"],
     "cross_entropy": ["logits"],
@@ -44,6 +46,7 @@ INPUTS = {
     "cross_entropy_with_grad": ["logits"],
 }
 GRADIENTS = ["cross_entropy_grad", "cross_entropy_with_grad"]
+REDUCED = ["logsumexp", "entropy"]  # one number a slice
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 each_transform = pytest.mark.parametrize("name", TRANSFORMS)
 each_loss = pytest.mark.parametrize("name", LOSSES)
@@ -55,7 +58,7 @@ def refuses(name, error, match=None, /, **options):
         FUNCTIONS[name](**options)
     assert type(raised.value) is error
     if name != "cross_entropy" and "out" not in options:
-        out = np.full(3 if name == "logsumexp" else (3, 4), SENTINEL)
+        out = np.full(3 if name in REDUCED else (3, 4), SENTINEL)
         with pytest.raises(error, match=match):
             FUNCTIONS[name](**options, out=out)
         assert (out == SENTINEL).all()
@@ -70,6 +73,7 @@ def refuses(name, error, match=None, /, **options):
         "softmax": "(x, axis=-1, *, temperature=1.0, where=None, dtype=None, out=None)",
         "log_softmax": "(x, axis=-1, *, temperature=1.0, where=None, dtype=None, out=None)",
         "logsumexp": "(x, axis=None, *, b=None, where=None, keepdims=False, return_sign=False, dtype=None, out=None)",
+        "entropy": "(x, axis=-1, *, temperature=1.0, where=None, keepdims=False, dtype=None, out=None)",
         "softmax_grad": "(y, dy, axis=-1, *, temperature=1.0, where=None, out=None)",
         "log_softmax_grad": "(logp, dy, axis=-1, *, temperature=1.0, where=None, out=None)",
         "cross_entropy": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
@@ -243,6 +247,7 @@ def test_a_number_has_no_mask(masked):
         lambda: fs.cross_entropy(X, INDICES, label_smoothing=masked),
         lambda: fs.softmax(X, temperature=masked),
         lambda: fs.logsumexp(X, keepdims=masked),
+        lambda: fs.entropy(X, keepdims=masked),
         lambda: fs.set_num_threads(masked),
     ):
         with pytest.raises(TypeError):
@@ -412,6 +417,7 @@ def test_views_of_shapes_beyond_all_memory_are_refused(dtype, power):
         lambda: fs.log_softmax_grad(x, x),
         lambda: fs.logsumexp(x),
         lambda: fs.logsumexp(x, b=x, return_sign=True),
+        lambda: fs.entropy(x),
         lambda: fs.cross_entropy(x, 0),
         lambda: fs.cross_entropy(x[None], [0], label_smoothing=0.1),
         lambda: fs.cross_entropy_grad(x, 0),
@@ -454,7 +460,7 @@ def test_an_axis_that_is_no_integer_is_a_type_error(name, axis):
 @each_transform
 def test_several_axes_are_a_tuple(name, axis):
     refuses(name, TypeError, "axis is .*; expected an integer, a tuple of integers or None", axis=axis)
-    if name in ("softmax", "log_softmax", "logsumexp"):
+    if name in ("softmax", "log_softmax", "logsumexp", "entropy"):
         with pytest.raises(TypeError, match="a tuple of integers"):
             getattr(fs, name)(1.0, axis)
 
@@ -466,7 +472,7 @@ def test_a_loss_has_one_axis(name, axis):
 
 
 @pytest.mark.parametrize("axis", [1, -2, (0, 0)])
-@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp])
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy])
 def test_a_0d_array_has_no_other_axis(function, axis):
     with pytest.raises(ValueError):  # noqa: PT011 - AxisError is one
         function(1.0, axis)
@@ -527,7 +533,7 @@ def test_a_masked_array_is_no_where(name):
 
 # dtype
 
-WITH_DTYPE = ["softmax", "log_softmax", "logsumexp"]
+WITH_DTYPE = ["softmax", "log_softmax", "logsumexp", "entropy"]
 
 
 @pytest.mark.parametrize(
@@ -600,7 +606,7 @@ def test_out_of_a_wrong_shape_is_refused_untouched(name):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16, int, complex, object, ">f8", bool])
 @pytest.mark.parametrize("name", WITH_OUT)
 def test_out_of_a_wrong_dtype_is_refused_untouched(name, dtype):
-    out = np.ones(3 if name == "logsumexp" else (3, 4), dtype)
+    out = np.ones(3 if name in REDUCED else (3, 4), dtype)
     refuses(name, TypeError, "out", out=out)
     assert (out == np.ones_like(out)).all()
 
@@ -619,7 +625,7 @@ class Liar(np.ndarray):
     flags = property(lambda self: X.flags)
 
 
-@pytest.mark.parametrize("name", [n for n in WITH_OUT if n != "logsumexp"])
+@pytest.mark.parametrize("name", [n for n in WITH_OUT if n not in REDUCED])
 def test_out_is_judged_by_its_memory(name):
     with pytest.raises(ValueError, match="shape"):
         FUNCTIONS[name](out=np.full((2, 3), SENTINEL).view(Liar))
@@ -629,7 +635,7 @@ def test_out_is_judged_by_its_memory(name):
 
 @pytest.mark.parametrize("name", WITH_OUT)
 def test_out_that_is_read_only_is_refused_untouched(name):
-    out = np.full(3 if name == "logsumexp" else (3, 4), SENTINEL)
+    out = np.full(3 if name in REDUCED else (3, 4), SENTINEL)
     out.flags.writeable = False
     refuses(name, ValueError, "read-only", out=out)
     assert (out == SENTINEL).all()
@@ -641,16 +647,17 @@ def overlapping(shape, strides):
 
 
 @pytest.mark.parametrize("strides", [(0, 1), (4, 0), (1, 1), (2, 1), (3, 2), (0, 0), (-1, 1), (3, 3)], ids=str)
-@pytest.mark.parametrize("name", [n for n in WITH_OUT if n != "logsumexp"])
+@pytest.mark.parametrize("name", [n for n in WITH_OUT if n not in REDUCED])
 def test_out_whose_own_elements_overlap_is_refused_untouched(name, strides):
     out = overlapping((3, 4), strides)
     refuses(name, ValueError, "overlap", out=out)
     assert (out == SENTINEL).all()
 
 
-def test_out_of_logsumexp_whose_own_elements_overlap_is_refused_untouched():
+@pytest.mark.parametrize("name", REDUCED)
+def test_out_of_one_number_a_slice_whose_own_elements_overlap_is_refused_untouched(name):
     out = overlapping((3,), (0,))
-    refuses("logsumexp", ValueError, "overlap", out=out)
+    refuses(name, ValueError, "overlap", out=out)
     assert (out == SENTINEL).all()
 
 

@@ -19,8 +19,8 @@ from bench import busy, busy_report, chart, marks, report
 from bench.busy import Beside, BusyRun, Figures, Gain, Together
 from bench.cases import Case
 from bench.contenders import Contender, Unsupported, definition, ours
-from bench.race import race
-from bench.workers import Disagreement, Station, started
+from bench.race import CaseResult, Run, race
+from bench.workers import Disagreement, Station, Timing, started
 
 TIME_LIMIT = 30
 SMALL = Case("softmax", (50, 30))
@@ -89,6 +89,17 @@ def test_arrays_that_would_fill_the_memory_are_raced_one_after_the_other(most_by
         result = race("group", SMALL, workers, [], 0.01)
     assert all(timing.median > 0 for timing in result.timings.values())
     assert result.rivals == ["reference"]
+
+
+def test_an_entropy_that_takes_too_long_beside_the_logsumexp_of_its_scores_is_found():
+    def raced(operation, ours, shape=(5000, 30)):
+        timings = {"fastsoftmax": Timing(1, [ours]), "reference": Timing(1, [100.0])}
+        return CaseResult("g", Case(operation, shape), False, timings, {}, ())
+
+    slow, fast, alone = raced("entropy", 3.2), raced("entropy", 2.8, (9, 9000)), raced("entropy", 9.0, (7, 7000))
+    run = Run(1, {}, [raced("logsumexp", 2.0), slow, raced("logsumexp", 2.0, (9, 9000)), fast, alone])
+    rows = list(zip(*(column.cells for column in marks.table([run], plain=True).columns), strict=True))
+    assert rows == [(slow.case.name, "1", "/ logsumexp", "1.50", "1.60")]
 
 
 # Beside other work

@@ -44,6 +44,7 @@ def within_an_ulp(got, wanted):
 def test_the_logsumexp_of_n_equal_numbers_is_log_n_more(dtype):
     got = fs.logsumexp(np.broadcast_to(dtype(3), N))
     assert within_an_ulp(got, 3 + np.log(N))
+    assert within_an_ulp(fs.entropy(np.broadcast_to(dtype(3), N)), np.log(N))
 
 
 @pytest.mark.parametrize("n", BOTH)
@@ -150,6 +151,8 @@ def test_one_class_each_of_so_many_slices_has_probability_one():
     logsums[...] = 5
     fs.logsumexp(np.broadcast_to(np.float16(3), (N, 1)), 1, out=logsums)
     assert all_equal(logsums, 3)
+    fs.entropy(np.broadcast_to(np.float16(3), (N, 1)), 1, out=logsums)
+    assert all_equal(logsums, 0)
 
 
 def test_the_loss_of_so_many_samples_is_their_sum_and_mean():

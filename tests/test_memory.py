@@ -64,6 +64,10 @@ CALLS = {
     "logsumexp, where": lambda a, out: fs.logsumexp(a.x, -1, where=a.where),
     "logsumexp, b": lambda a, out: fs.logsumexp(a.x, -1, b=a.b, where=a.where, return_sign=True),
     "logsumexp, b of one row": lambda a, out: fs.logsumexp(a.x, 0, b=a.b[:1]),
+    "entropy": lambda a, out: fs.entropy(a.x),
+    "entropy, all axes": lambda a, out: fs.entropy(a.x, None, temperature=2),
+    "entropy, first axis": lambda a, out: fs.entropy(a.x, 0),
+    "entropy, where": lambda a, out: fs.entropy(a.x, where=a.where),
     "softmax_grad": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, out=out),
     "softmax_grad, where": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, where=a.where, out=out),
     "softmax_grad, first axis": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, 0, out=out),
@@ -107,7 +111,7 @@ def test_peak_memory_grows_by_a_few_rows_with_few_classes(name):
         measure(CALLS[name], (ROWS * CLASSES // 4, 4), np.dtype("float32"), LAYOUTS["c"])
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "softmax_grad", "cross_entropy"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "entropy", "softmax_grad", "cross_entropy"])
 def test_a_long_slice_needs_no_copy_of_itself(name):
     measure(CALLS[name], (1, ROWS * CLASSES), np.dtype("float32"), LAYOUTS["c"])
 
@@ -119,6 +123,7 @@ def test_integers_are_not_converted_beforehand(dtype):
     fs.softmax(x[:100], out=out[:100])
     assert peak_growth(lambda: fs.softmax(x, out=out)) <= LIMIT
     assert peak_growth(lambda: fs.logsumexp(x)) <= LIMIT
+    assert peak_growth(lambda: fs.entropy(x)) <= LIMIT
     assert peak_growth(lambda: fs.cross_entropy(x, targets)) <= LIMIT
 
 
@@ -159,6 +164,7 @@ FEW_LONG_SLICES = {
     "softmax, where": lambda x, dy, out, targets: fs.softmax(x, 0, where=True, out=out),
     "log_softmax": lambda x, dy, out, targets: fs.log_softmax(x, 0, out=out),
     "logsumexp": lambda x, dy, out, targets: fs.logsumexp(x, 0),
+    "entropy": lambda x, dy, out, targets: fs.entropy(x, 0),
     "softmax_grad": lambda x, dy, out, targets: fs.softmax_grad(x, dy, 0, out=out),
     "log_softmax_grad": lambda x, dy, out, targets: fs.log_softmax_grad(x, dy, 0, out=out),
     "cross_entropy": lambda x, dy, out, targets: fs.cross_entropy(x, targets, 0),

@@ -36,6 +36,19 @@ def test_scipy_defines_the_same_logsumexp(axis, b, keepdims, return_sign, rng):
         np.testing.assert_allclose(g, w, RTOL, 1e-10)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, None], ids=str)
+def test_scipy_defines_the_same_entropy(axis, rng):
+    special, stats = pytest.importorskip("scipy.special"), pytest.importorskip("scipy.stats")
+    x = rng.normal(0, 4, (4, 5, 6))
+    for keepdims in (False, True):
+        wanted = stats.entropy(special.softmax(x, axis), axis=axis, keepdims=keepdims)
+        got = fs.entropy(x, axis, keepdims=keepdims)
+        assert np.shape(got) == np.shape(wanted)
+        np.testing.assert_allclose(got, wanted, RTOL, ATOL)
+        wanted = special.entr(special.softmax(x / 0.3, axis)).sum(axis, keepdims=keepdims)
+        np.testing.assert_allclose(fs.entropy(x, axis, temperature=0.3, keepdims=keepdims), wanted, RTOL, ATOL)
+
+
 def test_scipy_defines_the_same_values_of_infinities():
     special = pytest.importorskip("scipy.special")
     inf, nan = np.inf, np.nan
@@ -78,6 +91,13 @@ def test_torch_defines_the_same_logsumexp(rng):
     x = rng.normal(0, 4, (4, 5, 6))
     for axis in (0, 1, 2, (0, 2), (0, 1, 2)):
         np.testing.assert_allclose(fs.logsumexp(x, axis), to_numpy(torch.logsumexp(torch.from_numpy(x), axis)), RTOL)
+
+
+def test_torch_defines_the_same_entropy(rng):
+    torch = pytest.importorskip("torch")
+    x = rng.normal(0, 4, (4, 5, 6))
+    wanted = torch.distributions.Categorical(logits=torch.from_numpy(x)).entropy()
+    np.testing.assert_allclose(fs.entropy(x), to_numpy(wanted), RTOL, ATOL)
 
 
 LOSS_SHAPES = [((7,), 0), ((9, 5), 1), ((3, 5, 2, 4), 1)]  # torch has the class axis there

@@ -13,7 +13,7 @@ TARGET = 3
 
 
 def by_mpmath(x, temperature=1.0, repeats=1):
-    """softmax, log_softmax, logsumexp, and the gradient of cross_entropy, of one slice.
+    """softmax, log_softmax, logsumexp, the entropy, and the gradient of cross_entropy, of one slice.
 
     All except the last are those of a slice that holds each of `x` `repeats` times.
     """
@@ -23,11 +23,12 @@ def by_mpmath(x, temperature=1.0, repeats=1):
         total = repeats * mpmath.fsum(mpmath.exp(v - peak) for v in logits)
         softmax = [mpmath.exp(v - peak) / total for v in logits]
         log_softmax = [v - peak - mpmath.log(total) for v in logits]
+        entropy = repeats * mpmath.fsum(-p * logp for p, logp in zip(softmax, log_softmax, strict=True) if p > 0)
         grad = [p / temperature for p in softmax]
         grad[TARGET] = -mpmath.fsum(p for i, p in enumerate(softmax) if i != TARGET) / temperature
         return tuple(
             np.array([_longdouble(v) for v in values])
-            for values in (softmax, log_softmax, [temperature * (peak + mpmath.log(total))], grad)
+            for values in (softmax, log_softmax, [temperature * (peak + mpmath.log(total))], [entropy], grad)
         )
 
 
@@ -44,12 +45,13 @@ def _longdouble(value):
 def test_longdouble_results_are_right_to_a_fiftieth_of_a_float64_ulp(name, temperature):
     for x in family(name, (2, 40), FLOAT64):
         slices = precision.Slices(x, temperature=temperature)
-        softmax, log_softmax, logsumexp, grad = by_mpmath(x, temperature)
+        softmax, log_softmax, logsumexp, entropy, grad = by_mpmath(x, temperature)
         share = precision.shares(x.shape, 0, np.asarray(TARGET))
         largest = abs(x[np.isfinite(x)]).max()
         assert error(slices.softmax, softmax) <= 0.02
         assert error(slices.log_softmax, log_softmax) <= 0.02
         assert error(slices.logsumexp, logsumexp[0], np.maximum(abs(logsumexp[0]), largest)) <= 0.02
+        assert error(slices.entropy, entropy[0]) <= 0.02
         assert error(slices.cross_entropy(share), -log_softmax[TARGET]) <= 0.02
         assert error(slices.cross_entropy_grad(share), grad) <= 0.02
 
@@ -62,11 +64,12 @@ def test_longdouble_results_of_a_million_classes_are_as_right(name, axis):
     order = np.random.default_rng(0).permutation(1_000_000)
     many = np.tile(x, 25_000)[order]
     slices = precision.Slices(np.stack([many, many], axis=1 - axis), axis, every=99_991)
-    softmax, log_softmax, logsumexp, _ = by_mpmath(x, repeats=25_000)
+    softmax, log_softmax, logsumexp, entropy, _ = by_mpmath(x, repeats=25_000)
     for got, wanted in [(slices.softmax, softmax), (slices.log_softmax, log_softmax)]:
         for one in np.moveaxis(got, axis, -1):
             assert error(one, wanted[order[slices.entries] % 40]) <= 0.02
     assert error(slices.logsumexp, logsumexp[0], np.maximum(abs(logsumexp[0]), abs(x).max())) <= 0.02
+    assert error(slices.entropy, entropy[0]) <= 0.02
 
 
 def error(got, wanted, unit=None):

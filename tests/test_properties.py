@@ -68,12 +68,24 @@ def test_logsumexp_lies_between_the_maximum_and_what_all_equal_would_give(data):
         assert ((got <= top + np.log(count) + margin) | (got == np.inf)).all()
 
 
+@given(st.data())
+def test_an_entropy_lies_between_zero_and_the_logarithm_of_the_number_of_classes(data):
+    x = data.draw(logits())
+    axis = data.draw(axes(x))
+    got = np.asarray(fs.entropy(x, axis)).astype(np.float64)
+    count = x.size / max(1, got.size)
+    assert (got >= 0).all()
+    assert not np.signbit(got).any()
+    assert (got <= np.log(count) * (1 + 2 * epsilon(x.dtype))).all()
+
+
 @given(logits(np.float64, min_value=-(2**20), max_value=2**20), st.integers(-(2**20), 2**20))
 def test_a_shift_of_all_logits_changes_nothing_but_their_rounding(x, shift):
     x = np.round(x * 1024) / 1024  # so that the sum is exact
     np.testing.assert_allclose(fs.softmax(x + shift), fs.softmax(x), 1e-14, 1e-320)
     np.testing.assert_allclose(fs.log_softmax(x + shift), fs.log_softmax(x), 1e-14, 1e-320)
     np.testing.assert_allclose(fs.logsumexp(x + shift), fs.logsumexp(x) + shift, 1e-14, 1e-9)
+    np.testing.assert_allclose(fs.entropy(x + shift), fs.entropy(x), 1e-14, 1e-320)
 
 
 @given(st.floats(-700, 700), st.floats(-700, 700))
@@ -85,6 +97,9 @@ def test_two_classes_are_the_logistic_function(a, b):
     np.testing.assert_allclose(fs.softmax([a, b])[0], float(wanted), 1e-15, 1e-322)
     loss = np.log1p(np.exp(np.longdouble(b) - np.longdouble(a)))
     np.testing.assert_allclose(fs.cross_entropy([a, b], 0), float(loss), 1e-15, 1e-322)
+    distance = abs(np.longdouble(a) - np.longdouble(b))
+    entropy = np.log1p(np.exp(-distance)) + distance / (1 + np.exp(distance))
+    np.testing.assert_allclose(fs.entropy([a, b]), float(entropy), 1e-15, 1e-322)
 
 
 @given(st.data())
@@ -111,6 +126,7 @@ def test_nan_and_infinity_spoil_their_own_slice_and_no_other(x):
     spoilt = np.isnan(values).any(-1) | (values == np.inf).any(-1) | (values == -np.inf).all(-1)
     assert (np.isnan(got).all(-1) == spoilt).all()
     assert (np.isnan(got).any(-1) == spoilt).all()
+    assert (np.isnan(fs.entropy(x)) == spoilt).all()
     assert (got[(values == -np.inf) & ~spoilt[..., None]] == 0).all()
 
 
@@ -123,6 +139,7 @@ def test_a_mask_is_a_logit_of_minus_infinity(data):
     assert_same_bits(fs.softmax(x, where=shown), fs.softmax(hidden))
     assert_same_bits(fs.log_softmax(x, where=shown), fs.log_softmax(hidden))
     assert_same_bits(np.asarray(fs.logsumexp(x, -1, where=shown)), np.asarray(fs.logsumexp(hidden, -1)))
+    assert_same_bits(np.asarray(fs.entropy(x, where=shown)), np.asarray(fs.entropy(hidden)))
 
 
 # Gradients against finite differences, in float64.

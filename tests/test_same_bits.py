@@ -131,7 +131,7 @@ def test_in_every_layout_of_a_few_long_slices(n, dtype, call):
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_of_long_slices_with_a_mask_of_ones(dtype):
     a, others = long_slices(3, dtype)
-    for function in (fs.softmax, fs.log_softmax, fs.logsumexp):
+    for function in (fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy):
         wanted = function(a.x, 1)
         for _, other, axis in [("C", a, 1), *others]:
             got = moved_back(function(other.x, axis, where=True), 2, axis)
@@ -277,7 +277,7 @@ def test_of_a_long_slice_whose_parts_are_far_apart(levels, dtype, rng):
 
 
 @each_dtype
-@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp])
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy])
 def test_with_a_mask_of_ones(function, dtype):
     for shape in SHAPES:
         a = Inputs.normal(shape, dtype)
@@ -296,7 +296,7 @@ def test_of_a_loss_whatever_the_dtype_of_its_targets(call):
 
 @pytest.mark.core
 @each_dtype
-@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp])
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy])
 def test_of_a_slice_whatever_masked_classes_follow(function, dtype):
     """The rest of a slice, that fills no pack, is computed as the packs are: as if masked classes filled it."""
     few = 56  # up to here, sums have an order of their own

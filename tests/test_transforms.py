@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp and the two gradients: the twin in `reference`, then each argument's own promise."""
+"""softmax, log_softmax, logsumexp, entropy and two gradients: the twin in `reference`, then each argument's promise."""
 
 from itertools import combinations
 
@@ -75,7 +75,7 @@ def test_integers_beyond_float64_are_rounded_as_by_astype(dtype):
     assert_same_bits(fs.log_softmax(x), fs.log_softmax(x.astype(np.float64)))
 
 
-@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp])
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy])
 def test_lists_and_scalars_are_arrays(function):
     assert_same_bits(np.asarray(function([[1.0, 2.0], [3.0, 4.0]])), np.asarray(function(np.array([[1.0, 2], [3, 4]]))))
     assert_same_bits(np.asarray(function([1, 2])), np.asarray(function(np.array([1, 2]))))
@@ -86,7 +86,7 @@ def test_lists_and_scalars_are_arrays(function):
 @pytest.mark.parametrize("axis", [-1, 0, None, ()])
 def test_a_0d_array_gives_a_numpy_scalar(axis):
     x = np.asarray(2.5, np.float32)
-    for function, wanted in [(fs.softmax, 1), (fs.log_softmax, 0), (fs.logsumexp, 2.5)]:
+    for function, wanted in [(fs.softmax, 1), (fs.log_softmax, 0), (fs.logsumexp, 2.5), (fs.entropy, 0)]:
         got = function(x, axis)
         assert type(got) is np.float32
         assert got == wanted
@@ -100,7 +100,8 @@ def test_a_subclass_comes_back_as_a_plain_array():
 
     x = np.ones((2, 3)).view(Marked)
     y = fs.softmax(x)
-    for got in (y, fs.log_softmax(x), fs.logsumexp(x, -1), fs.softmax_grad(x, x), fs.log_softmax_grad(x, x)):
+    values = fs.logsumexp(x, -1), fs.entropy(x)
+    for got in (y, fs.log_softmax(x), *values, fs.softmax_grad(x, x), fs.log_softmax_grad(x, x)):
         assert type(got) is np.ndarray
 
 
@@ -133,7 +134,7 @@ def test_out_of_a_subclass_is_written_as_a_plain_array_and_returned(kind, axis, 
 # axis
 
 
-@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax])
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.entropy])
 def test_the_default_axis_is_the_last(function, rng):
     x = rng.normal(size=(2, 3, 4))
     assert_same_bits(function(x), function(x, -1))
@@ -164,13 +165,14 @@ def test_no_axes_make_every_element_a_slice(rng):
     assert_same_bits(fs.softmax(x, ()), np.ones_like(x))
     assert (fs.log_softmax(x, ()) == 0).all()
     assert_same_bits(fs.logsumexp(x, ()), x)
+    assert_same_bits(fs.entropy(x, ()), np.zeros_like(x))
 
 
 # temperature
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 0.5, 3, np.float32(0.7), np.int8(2), np.asarray(5.0)])
-@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax])
+@pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.entropy])
 def test_any_real_number_is_a_temperature(function, temperature, rng):
     x = rng.normal(size=(3, 7))
     np.testing.assert_allclose(function(x, temperature=temperature), function(x / float(temperature)), 1e-12)
@@ -182,6 +184,7 @@ def test_temperature_does_not_round_the_quotient_to_half_precision(dtype, rng):
     exact = precision.Slices(x, temperature=3)
     assert_within(0.51, fs.softmax(x, temperature=3), exact.softmax)
     assert_within(0.51, fs.log_softmax(x, temperature=3), exact.log_softmax)
+    assert_within(0.51, fs.entropy(x, temperature=3), exact.entropy)
 
 
 def test_the_gradient_is_by_the_unscaled_logits(rng):
@@ -230,14 +233,16 @@ def test_masked_entries_are_as_if_absent(dtype, rng):
     assert (fs.softmax_grad(y, dy, where=shown)[~shown] == 0).all()
     assert (fs.log_softmax_grad(logp, dy, where=shown)[~shown] == 0).all()
     exact = precision.Slices(x[shown])
+    assert_within(4, fs.entropy(x, where=shown), exact.entropy)
     assert_within(1, fs.logsumexp(x, where=shown), exact.logsumexp, max(abs(exact.logsumexp), abs(exact.peak[0])))
 
 
-def test_a_slice_without_a_true_entry_has_no_probability_anywhere():
+def test_a_slice_without_a_true_entry_has_no_probability_anywhere_and_entropy_0():
     x = np.array([[1, 2, 3], [np.nan, np.inf, 1]])
     assert (fs.softmax(x, where=False) == 0).all()
     assert (fs.log_softmax(x, where=False) == -np.inf).all()
     assert (fs.logsumexp(x, -1, where=False) == -np.inf).all()
+    assert_same_bits(fs.entropy(x, where=False), np.zeros(2))
     assert (fs.softmax_grad(x, x, where=False) == 0).all()
     assert (fs.log_softmax_grad(x, x, where=False) == 0).all()
 
@@ -254,6 +259,9 @@ def test_dtype_widens_without_rounding_to_the_input_first(dtype, wanted, rng):
         got = function(x, dtype=wanted)
         assert got.dtype == wanted
         assert_within(2, got, result)
+    got = fs.entropy(x, dtype=wanted)
+    assert got.dtype == wanted
+    assert_within(4, got, exact.entropy)
     got = fs.logsumexp(x, -1, dtype=wanted)
     assert got.dtype == wanted
     assert_within(1, got, exact.logsumexp, np.maximum(abs(exact.logsumexp), abs(exact.peak[:, 0])))
@@ -293,6 +301,7 @@ def outputs(inputs, axis):
     yield lambda out: fs.softmax(x, axis, where=inputs.where, temperature=0.7, out=out), np.empty_like(x)
     yield lambda out: fs.logsumexp(x, axis, out=out), reduced
     yield lambda out: fs.logsumexp(x, axis, b=inputs.b, out=out), reduced
+    yield lambda out: fs.entropy(x, axis, where=inputs.where, temperature=0.7, out=out), reduced
     yield lambda out: fs.softmax_grad(y, dy, axis, out=out), np.empty_like(dy)
     yield lambda out: fs.log_softmax_grad(logp, dy, axis, out=out), np.empty_like(dy)
 
@@ -310,8 +319,9 @@ def test_out_of_any_strides_is_written_and_returned(dtype, axis):
 
 def test_out_for_a_0d_result_is_returned():
     out = np.empty((), np.float32)
-    assert fs.logsumexp(np.ones((2, 3), np.float32), out=out) is out
-    assert_same_bits(out, np.asarray(fs.logsumexp(np.ones((2, 3), np.float32))))
+    for function in (fs.logsumexp, fs.entropy):
+        assert function(np.ones((2, 3), np.float32), None, out=out) is out
+        assert_same_bits(out, np.asarray(function(np.ones((2, 3), np.float32), None)))
 
 
 def test_out_with_keepdims_and_sign_keeps_the_dimension(rng):
@@ -385,15 +395,36 @@ def test_out_may_overlap_the_weights_of_a_sum(rng):
     assert_same_bits(fs.logsumexp(x, 1, b=b, out=room[::-1, 0]), wanted)
 
 
-# logsumexp
+@pytest.mark.parametrize("axis", [0, 1, (), None], ids=str)
+def test_out_of_an_entropy_may_be_its_scores(axis, rng):
+    values = rng.normal(size=(7, 40))
+    wanted = fs.entropy(values, axis, keepdims=True)
+    x = values.copy()
+    place = x[tuple(slice(extent) for extent in wanted.shape)]
+    assert fs.entropy(x, axis, keepdims=True, out=place) is place
+    assert_same_bits(place, wanted)
 
 
+# logsumexp, entropy
+
+
+@pytest.mark.parametrize("function", [fs.logsumexp, fs.entropy])
 @pytest.mark.parametrize("axis", [0, 2, -2, (0, 2), (1, -1), None, ()], ids=str)
-def test_keepdims_keeps_the_reduced_axes_at_length_one(axis, rng):
+def test_keepdims_keeps_the_reduced_axes_at_length_one(axis, function, rng):
     x = rng.normal(size=(2, 3, 4))
-    kept = fs.logsumexp(x, axis, keepdims=True)
+    kept = function(x, axis, keepdims=True)
     assert kept.shape == np.sum(x, axis, keepdims=True).shape
-    assert_same_bits(kept.reshape(np.shape(fs.logsumexp(x, axis))), np.asarray(fs.logsumexp(x, axis)))
+    assert_same_bits(kept.reshape(np.shape(function(x, axis))), np.asarray(function(x, axis)))
+    out = np.empty_like(kept)
+    assert function(x, axis, keepdims=True, out=out) is out
+    assert_same_bits(out, kept)
+
+
+def test_the_entropy_of_equal_scores_is_the_logarithm_of_their_number():
+    for n in (1, 2, 3, 10, 100, 1000, 20_000, 100_000):
+        for value in (0.0, -1e4, 3e300):
+            np.testing.assert_array_max_ulp(fs.entropy(np.full(n, value)), np.log(float(n)), 1)
+            np.testing.assert_array_max_ulp(fs.entropy(np.full((2, n), value), temperature=1e-300)[1], np.log(n), 1)
 
 
 def test_x_and_b_broadcast_against_each_other(rng):

@@ -4,7 +4,7 @@ import fastsoftmax as fs
 import numpy as np
 import precision
 import pytest
-from arrays import FLOATING, assert_all_same_bits
+from arrays import FLOATING, assert_all_same_bits, assert_same_bits
 from ml_dtypes import finfo
 from precision import assert_within
 
@@ -34,17 +34,18 @@ def logits(dtype, shape, rng):
 @each_shape
 @each_dtype
 def test_nan_and_inf_fill_their_slice_with_nan_and_no_other(logits, dtype, shape, value):
-    clean = fs.softmax(logits), fs.log_softmax(logits), fs.logsumexp(logits, 1)
+    clean = fs.softmax(logits), fs.log_softmax(logits), fs.logsumexp(logits, 1), fs.entropy(logits)
     for place in places(shape[1]):
         x = logits.copy()
         x[-1, place] = value
         for a, axis in along_both_axes(x):
             p, logp = (np.moveaxis(f(a, axis), axis, 1) for f in (fs.softmax, fs.log_softmax))
-            lse = fs.logsumexp(a, axis)
+            lse, entropy = fs.logsumexp(a, axis), fs.entropy(a, axis)
             assert np.isnan(p[-1]).all()
             assert np.isnan(logp[-1]).all()
+            assert np.isnan(entropy[-1])
             assert lse[-1] == np.inf if value == np.inf else np.isnan(lse[-1])
-            assert_all_same_bits((p[:-1], logp[:-1], lse[:-1]), tuple(c[:-1] for c in clean))
+            assert_all_same_bits((p[:-1], logp[:-1], lse[:-1], entropy[:-1]), tuple(c[:-1] for c in clean))
 
 
 @pytest.mark.parametrize("rest", ["normal", "largest", "-inf"])
@@ -61,6 +62,7 @@ def test_logsumexp_is_infinite_wherever_in_a_long_slice_infinities_are(dtype, in
         assert_all_same_bits(fs.logsumexp(a, axis)[0], clean)
         assert np.isnan(np.moveaxis(fs.softmax(a, axis), axis, 1)[1]).all()
         assert np.isnan(np.moveaxis(fs.log_softmax(a, axis), axis, 1)[1]).all()
+        assert np.isnan(fs.entropy(a, axis)).tolist() == [False, True]
     for place in (1, 19_999, 30_000):
         x[1, place] = np.nan
         for a, axis in along_both_axes(x):
@@ -116,6 +118,7 @@ def test_minus_infinity_has_probability_exactly_zero(dtype, shape, rng):
         assert (p[~hidden] > 0).all()
         assert np.isfinite(logp[~hidden]).all()
         assert np.isfinite(fs.logsumexp(a, axis)).all()
+        assert_same_bits(fs.entropy(a, axis), fs.entropy(a, axis, where=a > -np.inf))
 
 
 @each_shape
@@ -142,6 +145,14 @@ def test_all_minus_infinity_is_no_distribution(dtype, shape):
         assert np.isnan(fs.softmax(a, axis)).all()
         assert np.isnan(fs.log_softmax(a, axis)).all()
         assert (fs.logsumexp(a, axis) == -np.inf).all()
+        assert np.isnan(fs.entropy(a, axis)).all()
+        shown = np.zeros(a.shape, bool)
+        np.moveaxis(shown, axis, 1)[::2, -1] = True
+        for temperature in (1, 1e-300):
+            # Of the others nothing takes part.
+            got = fs.entropy(a, axis, where=shown, temperature=temperature)
+            assert np.isnan(got[::2]).all()
+            assert (got[1::2] == 0).all()
 
 
 @each_shape
@@ -158,6 +169,7 @@ def test_a_masked_slice_keeps_nan_to_the_entries_that_take_part(dtype, shape, rn
         assert (np.isnan(logp) == mask).all()
         assert (logp[~mask] == -np.inf).all()
         assert np.isnan(fs.logsumexp(a, axis, where=mask)).all()
+        assert np.isnan(fs.entropy(a, axis, where=mask)).all()
 
 
 @each_shape
@@ -183,6 +195,7 @@ def test_empty_in_empty_out(dtype, shape):
         got = np.asarray(fs.logsumexp(x, axis))
         assert got.shape == np.sum(np.empty(shape), axis).shape
         assert (got == -np.inf).all()
+        assert_same_bits(np.asarray(fs.entropy(x, axis)), np.zeros_like(got))
 
 
 def test_an_empty_class_axis_has_no_loss():
@@ -231,7 +244,7 @@ def test_probabilities_go_through_the_subnormal_numbers_to_zero(dtype, shape):
 def test_a_bool_is_true_whatever_its_byte_holds(shape, rng):
     bytes_ = rng.choice(np.array([0, 1, 2, 128, 255], np.uint8), shape)
     for (a, axis), (plain, _) in zip(along_both_axes(bytes_.view(bool)), along_both_axes(bytes_ != 0), strict=True):
-        for function in (fs.softmax, fs.log_softmax, fs.logsumexp):
+        for function in (fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy):
             assert_all_same_bits(function(a, axis), function(plain, axis))
         assert_all_same_bits(fs.logsumexp(a, axis, b=a, where=a), fs.logsumexp(plain, axis, b=plain, where=plain))
 
@@ -265,6 +278,7 @@ def test_one_class_has_probability_one(dtype):
         assert (fs.softmax(x) == 1).all()
         assert (fs.log_softmax(x) == 0).all()
         assert (fs.logsumexp(x, 1) == x[:, 0]).all()
+        assert_same_bits(fs.entropy(x), np.zeros(20, dtype))
         loss, grad = fs.cross_entropy_with_grad(x, np.zeros(20, int), reduction="none")
         assert (loss == 0).all()
         assert (grad == 0).all()
@@ -278,6 +292,8 @@ def test_the_ends_of_the_range_do_not_overflow_on_the_way(dtype):
     assert fs.logsumexp(x) == info.max
     np.testing.assert_array_equal(fs.softmax(np.full(4, info.min, dtype)).astype(float), 0.25)
     assert fs.logsumexp(np.full(4, info.min, dtype)) == info.min
+    np.testing.assert_allclose(fs.entropy(x).astype(float), np.log(2), float(info.eps))
+    np.testing.assert_allclose(fs.entropy(np.full(4, info.min, dtype)).astype(float), np.log(4), float(info.eps))
 
 
 CLASSES = [4, 40, 40_000]
@@ -306,6 +322,7 @@ def test_temperatures_at_the_ends_of_the_range_are_divided_by(dtype, classes, te
     for a, axis in along_both_axes(x):
         assert_slices_within(2, fs.softmax(a, axis, temperature=temperature), exact.softmax, 0)
         assert_slices_within(4, fs.log_softmax(a, axis, temperature=temperature), exact.log_softmax, -np.inf)
+        assert_within(4, fs.entropy(a, axis, temperature=temperature), exact.entropy)
         for target in (0, 1, 3):
             targets = np.full(5, target)
             share = exact.one_hot(targets)
@@ -332,6 +349,7 @@ def test_entries_that_count_as_nothing_do_so_beside_any_quotient(dtype, largest,
     options = {"temperature": temperature} | ({"where": counts} if where else {})
     np.testing.assert_allclose(fs.softmax(x, **options), counts / 40_000, 1e-6)
     np.testing.assert_allclose(fs.log_softmax(x, **options)[counts], -np.log(40_000), 1e-6)
+    np.testing.assert_allclose(fs.entropy(x, **options), np.log(40_000), 1e-6)
     if not where:
         loss = fs.cross_entropy(x, [79_999, 79_999], temperature=temperature)
         np.testing.assert_allclose(loss, np.log(40_000), 1e-6)
@@ -378,6 +396,7 @@ def test_a_difference_of_logits_beyond_the_range_does_not_overflow_before_it_is_
         logp = fs.log_softmax(a, axis, temperature=temperature)
         assert np.isfinite(logp).all()
         assert_within(4, logp, exact.log_softmax)
+        assert_within(4, fs.entropy(a, axis, temperature=temperature), exact.entropy)
         for target in (0, 1):
             targets = np.full(5, target)
             share = precision.shares(a.shape, axis, targets, label_smoothing=label_smoothing)
@@ -421,6 +440,8 @@ def test_no_value_raises_a_warning_whatever_numpy_is_told():
             fs.log_softmax(x, temperature=1e-300)
             fs.logsumexp(x, -1, b=x, return_sign=True)
             fs.logsumexp(x)
+            fs.entropy(x, temperature=1e-300)
+            fs.entropy(x, where=x > 0)
             fs.softmax_grad(x, x)
             fs.log_softmax_grad(x, x)
             fs.cross_entropy_with_grad(x, np.zeros(len(x), int))

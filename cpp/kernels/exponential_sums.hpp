@@ -40,6 +40,8 @@ struct KeptSum {
         return rounded;
     }
 
+    FASTSOFTMAX_INLINE void carry() { sum.carry(); }
+
     FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {
         sum = {load_pack<T>(state), load_pack<T>(state + step)};
         if constexpr (few) smallest = load_pack<T>(state + 2 * step);
@@ -77,6 +79,8 @@ struct LabelSum {
         return e.rounded();
     }
 
+    FASTSOFTMAX_INLINE void carry() { sum.carry(); }
+
     FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {
         sum = {load_pack<T>(state), load_pack<T>(state + step)};
         label = bit_cast<Integer<T>>(load_pack<T>(state + 2 * step));
@@ -93,56 +97,28 @@ struct LabelSum {
     }
 };
 
-// Sorted: each lane holds back its largest score so far, and sums the exponentials of all others, which nothing keeps.
-// So the largest of a slice and the rest end up apart, with all their digits, in one pass.
-template <class T, bool few>
-struct SortedSum {
-    static constexpr bool keeps = false;
-    static constexpr int packs_of_state = 3;
-    PowerSum<T> sum;
-    Pack<T> largest = broadcast(T(-infinity));  // of the scores
+// Each lane holds back its largest score so far.
+template <class T>
+struct Largest {
+    Pack<T> largest = broadcast(T(-infinity));
 
-    template <class Exp, int packs>
-    FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
+    // The other one of each pair.
+    template <int packs>
+    FASTSOFTMAX_INLINE Pack<T, packs> held_back(Pack<T, packs> x) {
         Pack<T, packs> smaller;
         for (int k = 0; k < packs; ++k) {
             // A NaN is summed, and is not the largest.
             set_part(smaller, k, min(largest, part(x, k)));
             largest = max(part(x, k), largest);
         }
-        const Growth<T, packs> e = exp(smaller);
-        for (int k = 0; k < packs; ++k) sum.add(part(e.power, k), part(e.growth, k));
-        return x;
+        return smaller;
     }
 
-    FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {
-        sum = {load_pack<T>(state), load_pack<T>(state + step)};
-        largest = load_pack<T>(state + 2 * step);
-    }
-    FASTSOFTMAX_INLINE void store(T* state, std::ptrdiff_t step) const {
-        store_pack(state, sum.sum);
-        store_pack(state + step, sum.low);
-        store_pack(state + 2 * step, largest);
-    }
-
-    // Of one slice in all lanes: the largest of the lanes' largest ends up in each of them, the others are summed.
-    template <class Exp>
-    FASTSOFTMAX_INLINE void join_lanes(const Exp& exp) {
+    // Of one slice in all lanes: the largest of the lanes' largest ends up in each of them, these are the others.
+    FASTSOFTMAX_INLINE Pack<T> smaller_lanes() {
         Pack<T> others = broadcast(T(-infinity));
         join<Pack<T>::lanes / 2>(others);
-        add(exp, others);
-    }
-    // Of slices in the lanes, each in `lanes` sums: the same.
-    template <class Exp>
-    FASTSOFTMAX_INLINE static void join_sums(const Exp& exp, SortedSum* sums) {
-        int to = 0;
-        for (int count = Pack<T>::lanes / 2; count > 0; count /= 2)
-            for (int k = 0; k < count; ++k, ++to) {
-                const Pack<T> a = sums[k].largest, b = sums[k + count].largest;
-                sums[k].largest = max(a, b);
-                const Growth<T, 1> e = exp(min(a, b));
-                sums[to].sum.add(e.power, e.growth);
-            }
+        return others;
     }
 
   private:
@@ -155,6 +131,49 @@ struct SortedSum {
         if constexpr (distance > 1) join<distance / 2>(others);
         const auto end = static_cast<Integer<T>>(Pack<T>::lanes - distance);
         others = select(less(iota<Integer<T>>(), broadcast(end)), smaller, others);
+    }
+};
+
+// Of slices in the lanes, each in `lanes` sums: the largest ends up in the first, the others are summed.
+template <class Exp, class Sum>
+FASTSOFTMAX_INLINE void join_sums(const Exp& exp, Sum* sums) {
+    int to = 0;
+    for (int count = decltype(sums->largest)::lanes / 2; count > 0; count /= 2)
+        for (int k = 0; k < count; ++k, ++to) {
+            const auto a = sums[k].largest, b = sums[k + count].largest;
+            sums[k].largest = max(a, b);
+            sums[to].add_smaller(exp, min(a, b));
+        }
+}
+
+// Sorted: sums the exponentials of all scores but the largest, which nothing keeps. So the largest of a slice and the
+// rest end up apart, with all their digits, in one pass.
+template <class T, bool few>
+struct SortedSum : Largest<T> {
+    static constexpr bool keeps = false;
+    static constexpr int packs_of_state = 3;
+    PowerSum<T> sum;
+
+    template <class Exp, int packs>
+    FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
+        add_smaller(exp, this->held_back(x));
+        return x;
+    }
+    template <class Exp, int packs>
+    FASTSOFTMAX_LONG void add_smaller(const Exp& exp, Pack<T, packs> x) {
+        const Growth<T, packs> e = exp(x);
+        for (int k = 0; k < packs; ++k) sum.add(part(e.power, k), part(e.growth, k));
+    }
+    FASTSOFTMAX_INLINE void carry() { sum.carry(); }
+
+    FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {
+        sum = {load_pack<T>(state), load_pack<T>(state + step)};
+        this->largest = load_pack<T>(state + 2 * step);
+    }
+    FASTSOFTMAX_INLINE void store(T* state, std::ptrdiff_t step) const {
+        store_pack(state, sum.sum);
+        store_pack(state + step, sum.low);
+        store_pack(state + 2 * step, this->largest);
     }
 };
 

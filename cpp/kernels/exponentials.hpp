@@ -147,6 +147,11 @@ struct Scaling {
           inverse_low(all.inverse_low),
           floor(spread(all.floor, i)) {}
 
+    FASTSOFTMAX_INLINE Pack<T> distance(Pack<T> from, Pack<T> x) const {
+        const Pack<T> difference = (from * before - x * before) * after;
+        return fma(difference, inverse_high, difference * inverse_low);
+    }
+
     FASTSOFTMAX_LONG Two<Pack<T>> operator()(Pack<T> x) const {
         const Pack<T> difference = (x * before - shift) * after;
         const Pack<T> bounded = max(floor, difference);
@@ -173,6 +178,16 @@ class ScaledExponential {
             set_part(low, k, y.low);
         }
         return exp_(high, low);
+    }
+
+    // (highest - x) / temperature, rounded twice; of a score whose exponential is 0 it may be less.
+    template <int packs>
+    FASTSOFTMAX_INLINE Pack<T, packs> distance(Pack<T, packs> x) const {
+        const Pack<T, packs> most = broadcast<T, packs>(T(-4) * FixedRange<T>::lowest);
+        if (!scales_) return min(repeat<packs>(highest_) - x, most);
+        Pack<T, packs> d;
+        for (int k = 0; k < packs; ++k) set_part(d, k, scaling_.distance(highest_, part(x, k)));
+        return min(d, most);
     }
 
   protected:

@@ -51,8 +51,9 @@ enum class Operation : int {
     log_softmax_grad,
     cross_entropy,
     cross_entropy_grad,
+    entropy,
 };
-constexpr int operations = 7;
+constexpr int operations = 8;
 
 // How many numbers each slice has: none, one, or as many as the slices' own axes have elements.
 enum class PerSlice { none, one, own };
@@ -71,6 +72,8 @@ struct Signature {
     bool rows_of_halves = false;       // reads and writes rows of float16 and bfloat16 itself
     bool sums_exponentials = false;    // by the fixed reference: then it takes lines, and halves of few classes, itself
     int state = 0;                     // doubles that tell of a block of a slice
+    // The value where no entry takes part, if the kernel gives NaN there.
+    double value_of_none = __builtin_nan("");
 };
 
 // An array as a kernel walks it, with strides in bytes: from slice to slice and, in lines, from class to class.
@@ -95,12 +98,12 @@ struct Run {
     double temperature = 1;
     Strided x;             // scores; of the gradients of the transforms: y or logp
     Strided dy;            // gradients of the transforms
-    Strided out;           // none for logsumexp and the loss
+    Strided out;           // none for logsumexp, entropy and the loss
     void* kept = nullptr;  // where rows or lines may keep exponentials
     bool stream = false;   // the results of all runs are too large for the caches
     Ahead scores_ahead, dy_ahead, results_ahead;
 
-    double* value = nullptr;  // logsumexp, or the loss before any reduction
+    double* value = nullptr;  // logsumexp, entropy, or the loss before any reduction
     double* sign = nullptr;   // of the sum; null: not wanted
     // Cross-entropy: loss = chosen * -log p[label] + sum over classes of terms * -log p; its gradient times `scale`.
     const std::int64_t* label = nullptr;  // null: only `terms`; an entry that is no class: an ignored slice
@@ -121,6 +124,7 @@ struct Statistics {
     double max;          // the largest score of the block that is not NaN
     double rest[2];      // the sum of the exponentials of all others, or in softmax of all, or of all but the label's
     double only;         // of softmax: the only exponential that is not 0
+    double weighed[2];   // of the entropy: the sum of exponentials times (the largest score - theirs) / temperature
     double label_score;  // of a loss: read before anything is written
     bool several;        // of softmax: there are several
     bool near;           // the fixed reference suits it

@@ -70,6 +70,14 @@ constexpr Signature signature<Operation::cross_entropy_grad> = {.name = "cross_e
                                                                 .sums_exponentials = true,
                                                                 .state = statistics_state};
 
+template <>
+constexpr Signature signature<Operation::entropy> = {.name = "entropy",
+                                                     .value = PerSlice::one,
+                                                     .masked_scores = -infinity,
+                                                     .sums_exponentials = true,
+                                                     .state = statistics_state,
+                                                     .value_of_none = 0};
+
 // Its own loop reads scores and weights, a block at a time.
 constexpr Signature weighed_signature = {.name = "weighed_logsumexp",
                                          .value = PerSlice::one,

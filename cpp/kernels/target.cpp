@@ -5,6 +5,7 @@
 #include "loops/rows.hpp"
 #include "loops/tiles.hpp"
 #include "operations/cross_entropy.hpp"
+#include "operations/entropy.hpp"
 #include "operations/gradient_loops.hpp"
 #include "operations/logs.hpp"
 #include "operations/softmax.hpp"
@@ -15,10 +16,12 @@ namespace {
 
 using namespace fastsoftmax;
 
-// Whether the fixed reference may do. Without FMA it gains little for its code.
-bool may_be_near(const Run& run) {
-    return has_fma && run.temperature == 1 && 0 < run.classes && run.classes <= block_classes;
-}
+// Whether an operation is computed by the fixed reference first. Without FMA that gains little for its code.
+template <class Op>
+constexpr bool tries_fixed = has_fma && !requires { Op::searches_largest; };
+
+// And whether that may do.
+bool may_be_near(const Run& run) { return run.temperature == 1 && 0 < run.classes && run.classes <= block_classes; }
 
 // Dense rows of few classes, by references of their own.
 template <class Op, class E>
@@ -32,7 +35,7 @@ template <class Op, class E>
 void rows(const Run& run) {
     if constexpr (is_loss<Op::operation> && std::is_same_v<E, Compute<E>>)
         if (run.terms) return weighed_rows<Op::writes, E>(run);
-    if constexpr (has_fma) {
+    if constexpr (tries_fixed<Op>) {
         if (may_be_near(run)) {
             if (run.classes <= few_classes) return near_tiles<Op, E>(run);
             return near_rows<Op, E>(run);
@@ -46,7 +49,7 @@ void rows(const Run& run) {
 template <class Op, class T>
 void lines(const Run& run) {
     T* const kept = static_cast<T*>(run.kept);
-    if constexpr (has_fma)
+    if constexpr (tries_fixed<Op>)
         near_lines<Op, T>(run);
     else
         copied_tiles<Op, T>(run, run.x.class_stride, run.out.class_stride, kept, kept + Pack<T>::lanes * run.classes);
@@ -56,7 +59,7 @@ template <class Op, class T>
 void tiles(const Run& run) {
     if constexpr (is_loss<Op::operation>)
         if (run.terms) return weighed_tiles<Op::writes, T>(run);
-    if constexpr (has_fma)
+    if constexpr (tries_fixed<Op>)
         if (may_be_near(run)) return near_gathered_tiles<Op, T>(run);
     own_tiles<Op, T>(run);
 }
@@ -71,7 +74,7 @@ constexpr Blocks blocks_of(double (*largest)(const Run&, std::ptrdiff_t)) {
 template <class Op, class E>
 void fill_rows(Kernel& kernel) {
     kernel.rows[element_type<E>] = ::rows<Op, E>;
-    if constexpr (has_fma)
+    if constexpr (tries_fixed<Op>)
         kernel.near_blocks[element_type<E>] = blocks_of<Op, E, FixedExponential<Compute<E>>>(nullptr);
 }
 
@@ -159,6 +162,7 @@ Kernels make_kernels() {
     fill_gradient<Operation::log_softmax_grad>(k);
     fill_exponentials<CrossEntropy<false>>(k);
     fill_exponentials<CrossEntropy<true>>(k);
+    fill_exponentials<Entropy>(k);
     fill_gather<Half, ElementType::float16>(k);
     fill_gather<BFloat16, ElementType::bfloat16>(k);
     fill_gather<float, ElementType::float32>(k);

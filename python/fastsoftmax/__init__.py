@@ -1,17 +1,18 @@
-"""softmax, logsumexp, their gradients and cross-entropy losses for NumPy arrays, at the speed of memory."""
+"""softmax, logsumexp, entropy, gradients and cross-entropy losses for NumPy arrays, at the speed of memory."""
 
 from typing import TYPE_CHECKING, Any
 
 from ._core import __version__
 from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
-from ._transforms import log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
+from ._transforms import entropy, log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
 
 __all__ = [
     "__version__",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "entropy",
     "get_num_threads",
     "log_softmax",
     "log_softmax_grad",

@@ -24,6 +24,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "entropy",
     "get_num_threads",
     "log_softmax",
     "log_softmax_grad",
@@ -222,6 +223,62 @@ def logsumexp(
 def logsumexp(
     x: ArrayLike, axis: Axis = None, *, b: ArrayLike | None = None, where: ArrayLike | None = None,
     keepdims: Flag = False, return_sign: Flag = False, dtype: DTypeLike | None = None, out: NDArray[Any] | None = None,
+) -> Any: ...
+
+@overload
+def entropy(
+    x: _F, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, keepdims: Flag = False,
+    dtype: None = None, out: None = None,
+) -> _F: ...
+@overload
+def entropy(
+    x: _Float64Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Flag = False, dtype: None = None, out: None = None,
+) -> np.float64: ...
+@overload
+def entropy(
+    x: _Scalar, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Flag = False, dtype: _DType[_F], out: None = None,
+) -> _F: ...
+@overload
+def entropy(
+    x: NDArray[_F], axis: None, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, dtype: None = None, out: None = None,
+) -> _F: ...
+@overload
+def entropy(
+    x: _Float64Arrays, axis: None, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, dtype: None = None, out: None = None,
+) -> np.float64: ...
+@overload
+def entropy(
+    x: ArrayLike, axis: None, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Literal[False] = False, dtype: _DType[_F], out: None = None,
+) -> _F: ...
+@overload
+def entropy(
+    x: NDArray[_F], axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Literal[True], dtype: None = None, out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def entropy(
+    x: _Float64Arrays, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Literal[True], dtype: None = None, out: None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def entropy(
+    x: NDArray[Any] | _Numbers, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Literal[True], dtype: _DType[_F], out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def entropy(
+    x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Flag = False, dtype: DTypeLike | None = None, out: _Out,
+) -> _Out: ...
+@overload
+def entropy(
+    x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    keepdims: Flag = False, dtype: DTypeLike | None = None, out: None = None,
 ) -> Any: ...
 
 @overload

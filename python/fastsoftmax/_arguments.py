@@ -505,7 +505,7 @@ def delivered(result: Array, out: Any) -> Array:
 def transform_arguments(
     x: ArrayLike, axis: Axis, temperature: Any, where: ArrayLike | None, dtype: DTypeLike | None
 ) -> tuple[Array, tuple[int, ...], float, Array | None, DType]:
-    """The arguments of softmax and log_softmax; `dtype` is the result's."""
+    """The arguments of softmax, log_softmax and entropy; `dtype` is the result's."""
     array = x if type(x) is ndarray else to_array(x, "x")
     own = _result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x")
     ndim = array.ndim

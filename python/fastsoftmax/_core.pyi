@@ -39,6 +39,16 @@ def logsumexp(
 ) -> Any:
     """The logarithms; with `return_sign` a tuple of them and the signs, -1, 0, 1 or NaN."""
 
+def entropy(
+    x: _Array,
+    out: _Array | None,  # as for logsumexp
+    dtype: _DType,
+    axes: tuple[int, ...],
+    temperature: float,
+    where: _Array | None,
+    keepdims: bool,
+    /,
+) -> Any: ...
 def softmax_grad(
     y: _Array,
     dy: _Array,

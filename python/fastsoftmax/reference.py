@@ -33,6 +33,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "entropy",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
@@ -139,6 +140,28 @@ def logsumexp(
     shape = reduced_shape(x.shape, axes, keepdims)
     result = _delivered(log.reshape(shape), dtype, out)
     return (result, _delivered(np.sign(total).reshape(shape), dtype, None)) if return_sign else result
+
+
+@_quiet
+def entropy(
+    x: ArrayLike,
+    axis: Axis = -1,
+    *,
+    temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None,
+    keepdims: Flag = False,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Any:
+    """-sum_c p_c log p_c, with p = softmax(x / temperature) and 0 log 0 = 0."""
+    x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
+    d = _shifted(x, axes, temperature, mask, dtype)
+    e = np.exp(d)
+    total = e.sum(axis=axes, keepdims=True)
+    # log p_c = d_c - log(total)
+    result = np.log(total) - np.where(e == 0.0, 0.0, e * d).sum(axis=axes, keepdims=True) / total
+    present = np.broadcast_to(True if mask is None else mask, x.shape).any(axis=axes, keepdims=True)
+    return _delivered(np.where(present, result, 0.0).reshape(reduced_shape(x.shape, axes, keepdims)), dtype, out)
 
 
 @_quiet

@@ -303,6 +303,12 @@ struct Slice {
     bool defined() const { return !nan && !empty && peak < infinity; }
     Real softmax(std::size_t c) const { return exponential[c] / (1 + rest); }
     Real others(std::size_t c) const { return (c == top ? rest : 1 + rest - exponential[c]) / (1 + rest); }
+    Real entropy() const {
+        Sum weighed;
+        for (std::size_t c = 0; c < exponential.size(); ++c)
+            if (exponential[c] != 0) weighed.add(-exponential[c] * (distance[c].high + distance[c].low));
+        return std::log1p(rest) + weighed.total() / (1 + rest);
+    }
     Real log_softmax(std::size_t c) const { return distance[c].high - (std::log1p(rest) - distance[c].low); }
 };
 
@@ -326,6 +332,7 @@ class Case {
         if (signature().labels != PerSlice::none) return run_loss();
         if (signature().second) return run_gradient();
         if (signature().output) return run_transform();
+        if (operation_ == entropy) return run_entropy();
         return given_.ConsumeBool() ? run_weighed() : run_logsumexp();
     }
 
@@ -794,6 +801,31 @@ class Case {
                       std::max(std::fabs(wanted), std::fabs(s.peak)));
             if (slices_.has(sign))
                 check_exactly("sign", b, 0, memory_[sign].value(b), s.nan ? nan_value : s.empty ? 0 : 1);
+        }
+        check_all_untouched();
+    }
+
+    void run_entropy() {
+        choose_temperature();
+        Memory& x = make_input(scores, score_type());
+        fill(x);
+        choose_mask();
+        make(value, or_wider(result_type(x.type)), false, true, true);
+        keep();
+        compute(operation_, slices_, temperature_);
+        const Memory& out = memory_[value];
+        for (std::ptrdiff_t b = 0; b < batch_; ++b) {
+            const Slice s(slice_of(scores, b, -infinity), temperature_);
+            const Real got = out.value(b);
+            if (!s.defined()) {
+                bool any = false;
+                for (std::ptrdiff_t c = 0; c < classes_; ++c) any = any || present(b, c);
+                check_exactly("undefined entropy", b, 0, got, any ? nan_value : 0);
+                continue;
+            }
+            const Real wanted = s.entropy();
+            if (std::signbit(got)) fail("below 0", "entropy", b, 0, got, wanted, 0);
+            check("entropy", out.type, b, 0, got, wanted, bound(out.type, 4), wanted);
         }
         check_all_untouched();
     }

@@ -89,12 +89,12 @@ FASTSOFTMAX_INLINE void add_lines(LineSums<Sum, few, T>& sums, const Lines<T>& l
             if constexpr (keep)
                 for (int k = 0; k < packs; ++k) store_pack(kept + (j + k) * width + i, part(of_class, k));
             if (!few) {
-                if (carry) sum.sum.carry();
+                if (carry) sum.carry();
                 sums.store(first + j, i, sum);
             }
         }
         if (few) {
-            if (carry) sum.sum.carry();
+            if (carry) sum.carry();
             sums.store(0, i, sum);
         }
     }

@@ -51,7 +51,7 @@ FASTSOFTMAX_INLINE Sum sum_row(Sum sum, const Exp& exp, const E* x, std::ptrdiff
             if (!may_be_null || to) store_pack(to + i, kept);
     };
     std::ptrdiff_t i = 0;
-    for (; i + terms_to_carry * lanes <= classes; sum.sum.carry())
+    for (; i + terms_to_carry * lanes <= classes; sum.carry())
         for (const std::ptrdiff_t end = i + terms_to_carry * lanes; i < end; i += packs * lanes)
             add(std::integral_constant<int, packs>{}, i);
     for (; i + packs * lanes <= classes; i += packs * lanes) add(std::integral_constant<int, packs>{}, i);
@@ -166,7 +166,7 @@ class RowSums<SortedSum<T, false>, T> {
     }
     template <class Exp>
     FASTSOFTMAX_INLINE void set(int i, SortedSum<T, false> sum, const Exp& exp, const T*, std::ptrdiff_t) {
-        sum.join_lanes(exp);
+        sum.add_smaller(exp, sum.smaller_lanes());
         partial_[i] = sum.sum.wide();
         largest_[i] = lane(sum.largest, 0);
     }
@@ -300,7 +300,7 @@ class RowLoop {
                          run_.classes);
         }
         Results results = sums.template results<Op>(group, exp);
-        set_far(results, far);
+        if constexpr (Exp::is_fixed) set_far(results, far);
         return results;
     }
 
@@ -405,14 +405,13 @@ FASTSOFTMAX_INLINE Statistics statistics_of(const LabelSum<T, false, keep>& sum,
     const Two<double> total = folded(sum.sum.wide());
     s.rest[0] = total.high;
     s.rest[1] = total.low;
-    s.several = true;
     return s;
 }
 
 template <class T, class Exp, class E>
 FASTSOFTMAX_INLINE Statistics statistics_of(SortedSum<T, false> sum, const Exp& exp, const E*, std::ptrdiff_t) {
     Statistics s = {};
-    sum.join_lanes(exp);
+    sum.add_smaller(exp, sum.smaller_lanes());
     const Two<double> total = folded(sum.sum.wide());
     s.rest[0] = total.high;
     s.rest[1] = total.low;
@@ -448,21 +447,41 @@ Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count)
     return s;
 }
 
+// Joins what blocks tell of a sum of each kind.
+template <class T, bool few, class Exp>
+FASTSOFTMAX_INLINE void merge_states(const KeptSum<T, few>*, const Exp&, Statistics& left, const Statistics& right) {
+    left.several = left.several || right.several || (left.only != 0 && right.only != 0);
+    left.only = left.only + right.only;
+    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
+}
+template <class T, bool few, bool keep, class Exp>
+FASTSOFTMAX_INLINE void merge_states(const LabelSum<T, few, keep>*, const Exp&, Statistics& left,
+                                     const Statistics& right) {
+    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
+}
+// The smaller one of two largest scores, which joins the others.
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> smaller_joins(Statistics& left, const Statistics& right) {
+    const bool right_wins = right.max > left.max;
+    const double smaller = right_wins ? left.max : right.max;
+    if (right_wins) left.max = right.max;
+    return broadcast(static_cast<T>(smaller));
+}
+template <class T>
+FASTSOFTMAX_INLINE Wide<double> in_doubles(const Growth<T, 1>& e) {
+    return {broadcast(static_cast<double>(lane(e.rounded(), 0))), broadcast(static_cast<double>(lane(e.lost(), 0)))};
+}
+template <class T, bool few, class Exp>
+FASTSOFTMAX_INLINE void merge_states(const SortedSum<T, few>*, const Exp& exp, Statistics& left,
+                                     const Statistics& right) {
+    const Growth<T, 1> e = exp(smaller_joins<T>(left, right));
+    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest) + in_doubles<T>(e));
+}
+
 template <class Op, class T, class Exp>
 void merge_blocks(const Run& run, Statistics& left, const Statistics& right) {
-    Wide<double> sum = broadcast2(left.rest) + broadcast2(right.rest);
-    if constexpr (!std::is_same_v<typename Op::template Sum<T, false>, SortedSum<T, false>>) {
-        left.several = left.several || right.several || (left.only != 0 && right.only != 0);
-        left.only = left.only + right.only;
-    } else {
-        const bool right_wins = right.max > left.max;
-        const T smaller = static_cast<T>(right_wins ? left.max : right.max);
-        if (right_wins) left.max = right.max;
-        const Growth<T, 1> e = exponential_of_block<Exp, T>(run, left.reference)(broadcast(smaller));
-        sum = sum + Wide<double>{broadcast(static_cast<double>(lane(e.rounded(), 0))),
-                                 broadcast(static_cast<double>(lane(e.lost(), 0)))};
-    }
-    set(left.rest, sum);
+    constexpr const typename Op::template Sum<T, false>* kind = nullptr;
+    merge_states(kind, exponential_of_block<Exp, T>(run, left.reference), left, right);
 }
 
 template <class T>
@@ -473,17 +492,31 @@ FASTSOFTMAX_INLINE Two<Pack<T>> sum_of(const double (&parts)[2]) {
         return broadcast2(parts);
 }
 
+// The results of a slice from what all its blocks tell.
+template <class Op, class T, bool few, class Exp>
+FASTSOFTMAX_INLINE auto results_of_state(const SortedSum<T, few>*, const Group<T>& group, const Exp& exp,
+                                         const Statistics& s) {
+    return typename Op::template Results<T, Exp>(group, exp, broadcast(static_cast<T>(s.max)), sum_of<T>(s.rest));
+}
+template <class Op, class T, bool few, class Exp>
+FASTSOFTMAX_INLINE auto results_of_state(const KeptSum<T, few>*, const Group<T>& group, const Exp& exp,
+                                         const Statistics& s) {
+    const Two<Pack<T>> only = {broadcast(static_cast<T>(s.only)), broadcast(T(0))};
+    return typename Op::template Results<T, Exp>(group, exp, s.several ? sum_of<T>(s.rest) : only);
+}
+template <class Op, class T, bool few, bool keep, class Exp>
+FASTSOFTMAX_INLINE auto results_of_state(const LabelSum<T, few, keep>*, const Group<T>& group, const Exp& exp,
+                                         const Statistics& s) {
+    return typename Op::template Results<T, Exp>(group, exp, sum_of<T>(s.rest));
+}
+
 template <class Op, class T, class Exp>
 FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of_blocks(const Run& run, const Exp& exp,
                                                                          const Statistics& s) {
+    constexpr const typename Op::template Sum<T, false>* kind = nullptr;
     Group<T> group = {run, 0, 1, nullptr, 0, 0};
     group.label_score = &s.label_score;
-    if constexpr (std::is_same_v<typename Op::template Sum<T, false>, SortedSum<T, false>>)
-        return {group, exp, broadcast(static_cast<T>(s.max)), sum_of<T>(s.rest)};
-    else if (s.several)
-        return {group, exp, sum_of<T>(s.rest)};
-    else
-        return {group, exp, Two<Pack<T>>{broadcast(static_cast<T>(s.only)), broadcast(T(0))}};
+    return results_of_state<Op>(kind, group, exp, s);
 }
 
 template <class Op, class T, class Exp>

@@ -55,11 +55,16 @@ FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_of(const Group<
     return {group, exp, sum->largest, sum->sum.in_two()};
 }
 
+// Of the sums `of` in each.
+template <class T, class Sum, class Of>
+FASTSOFTMAX_INLINE Two<Pack<T>> folded_sums(const Sum* sums, PowerSum<T> Of::* of) {
+    Wide<T> partial[Pack<T>::lanes];
+    for (int k = 0; k < Pack<T>::lanes; ++k) partial[k] = (sums[k].*of).wide();
+    return in_two(folded(partial, Pack<T>::lanes));
+}
 template <class T, class Sum>
 FASTSOFTMAX_INLINE Two<Pack<T>> folded_sums(const Sum* sums) {
-    Wide<T> partial[Pack<T>::lanes];
-    for (int k = 0; k < Pack<T>::lanes; ++k) partial[k] = sums[k].sum.wide();
-    return in_two(folded(partial, Pack<T>::lanes));
+    return folded_sums<T>(sums, &Sum::sum);
 }
 
 template <class Op, class T, class Exp>
@@ -82,7 +87,7 @@ FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>
 template <class Op, class T, class Exp>
 FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
                                                                   SortedSum<T, false>* sums) {
-    SortedSum<T, false>::join_sums(exp, sums);
+    join_sums(exp, sums);
     return {group, exp, sums[0].largest, folded_sums<T>(sums)};
 }
 
@@ -98,7 +103,7 @@ FASTSOFTMAX_INLINE void sum_pack(Sum* sums, const Exp& exp, std::ptrdiff_t class
         for (std::ptrdiff_t c = k; c < classes; c += partial) {
             const Pack<T> of_class = sums[k].add(exp, score(c), c);
             if constexpr (keep) store_pack(kept + c * kept_stride, of_class);
-            if (c % group >= group - partial && c < grouped) sums[k].sum.carry();
+            if (c % group >= group - partial && c < grouped) sums[k].carry();
         }
 }
 
@@ -159,10 +164,11 @@ void copied_tiles(const Run& run, std::ptrdiff_t x_class_stride, std::ptrdiff_t 
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const int count = static_cast<int>(run.slices - first < lanes ? run.slices - first : lanes);
         const std::byte* x = run.x.data + first * run.x.slice_stride;
+        for (std::ptrdiff_t c = 0; c < run.classes; ++c, x += x_class_stride)
+            for (int i = 0; i < count; ++i)
+                tile[c * lanes + i] = to_compute(*reinterpret_cast<const E*>(x + i * run.x.slice_stride));
         for (std::ptrdiff_t c = 0; c < run.classes; ++c)
-            for (int i = 0; i < lanes; ++i)
-                tile[c * lanes + i] = to_compute(
-                    *reinterpret_cast<const E*>(x + (i < count ? i : 0) * run.x.slice_stride + c * x_class_stride));
+            for (int i = count; i < lanes; ++i) tile[c * lanes + i] = 0;
         own_tile<Op>(run, first, count, tile, kept);
         if constexpr (Op::writes) {
             std::byte* out = run.out.data + first * run.out.slice_stride;

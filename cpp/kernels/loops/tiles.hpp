@@ -32,7 +32,7 @@ FASTSOFTMAX_INLINE Sum sum_tile(const Group<T>& group, const T* rows, std::ptrdi
         if (c == 0) first = square[0];
         for (int j = 0; j < n; j += packs) add(std::integral_constant<int, packs>{}, j, c);
         c += n;
-        if (c % terms_to_carry == 0) sum.sum.carry();
+        if (c % terms_to_carry == 0) sum.carry();
     }
     if (const std::ptrdiff_t left = classes - c) {
         load_square(rows + c, classes, square);
