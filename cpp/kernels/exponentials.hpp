@@ -40,7 +40,7 @@ struct FixedRange<double> {
     static constexpr double far = 110, masked = 9000;
 };
 
-// Slices, with these first scores, that take the general way without being tried. Scores of a larger size are no
+// Slices, with these first scores, that are far without being tried. Scores of a larger size are no
 // measure of the others: they stand for masked classes.
 template <class T>
 FASTSOFTMAX_INLINE std::uint32_t begins_far(Pack<T> first) {

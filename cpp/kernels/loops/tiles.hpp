@@ -48,7 +48,7 @@ FASTSOFTMAX_INLINE Sum sum_tile(const Group<T>& group, const T* rows, std::ptrdi
     return sum;
 }
 
-// Whether all of `count` rows take the general way without being tried.
+// Whether all of `count` rows are far without being tried.
 template <class T>
 FASTSOFTMAX_INLINE bool all_are_far(const T* rows, std::ptrdiff_t classes, int count) {
     int i = 0;
