@@ -33,11 +33,13 @@ struct KeptSum {
     FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
         const Growth<T, packs> e = exp(x);
         const Pack<T, packs> rounded = e.rounded();
-        for (int k = 0; k < packs; ++k) {
-            sum.add(part(e.power, k), part(e.growth, k));
-            if constexpr (few) smallest = min(part(rounded, k), smallest);
-        }
+        for (int k = 0; k < packs; ++k) take({part(e.power, k), part(e.growth, k)}, part(rounded, k), 0);
         return rounded;
+    }
+    // Of one class, the exponential itself.
+    FASTSOFTMAX_LONG void take(Growth<T, 1> e, Pack<T> rounded, std::ptrdiff_t) {
+        sum.add(e.power, e.growth);
+        if constexpr (few) smallest = min(rounded, smallest);
     }
 
     FASTSOFTMAX_INLINE void carry() { sum.carry(); }
@@ -69,16 +71,15 @@ struct LabelSum {
     template <class Exp, int packs>
     FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t c, std::ptrdiff_t step = 1) {
         const Growth<T, packs> e = exp(x);
-        for (int k = 0; k < packs; ++k) {
-            const Mask<T> at_label = equal(label, broadcast(static_cast<Integer<T>>(c + k * step)));
-            if constexpr (few)
-                of_label = {select(at_label, part(e.power, k), of_label.power),
-                            select(at_label, part(e.growth, k), of_label.growth)};
-            sum.add(select(at_label, broadcast(T(0)), part(e.power, k)), part(e.growth, k));
-        }
+        for (int k = 0; k < packs; ++k) take({part(e.power, k), part(e.growth, k)}, part(e.power, k), c + k * step);
         return e.rounded();
     }
-
+    FASTSOFTMAX_LONG void take(Growth<T, 1> e, Pack<T>, std::ptrdiff_t c) {
+        const Mask<T> at_label = equal(label, broadcast(static_cast<Integer<T>>(c)));
+        if constexpr (few)
+            of_label = {select(at_label, e.power, of_label.power), select(at_label, e.growth, of_label.growth)};
+        sum.add(select(at_label, broadcast(T(0)), e.power), e.growth);
+    }
     FASTSOFTMAX_INLINE void carry() { sum.carry(); }
 
     FASTSOFTMAX_INLINE void load(const T* state, std::ptrdiff_t step) {

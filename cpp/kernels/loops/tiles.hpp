@@ -214,6 +214,49 @@ FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, std::pt
     }
 }
 
+// A single row: the exponentials of all classes at once, summed in the order of tiles, in the first lane.
+template <class Op, class T>
+FASTSOFTMAX_ONCE void near_single(const Run& run) {
+    using Exp = FixedExponential<T>;
+    using Sum = typename Op::template Sum<T, true>;
+    constexpr int lanes = Pack<T>::lanes;
+    constexpr std::ptrdiff_t most = few_classes + 2 * lanes;
+    const std::ptrdiff_t classes = run.classes;
+    const T* x = reinterpret_cast<const T*>(run.x.data);
+    T power[most], growth[most], kept[most];
+    std::ptrdiff_t i = 0;
+    for (; i < classes; i += lanes) {
+        const Growth<T, 1> e = Exp()(load_in(x, i, classes, T(-infinity)));
+        store_pack(power + i, e.power);
+        store_pack(growth + i, e.growth);
+        store_pack(kept + i, e.rounded());
+    }
+    // Read, in lanes that do not count.
+    store_pack(power + i, broadcast(T(0)));
+    store_pack(growth + i, broadcast(T(0)));
+    store_pack(kept + i, broadcast(T(0)));
+    const Group<T> group = {run, 0, 1, run.x.data, 0, sizeof(T), kept, 1};
+    Sum sum = group.template sum<Sum>();
+    for (std::ptrdiff_t c = 0; c < classes; ++c) {
+        sum.take({load_pack<T>(power + c), load_pack<T>(growth + c)}, load_pack<T>(kept + c), c);
+        if ((c + 1) % terms_to_carry == 0) sum.carry();
+    }
+    auto results = results_of<Op>(group, Exp(), &sum);
+    set_far(results, begins_far(x[0]) ? 1 : 0);
+    if (!(results.near & 1)) {
+        T tile[lanes * few_classes], of_tile[lanes * few_classes];
+        const std::ptrdiff_t element = sizeof(T);
+        FarSlices<T> far_slices(own_tile<Op, T>, run, 0, {run.x.data, 0, element}, {run.out.data, 0, element}, tile,
+                                of_tile);
+        far_slices.add(0, 1, near_values(results));
+        far_slices.finish();
+    } else if constexpr (Op::writes) {
+        T* out = reinterpret_cast<T*>(run.out.data);
+        write_packs_of(kept, out, classes, results.row(0), false);
+        results.finish_row(0, [&](std::int64_t c, T value) __attribute__((always_inline)) { out[c] = value; });
+    }
+}
+
 template <class Op, class E>
 void near_tiles(const Run& run) {
     using T = Compute<E>;
@@ -222,6 +265,9 @@ void near_tiles(const Run& run) {
     const std::ptrdiff_t size = lanes * run.classes;
     const E* x = reinterpret_cast<const E*>(run.x.data);
     E* out = reinterpret_cast<E*>(run.out.data);
+    if constexpr (as_they_are &&
+                  requires(typename Op::template Sum<T, true> sum, Pack<T> e) { sum.take({e, e}, e, 0); })
+        if (run.slices == 1) return near_single<Op, T>(run);
     std::ptrdiff_t first = 0;
     if constexpr (as_they_are) {
         T tile[lanes * few_classes], kept[lanes * few_classes];
