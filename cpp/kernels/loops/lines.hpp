@@ -135,10 +135,9 @@ FASTSOFTMAX_ONCE void sum_neighbours(const Lines<T>& lines,
         const Group<T> group = lines.group(i);
         Sum partial[few ? 1 : lanes];
         if (single) {
-            for (Sum& sum : partial) sum = group.template sum<Sum>();
-            sum_pack<Op::writes, few>(
-                partial, Exp(), lines.run.classes,
-                [&](std::ptrdiff_t c) __attribute__((always_inline)) { return lines.score(c, 0); }, lines.kept, width);
+            sum_group<Op::writes, few>(group, partial, Exp(), [&](std::ptrdiff_t c) __attribute__((always_inline)) {
+                return lines.score(c, 0);
+            });
         } else {
             for (int k = 0; k < (few ? 1 : lanes); ++k) partial[k] = sums.load(k, i);
         }

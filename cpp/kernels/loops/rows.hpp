@@ -65,12 +65,14 @@ FASTSOFTMAX_INLINE Sum sum_row(Sum sum, const Exp& exp, const E* x, std::ptrdiff
     return sum;
 }
 
-// The same, compiled once: where a call is little beside the row.
-template <bool keep, class Exp, class Sum, class E>
-FASTSOFTMAX_ONCE Sum sum_long_row(const Sum& none, const Exp& exp, const E* x, std::ptrdiff_t classes, Compute<E>* to,
-                                  bool padded, const E* next, const E* written) {
-    constexpr bool is_fixed = std::is_same_v<Exp, FixedExponential<Compute<E>>>;
-    return sum_row<keep, !(keep && is_fixed), true>(none, exp, x, classes, to, padded, next, written);
+// The same of row i of a group, compiled once: where a call is little beside the row. (GCC makes copies of a sum that
+// is handed over by way of general registers, in each step.)
+template <class Sum, bool keep, class Exp, class E, class T = Compute<E>>
+FASTSOFTMAX_ONCE Sum sum_long_row(const Group<T>& group, int i, const Exp& exp, const E* x, std::ptrdiff_t classes,
+                                  T* to, bool padded, const E* next, const E* written) {
+    constexpr bool is_fixed = std::is_same_v<Exp, FixedExponential<T>>;
+    return sum_row<keep, !(keep && is_fixed), true>(group.template sum_of<Sum>(i), exp, x, classes, to, padded, next,
+                                                    written);
 }
 
 // Lane 0; the others are 0.
@@ -291,13 +293,14 @@ class RowLoop {
             const E* const next = fetches_ ? some.x(i + static_cast<int>(together_)) : x;
             const E* const written = Op::writes && fetches_ ? some.out(i) : x;
             const auto one = exp.of_lane(i);
-            const Sum none = group.template sum_of<Sum>(i);
             if constexpr (as_they_are && Exp::is_fixed)
-                sums.set(i, sum_row<Sum::keeps, !Sum::keeps>(none, one, x, run_.classes, e, padded_, next, written),
+                sums.set(i,
+                         sum_row<Sum::keeps, !Sum::keeps>(group.template sum_of<Sum>(i), one, x, run_.classes, e,
+                                                          padded_, next, written),
                          one, e, run_.classes);
             else
-                sums.set(i, sum_long_row<Sum::keeps>(none, one, x, run_.classes, e, padded_, next, written), one, e,
-                         run_.classes);
+                sums.set(i, sum_long_row<Sum, Sum::keeps>(group, i, one, x, run_.classes, e, padded_, next, written),
+                         one, e, run_.classes);
         }
         Results results = sums.template results<Op>(group, exp);
         if constexpr (Exp::is_fixed) set_far(results, far);
@@ -438,11 +441,11 @@ Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count)
     const E* x = reinterpret_cast<const E*>(run.x.data);
     const E* const written = Op::writes && run.stream ? reinterpret_cast<const E*>(run.out.data) : x;
     T* const kept = kept_of_block<Op, E>(run);
-    const auto none = Group<T>{run, 0, 1, nullptr, 0, 0}.template sum_of<Sum>(0);
+    const Group<T> group = {run, 0, 1, nullptr, 0, 0};
     const E* const next = Sum::keeps ? x : x + count;
     const auto one = exp.of_lane(0);
-    Statistics s =
-        statistics_of(sum_long_row<Sum::keeps>(none, one, x, count, kept, false, next, written), one, x, count);
+    Statistics s = statistics_of(sum_long_row<Sum, Sum::keeps>(group, 0, one, x, count, kept, false, next, written),
+                                 one, x, count);
     s.reference = reference;
     return s;
 }

@@ -91,20 +91,22 @@ FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>
     return {group, exp, sums[0].largest, folded_sums<T>(sums)};
 }
 
-// Adds the classes of a pack of slices, whose scores are score(c), to their sums, and keeps what results are made of.
+// The sums of a group, whose scores are score(c); keeps what results are made of.
 template <bool keep, bool few, class Exp, class Sum, class T, class Score>
-FASTSOFTMAX_INLINE void sum_pack(Sum* sums, const Exp& exp, std::ptrdiff_t classes, Score score, T* kept,
-                                 std::ptrdiff_t kept_stride) {
+FASTSOFTMAX_INLINE void sum_group(const Group<T>& group, Sum* sums, const Exp& exp, Score score) {
     // A sum is carried after terms_to_carry terms; the sums of many classes all at once.
     constexpr int partial = few ? 1 : Pack<T>::lanes;
-    constexpr std::ptrdiff_t group = terms_to_carry * partial;
-    const std::ptrdiff_t grouped = classes / group * group;
-    for (int k = 0; k < partial; ++k)
+    constexpr std::ptrdiff_t together = terms_to_carry * partial;
+    const std::ptrdiff_t classes = group.run.classes, grouped = classes / together * together;
+    for (int k = 0; k < partial; ++k) {
+        Sum sum = group.template sum<Sum>();
         for (std::ptrdiff_t c = k; c < classes; c += partial) {
-            const Pack<T> of_class = sums[k].add(exp, score(c), c);
-            if constexpr (keep) store_pack(kept + c * kept_stride, of_class);
-            if (c % group >= group - partial && c < grouped) sums[k].carry();
+            const Pack<T> of_class = sum.add(exp, score(c), c);
+            if constexpr (keep) store_pack(group.kept + c * group.kept_class_stride, of_class);
+            if (c % together >= together - partial && c < grouped) sum.carry();
         }
+        sums[k] = sum;
+    }
 }
 
 template <class T>
@@ -126,8 +128,7 @@ FASTSOFTMAX_ONCE void own_tile_of(const Run& run, std::ptrdiff_t first, int coun
     const Group<T> group = {run,       first,      count, reinterpret_cast<const std::byte*>(tile),
                             sizeof(T), pack_bytes, kept,  lanes};
     Sum sums[few ? 1 : lanes];
-    for (Sum& sum : sums) sum = group.template sum<Sum>();
-    sum_pack<Op::writes, few>(sums, exp, classes, score, kept, lanes);
+    sum_group<Op::writes, few>(group, sums, exp, score);
     const auto results = results_of<Op>(group, exp, sums);
     if constexpr (Op::writes) {
         const auto value = results.columns();

@@ -204,8 +204,8 @@ FASTSOFTMAX_ONCE void weigh_rows(const Rows<T>& rows) {
         const auto one = exp.of_lane(i);
         const T* x = rows.x(i);
         sums.set(i,
-                 sum_long_row<false>(Sum(), one, x, classes, static_cast<T*>(nullptr), false, rows.x(i + rows.count),
-                                     with_gradient ? rows.out(i) : x),
+                 sum_long_row<Sum, false>(group, i, one, x, classes, static_cast<T*>(nullptr), false,
+                                          rows.x(i + rows.count), with_gradient ? rows.out(i) : x),
                  one, x, classes);
     }
     const Measured<T> m = sums.template results<Exponentials>(group, exp).m;
@@ -289,7 +289,7 @@ FASTSOFTMAX_ONCE void weigh_tile(const Run& run, std::ptrdiff_t first, int count
     };
     const OwnExponential<T> exp = exponential_of_tile(run, tile);
     Sum sums[few ? 1 : lanes];
-    sum_pack<false, few>(sums, exp, classes, score, tile, lanes);
+    sum_group<false, few>(group, sums, exp, score);
     const Measured<T> m = results_of<Exponentials>(group, exp, sums).m;
     const LogTotal<T> log(m);
     const MinusLog<T> minus_log = {{exp.argument(), m, log}, {m, log}};
