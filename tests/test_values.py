@@ -355,6 +355,15 @@ def test_entries_that_count_as_nothing_do_so_beside_any_quotient(dtype, largest,
         np.testing.assert_allclose(loss, np.log(40_000), 1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-20, 3e-20, 1e-29, 1e-200])
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
+def test_a_quotient_that_overflows_adds_nothing_to_the_entropy(dtype, classes, temperature):
+    x = padded([0, np.finfo(dtype).min / 8, 0], classes, dtype, -np.inf)
+    for a, axis in along_both_axes(x):
+        np.testing.assert_allclose(fs.entropy(a, axis, temperature=temperature), np.log(2), 1e-6)
+
+
 @pytest.mark.parametrize("temperature", [1, 1e-30, 1e-100, 1e-300, 1e-310])
 @pytest.mark.parametrize("largest", [-3e18, -1, 1, 3e18])
 @pytest.mark.parametrize("classes", CLASSES)

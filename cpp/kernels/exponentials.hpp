@@ -187,7 +187,8 @@ class ScaledExponential {
         if (!scales_) return min(repeat<packs>(highest_) - x, most);
         Pack<T, packs> d;
         for (int k = 0; k < packs; ++k) set_part(d, k, scaling_.distance(highest_, part(x, k)));
-        return min(d, most);
+        // One that overflows may be of any sign, or NaN.
+        return min(max(d, broadcast<T, packs>(T(0))), most);
     }
 
   protected:
