@@ -6,12 +6,12 @@
 
 namespace {
 
-// What is as it is for a slice in range, as far as gradients go.
+// Gradients of moderate weight, as those of near slices are: there is nothing to mend.
 template <class T>
-struct InRange {
-    FASTSOFTMAX_INLINE InRange(const Run&, std::ptrdiff_t, int, const Labels<T>&, Two<Pack<T>>, Pack<T>) {}
-    InRange() = default;
-    FASTSOFTMAX_INLINE InRange of_lane(int) const { return {}; }
+struct ModerateWeight {
+    ModerateWeight() = default;
+    FASTSOFTMAX_INLINE ModerateWeight(const Run&, std::ptrdiff_t, int, const Labels<T>&, Two<Pack<T>>, Pack<T>) {}
+    FASTSOFTMAX_INLINE ModerateWeight of_lane(int) const { return {}; }
     FASTSOFTMAX_INLINE Pack<T> mended(Pack<T>, Pack<T> gradient) const { return gradient; }
     FASTSOFTMAX_INLINE Pack<T> mended_label(const Measured<T>&, Pack<T> gradient) const { return gradient; }
 };
@@ -86,7 +86,7 @@ struct CrossEntropy {
     // The gradient: weight * e / S, except at the label, where it is -weight * (S - its e) / S.
     template <class T, class Exp>
     struct Results {
-        using Weight = std::conditional_t<Exp::is_fixed, InRange<T>, AnyWeight<T>>;
+        using Weight = std::conditional_t<Exp::is_fixed, ModerateWeight<T>, AnyWeight<T>>;
 
         struct Value {
             Pack<T> scale;  // of the exponentials, a power of two that makes room for the weight
