@@ -92,3 +92,13 @@ def test_a_layer_knows_only_those_below(layer, known):
 def test_what_is_above_the_kernels_sees_only_their_table():
     included = {name for file in CPP.glob("*.?pp") for name in re.findall(r'#include "(kernels/.*)"', file.read_text())}
     assert included == {"kernels/kernels.hpp"}
+
+
+@needs_sources
+def test_no_loop_names_an_operation():
+    """Only the operations themselves do, and the lists that they join."""
+    kernels = CPP / "kernels"
+    lists = {kernels / name for name in ("kernels.hpp", "signatures.hpp", "target.cpp")}
+    others = {file for file in kernels.rglob("*.?pp") if file.parent.name != "operations"} - lists
+    assert len(others) > 20
+    assert [file.name for file in sorted(others) if "Operation::" in code_of(file)] == []
