@@ -293,11 +293,13 @@ FASTSOFTMAX_INLINE std::uint32_t lanes_within(Pack<T> sum, T least) {
 }
 
 // Calls f with a factor in two parts. Without FMA the error of a product is lost where that is subnormal: then the
-// factor is larger, and the result brought back.
+// factor is made larger, unless it is large, and the result brought back.
 template <class T, class F>
 FASTSOFTMAX_INLINE Pack<T> with_factor(Two<Pack<T>> factor, F f) {
     if constexpr (sizeof(T) == 8 && !has_fma) {
-        const Pack<T> up = broadcast(T(0x1p300)), down = broadcast(T(0x1p-300));
+        const Mask<T> large = less(broadcast(T(0x1p200)), max(factor.high, -factor.high));
+        const Pack<T> one = broadcast(T(1)), up = select(large, one, broadcast(T(0x1p300))),
+                      down = select(large, one, broadcast(T(0x1p-300)));
         return f(Two<Pack<T>>{factor.high * up, factor.low * up}) * down;
     } else {
         return f(factor);

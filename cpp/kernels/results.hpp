@@ -40,16 +40,7 @@ struct Probability {
     FASTSOFTMAX_INLINE Probability(const Probability& all, int i)
         : factor{spread(all.factor.high, i), spread(all.factor.low, i)} {}
 
-    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e) const {
-        // Dekker's product loses its error where that is subnormal.
-        if constexpr (sizeof(T) == 8 && !has_fma) {
-            const Mask<T> large = less(broadcast(T(0x1p200)), max(factor.high, -factor.high));
-            const Pack<T> raised = e * select(large, broadcast(T(1)), broadcast(T(0x1p300)));
-            return fma(raised, factor.high, raised * factor.low) *
-                   select(large, broadcast(T(1)), broadcast(T(0x1p-300)));
-        }
-        return fma(e, factor.high, e * factor.low);
-    }
+    FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e) const { return product(e, factor); }
 
     // Less a term.
     FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e, Pack<T> term) const {
