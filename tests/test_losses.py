@@ -408,7 +408,9 @@ def test_upstream_and_temperature_of_any_size_keep_every_entry_of_the_gradient(d
 @pytest.mark.core
 @pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
 @pytest.mark.parametrize("classes", [3, 40, 40_000])
-@pytest.mark.parametrize(("dtype", "upstream"), [(np.float32, 1e30), (np.float64, 1e250), (np.float64, 1e300)])
+@pytest.mark.parametrize(
+    ("dtype", "upstream"), [(np.float32, 1e30), (np.float32, 1e40), (np.float64, 1e250), (np.float64, 1e300)]
+)
 def test_a_large_upstream_raises_a_subnormal_probability_without_its_rounding(dtype, upstream, classes):
     x = np.full((2, classes), -np.inf, dtype)
     x[:, :3] = 0, -1, 0.99 * np.log(np.finfo(dtype).smallest_subnormal)

@@ -195,7 +195,12 @@ FASTSOFTMAX_ONCE GradientEnds<T> wide_ends(const Measured<T>& m, Probability<T> 
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> wide_gradient(Pack<T> e, Pack<T> term, Doubles<T> total, Doubles<T> scale,
                                          const Probability<T>& unscaled) {
-    return narrow(scale * (total * to_doubles(unscaled(e)) - to_doubles(term)));
+    Doubles<T> p;
+    if constexpr (sizeof(T) == 4)
+        p = to_doubles(e) * widen(unscaled.factor);
+    else
+        p = unscaled(e);
+    return narrow(scale * (total * p - to_doubles(term)));
 }
 
 }  // namespace
