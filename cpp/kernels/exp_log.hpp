@@ -19,7 +19,6 @@ struct ExpConstants<float> {
     // Exponentials of a slice are kept at 2^64 times their size relative to the largest: terms of 2^-149 of it stay
     // normal, and so do both parts of the reciprocal of the sum.
     static constexpr int exponent_bias = 64;
-    static constexpr float above_all = 0x1p65f;  // no exponential is larger
     // From |max| = 512 on, x - max is exact wherever exp(x - max) > 2^-190 (Sterbenz), so such a slice subtracts.
     static constexpr float largest_unshifted = 512;
     static constexpr float q[] = {0x1p-1f, 0x1.555c7ap-3f, 0x1.55483cp-5f};
@@ -49,7 +48,6 @@ struct ExpConstants<double> {
     static constexpr double rounder = 0x1.8p52;
     static constexpr int mantissa_bits = 52, ieee_bias = 1023;
     static constexpr int exponent_bias = 200;          // terms of 2^-1223 of the largest stay
-    static constexpr double above_all = 0x1p201;       // no exponential is larger
     static constexpr double largest_unshifted = 2048;  // as above, for exp(x - max) > 2^-1223
     static constexpr double q[] = {0x1.000000000010cp-1, 0x1.555555555512cp-3,  0x1.5555554802dbfp-5,
                                    0x1.11111125eace3p-7, 0x1.6c1cc02d9c73fp-10, 0x1.a016383dc054p-13};

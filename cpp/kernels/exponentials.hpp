@@ -253,7 +253,7 @@ class OwnExponential : public ScaledExponential<T> {
     FASTSOFTMAX_INLINE Argument argument() const { return {shift_, temperature_}; }
 
   private:
-    // Where the largest score puts the exponential.
+    // Shift and reference, as the largest score asks for them, and what follows from an infinite one.
     struct Place {
         Pack<T> shift, reference, highest, undefined;
         bool scales;

@@ -20,7 +20,7 @@ FASTSOFTMAX_INLINE Run slices_from(Run run, std::ptrdiff_t i) {
     return run;
 }
 
-// Slices whose own numbers are right, although the others may not be.
+// Slices whose value is right, even where their other results are not.
 template <class Results>
 FASTSOFTMAX_INLINE std::uint32_t near_values(const Results& results) {
     if constexpr (requires { results.near_values; })

@@ -49,15 +49,7 @@ struct Labels {
     bool any_ignored;
     Doubles<T> chosen;
 
-    // It holds nothing unless a loss is wanted.
-    FASTSOFTMAX_INLINE Labels(bool wanted, const Run& run, std::ptrdiff_t first, int count) {
-        if (wanted) read(run, first, count);
-    }
-
-    FASTSOFTMAX_INLINE bool ignored(int i) const { return given && index[i] < 0; }
-
-  private:
-    FASTSOFTMAX_INLINE void read(const Run& run, std::ptrdiff_t first, int count) {
+    FASTSOFTMAX_INLINE Labels(const Run& run, std::ptrdiff_t first, int count) {
         given = run.label != nullptr;
         any_ignored = false;
         chosen = doubles<T>(0);
@@ -82,6 +74,8 @@ struct Labels {
         for (auto& c : index)
             if (c >= run.classes) c = -1;
     }
+
+    FASTSOFTMAX_INLINE bool ignored(int i) const { return given && index[i] < 0; }
 };
 
 }  // namespace

@@ -21,12 +21,6 @@ struct Rows {
     FASTSOFTMAX_INLINE const T* dy(int i) const { return at(run.dy, i); }
     FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
 
-    // The result of class `c`, where it is one of the `classes` that the arrays hold.
-    FASTSOFTMAX_INLINE void put(int i, std::int64_t c, std::ptrdiff_t classes, T value) const {
-        const std::int64_t position = c - run.origin;
-        if (0 <= position && position < classes) out(i)[position] = value;
-    }
-
   private:
     FASTSOFTMAX_INLINE T* at(const Strided& array, int i) const {
         return reinterpret_cast<T*>(array.data + (first + i) * array.slice_stride);

@@ -141,15 +141,4 @@ struct PowerSum {
     }
 };
 
-// The same without the largest, and how often that comes.
-template <class T>
-struct OthersSum : PowerSum<T> {
-    Pack<T> times = broadcast(T(0));
-
-    FASTSOFTMAX_LONG void add(Mask<T> is_largest, Pack<T> power, Pack<T> growth) {
-        PowerSum<T>::add(select(is_largest, broadcast(T(0)), power), growth);
-        times = times + select(is_largest, broadcast(T(1)), broadcast(T(0)));
-    }
-};
-
 }  // namespace

@@ -35,14 +35,10 @@ template <class Op, class E>
 void rows(const Run& run) {
     if constexpr (is_loss<Op::operation> && std::is_same_v<E, Compute<E>>)
         if (run.terms) return weighed_rows<Op::writes, E>(run);
-    if constexpr (tries_fixed<Op>) {
-        if (may_be_near(run)) {
-            if (run.classes <= few_classes) return near_tiles<Op, E>(run);
-            return near_rows<Op, E>(run);
-        }
-    } else if (run.classes <= few_classes) {
-        return few_own_rows<Op, E>(run);
-    }
+    const bool few = run.classes <= few_classes;
+    if constexpr (tries_fixed<Op>)
+        if (may_be_near(run)) return few ? near_tiles<Op, E>(run) : near_rows<Op, E>(run);
+    if (few) return few_own_rows<Op, E>(run);
     own_rows_of<Op, E>(run);
 }
 

@@ -74,7 +74,7 @@ class LineSums {
 template <bool keep, int n, bool few, class Sum, class T>
 FASTSOFTMAX_INLINE void add_lines(LineSums<Sum, few, T>& sums, const Lines<T>& lines, std::ptrdiff_t c, bool carry) {
     constexpr int lanes = Pack<T>::lanes, packs = few && n >= packs_at_once ? packs_at_once : 1;
-    const std::ptrdiff_t width = lines.count;
+    const std::ptrdiff_t width = lines.width();
     const int first = few ? 0 : static_cast<int>(c % lanes);
     const T* x[n];
     for (int j = 0; j < n; ++j) x[j] = lines.x(c + j);

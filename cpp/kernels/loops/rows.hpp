@@ -234,7 +234,7 @@ class RowLoop {
     FASTSOFTMAX_INLINE void compute() {
         for (std::ptrdiff_t first = 0; first < run_.slices;) {
             std::ptrdiff_t far = first;
-            while (far < run_.slices && is_far(far)) ++far;
+            while (far < run_.slices && begins_far_at(far)) ++far;
             if (far > first) compute_far(first, far - first);
             first = far;
             const std::ptrdiff_t left = run_.slices - first;
@@ -252,7 +252,7 @@ class RowLoop {
     std::ptrdiff_t together_;
     alignas(pack_bytes) T scratch_[Sum::keeps ? lanes * most_padded : 1];
 
-    FASTSOFTMAX_INLINE bool is_far(std::ptrdiff_t row) const {
+    FASTSOFTMAX_INLINE bool begins_far_at(std::ptrdiff_t row) const {
         if constexpr (!Exp::is_fixed) return false;
         return begins_far(to_compute(*reinterpret_cast<const E*>(run_.x.data + row * run_.x.slice_stride)));
     }
@@ -283,7 +283,7 @@ class RowLoop {
         RowSums<Sum, T> sums;
         std::uint32_t far = 0;
         for (int i = 0; i < some.count; ++i) {
-            if (is_far(some.first + i)) {
+            if (begins_far_at(some.first + i)) {
                 sums.drop(i);
                 far |= 1u << i;
                 continue;

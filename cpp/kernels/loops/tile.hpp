@@ -7,8 +7,6 @@ namespace {
 
 using fastsoftmax::few_classes;
 
-// The sums of slices, a slice a lane, as operations take them: of few classes one, of more as many as a pack has lanes.
-
 // Where all exponentials but one are 0, that one stands for the sum: its class then has exactly 1. Of class c,
 // exponential(c).
 template <class T, class F>
@@ -34,6 +32,8 @@ template <class T>
 FASTSOFTMAX_INLINE bool any_may_be_only(const KeptSum<T, true>& sum, std::ptrdiff_t classes) {
     return classes == 1 || equal_bits(sum.smallest, broadcast(T(0))) != 0;
 }
+
+// The results of a group from its sums, a slice a lane: of few classes one, of more as many as a pack has lanes.
 
 template <class Op, class T, class Exp>
 FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
@@ -181,8 +181,8 @@ void copied_tiles(const Run& run, std::ptrdiff_t x_class_stride, std::ptrdiff_t 
     }
 }
 
-// Slices that are far, from anywhere in a run, are gathered to a tile. They get their results when it is full, or at
-// the end: in place of others, which are no good.
+// Slices that are far, from anywhere in a run, are gathered to a tile. When it is full, or at the end, they get their
+// results, which replace those by the fixed reference.
 template <class T>
 class FarSlices {
     static constexpr int lanes = Pack<T>::lanes;

@@ -159,7 +159,8 @@ FASTSOFTMAX_ONCE void near_copies_of(const Run& run, const E* x, E* out, std::pt
     if constexpr (Op::writes) write_elements(results, elements, out);
 }
 
-// Transposed as they are, rows of four classes change their order: which rows the lanes in `bits` are.
+// Transposed as they are, rows of four classes change their order: which rows the lanes in `bits` are. (Operations with
+// numbers of the slices' own do not come this way.)
 FASTSOFTMAX_INLINE std::uint32_t rows_of_lanes(std::uint32_t bits) {
     std::uint32_t rows = 0;
     for (int i = 0; i < 16; ++i) rows |= (bits >> i & 1) << (i % 4 * 4 + i / 4);

@@ -122,10 +122,10 @@ struct CrossEntropy {
         Results() = default;
         // From the exponentials of labels and the sums of the others'.
         FASTSOFTMAX_INLINE Results(const Group<T>& group, const Exp& exp, Growth<T, 1> e, Two<Pack<T>> rest) {
-            set(group, exp, Labels<T>(true, group.run, group.first, group.count), e, rest);
+            set(group, exp, Labels<T>(group.run, group.first, group.count), e, rest);
         }
         FASTSOFTMAX_INLINE Results(const Group<T>& group, const Exp& exp, Two<Pack<T>> rest) {
-            const Labels<T> labels(true, group.run, group.first, group.count);
+            const Labels<T> labels(group.run, group.first, group.count);
             set(group, exp, labels, exp(group.scores(labels)), rest);
         }
 

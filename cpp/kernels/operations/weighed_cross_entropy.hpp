@@ -196,7 +196,7 @@ FASTSOFTMAX_ONCE void weigh_rows(const Rows<T>& rows) {
     const std::ptrdiff_t classes = run.classes;
     const Group<T> group = {
         run, rows.first, rows.count, reinterpret_cast<const std::byte*>(rows.x(0)), run.x.slice_stride, sizeof(T)};
-    const Labels<T> labels(true, run, rows.first, rows.count);
+    const Labels<T> labels(run, rows.first, rows.count);
     const Pack<T> scores = group.scores(labels);
     const auto exp = exponential_of<OwnExponential<T>>(rows);
     RowSums<Sum, T> sums;
@@ -280,7 +280,7 @@ FASTSOFTMAX_ONCE void weigh_tile(const Run& run, std::ptrdiff_t first, int count
     constexpr int lanes = Pack<T>::lanes;
     const std::ptrdiff_t classes = run.classes;
     const Group<T> group = {run, first, count, reinterpret_cast<const std::byte*>(tile), sizeof(T), pack_bytes};
-    const Labels<T> labels(true, run, first, count);
+    const Labels<T> labels(run, first, count);
     const Pack<T> scores = group.scores(labels);
     const auto score = [=](std::ptrdiff_t c) __attribute__((always_inline)) { return load_pack<T>(tile + c * lanes); };
     const T* terms = static_cast<const T*>(run.terms) + (run.own_terms ? first * classes : 0);
