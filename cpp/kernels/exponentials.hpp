@@ -40,8 +40,8 @@ struct FixedRange<double> {
     static constexpr double far = 110, masked = 9000;
 };
 
-// Slices, with these first scores, that are far without being tried. Scores of a larger size are no
-// measure of the others: they stand for masked classes.
+// Slices, with these first scores, that are far without being tried. Scores of a larger size are no measure of the
+// others: they stand for masked classes.
 template <class T>
 FASTSOFTMAX_INLINE std::uint32_t begins_far(Pack<T> first) {
     const Pack<T> size = max(first, -first);
@@ -89,7 +89,7 @@ struct FixedExponential {
         }
     }
 
-    // Of the sum of a slice: what it is in results.
+    // A sum as results take it: that of a slice in range needs no change.
     FASTSOFTMAX_INLINE Two<Pack<T>> defined(Two<Pack<T>> sum) const { return sum; }
 
     // What is exponentiated, in two parts, for logarithms.
@@ -265,7 +265,7 @@ class OwnExponential : public ScaledExponential<T> {
             const Mask<T> finite = equal(largest - largest, zero);
             shift = select(within, zero, select(finite, largest, zero));
             reference = select(within, round_to_integer(scaled * broadcast(ExpConstants<T>::log2e)), zero);
-            // Of a slice with +inf only that counts.
+            // In a slice with +inf nothing else counts.
             highest = select(finite, largest, zero);
             undefined = select(finite, zero, broadcast(T(__builtin_nan(""))));
             constexpr auto all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);

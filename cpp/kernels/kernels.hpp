@@ -171,7 +171,7 @@ constexpr std::ptrdiff_t most_padded_packs = 13;
 // with the run's origin. If the output is another row than the scores, or of halves if there is room in run.kept,
 // measuring may leave exponentials there for writing to use.
 struct Blocks {
-    // Of a block, unless this is null: the largest of all is the reference of the slice.
+    // The largest score of a block. The reference of a slice is that of all its blocks; null: it needs none.
     double (*largest)(const Run&, std::ptrdiff_t count);
     Statistics (*measure)(const Run&, double reference, std::ptrdiff_t count);
     void (*merge)(const Run&, Statistics& left, const Statistics& right);

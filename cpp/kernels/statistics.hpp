@@ -67,9 +67,12 @@ FASTSOFTMAX_INLINE Pack<double, packs> times_power(Pack<double, packs> a, Pack<d
     return a * power_of_two(steps[2]) * power_of_two(steps[1]) * power_of_two(steps[0]);
 }
 
+FASTSOFTMAX_INLINE void set(double (&parts)[2], Two<double> value) {
+    parts[0] = value.high;
+    parts[1] = value.low;
+}
 FASTSOFTMAX_INLINE void set(double (&parts)[2], Wide<double> value) {
-    parts[0] = lane(value.high, 0);
-    parts[1] = lane(value.low, 0);
+    set(parts, Two<double>{lane(value.high, 0), lane(value.low, 0)});
 }
 
 // sum * exp(difference) * 2^exponent: one block's sum on the scale of another. 0 where the factor is below 2^-1500.

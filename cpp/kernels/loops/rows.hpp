@@ -373,7 +373,8 @@ void own_rows_of(const Run& run) {
     }
 }
 
-// The run's only row, in blocks. `reference`: the largest score of the row, if that is asked for.
+// From here on a run has one row, which is computed in blocks. Exponentials of its own refer to `reference`, the
+// largest score of the row; the fixed ones leave it out.
 
 template <class Exp, class T>
 FASTSOFTMAX_INLINE Exp exponential_of_block(const Run& run, double reference) {
@@ -392,9 +393,7 @@ template <class T, class Exp, class E>
 FASTSOFTMAX_INLINE Statistics statistics_of(const KeptSum<T, false>& sum, const Exp& exp, const E* x,
                                             std::ptrdiff_t count) {
     Statistics s = {};
-    const Two<double> total = folded(sum.sum.wide());
-    s.rest[0] = total.high;
-    s.rest[1] = total.low;
+    set(s.rest, folded(sum.sum.wide()));
     const auto only =
         Only<T>::of(sum, count, [&](std::ptrdiff_t c) { return lane(exp(broadcast(to_compute(x[c]))).rounded(), 0); });
     s.several = only.several;
@@ -405,9 +404,7 @@ FASTSOFTMAX_INLINE Statistics statistics_of(const KeptSum<T, false>& sum, const 
 template <class T, bool keep, class Exp, class E>
 FASTSOFTMAX_INLINE Statistics statistics_of(const LabelSum<T, false, keep>& sum, const Exp&, const E*, std::ptrdiff_t) {
     Statistics s = {};
-    const Two<double> total = folded(sum.sum.wide());
-    s.rest[0] = total.high;
-    s.rest[1] = total.low;
+    set(s.rest, folded(sum.sum.wide()));
     return s;
 }
 
@@ -415,9 +412,7 @@ template <class T, class Exp, class E>
 FASTSOFTMAX_INLINE Statistics statistics_of(SortedSum<T, false> sum, const Exp& exp, const E*, std::ptrdiff_t) {
     Statistics s = {};
     sum.add_smaller(exp, sum.smaller_lanes());
-    const Two<double> total = folded(sum.sum.wide());
-    s.rest[0] = total.high;
-    s.rest[1] = total.low;
+    set(s.rest, folded(sum.sum.wide()));
     s.max = static_cast<double>(lane(sum.largest, 0));
     return s;
 }

@@ -55,7 +55,7 @@ FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_of(const Group<
     return {group, exp, sum->largest, sum->sum.in_two()};
 }
 
-// Of the sums `of` in each.
+// The totals of one member of these sums.
 template <class T, class Sum, class Of>
 FASTSOFTMAX_INLINE Two<Pack<T>> folded_sums(const Sum* sums, PowerSum<T> Of::* of) {
     Wide<T> partial[Pack<T>::lanes];

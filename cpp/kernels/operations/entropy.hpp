@@ -106,13 +106,10 @@ FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>
 template <class T, class Exp, class E>
 FASTSOFTMAX_INLINE Statistics statistics_of(EntropySum<T, false> sum, const Exp& exp, const E*, std::ptrdiff_t) {
     sum.add_smaller(exp, sum.smaller_lanes());
-    const Two<double> rest = folded(sum.sum.wide()), weighed = folded(sum.weighed.wide());
     Statistics s = {};
     s.max = static_cast<double>(lane(sum.largest, 0));
-    s.rest[0] = rest.high;
-    s.rest[1] = rest.low;
-    s.weighed[0] = weighed.high;
-    s.weighed[1] = weighed.low;
+    set(s.rest, folded(sum.sum.wide()));
+    set(s.weighed, folded(sum.weighed.wide()));
     return s;
 }
 template <class T, bool few, class Exp>
