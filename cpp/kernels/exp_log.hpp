@@ -75,7 +75,9 @@ struct ExpConstants<double> {
 template <class T, int packs, int n>
 FASTSOFTMAX_INLINE Pack<T, packs> polynomial(Pack<T, packs> x, const T (&coefficients)[n]) {
     Pack<T, packs> sum = broadcast<T, packs>(coefficients[n - 1]);
-    for (int k = n - 2; k >= 0; --k) sum = multiply_add(sum, x, broadcast<T, packs>(coefficients[k]));
+    unrolled<n - 1>([&](int k) __attribute__((always_inline)) {
+        sum = multiply_add(sum, x, broadcast<T, packs>(coefficients[n - 2 - k]));
+    });
     return sum;
 }
 

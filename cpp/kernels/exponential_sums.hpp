@@ -33,7 +33,9 @@ struct KeptSum {
     FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
         const Growth<T, packs> e = exp(x);
         const Pack<T, packs> rounded = e.rounded();
-        for (int k = 0; k < packs; ++k) take({part(e.power, k), part(e.growth, k)}, part(rounded, k), 0);
+        unrolled<packs>([&](int k) __attribute__((always_inline)) {
+            take({part(e.power, k), part(e.growth, k)}, part(rounded, k), 0);
+        });
         return rounded;
     }
     // Of one class, the exponential itself.
@@ -71,7 +73,9 @@ struct LabelSum {
     template <class Exp, int packs>
     FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t c, std::ptrdiff_t step = 1) {
         const Growth<T, packs> e = exp(x);
-        for (int k = 0; k < packs; ++k) take({part(e.power, k), part(e.growth, k)}, part(e.power, k), c + k * step);
+        unrolled<packs>([&](int k) __attribute__((always_inline)) {
+            take({part(e.power, k), part(e.growth, k)}, part(e.power, k), c + k * step);
+        });
         return e.rounded();
     }
     FASTSOFTMAX_LONG void take(Growth<T, 1> e, Pack<T>, std::ptrdiff_t c) {
@@ -107,11 +111,11 @@ struct Largest {
     template <int packs>
     FASTSOFTMAX_INLINE Pack<T, packs> held_back(Pack<T, packs> x) {
         Pack<T, packs> smaller;
-        for (int k = 0; k < packs; ++k) {
+        unrolled<packs>([&](int k) __attribute__((always_inline)) {
             // A NaN is summed, and is not the largest.
             set_part(smaller, k, min(largest, part(x, k)));
             largest = max(part(x, k), largest);
-        }
+        });
         return smaller;
     }
 
@@ -163,7 +167,7 @@ struct SortedSum : Largest<T> {
     template <class Exp, int packs>
     FASTSOFTMAX_LONG void add_smaller(const Exp& exp, Pack<T, packs> x) {
         const Growth<T, packs> e = exp(x);
-        for (int k = 0; k < packs; ++k) sum.add(part(e.power, k), part(e.growth, k));
+        unrolled<packs>([&](int k) __attribute__((always_inline)) { sum.add(part(e.power, k), part(e.growth, k)); });
     }
     FASTSOFTMAX_INLINE void carry() { sum.carry(); }
 
@@ -182,7 +186,7 @@ struct SortedSum : Largest<T> {
 template <int n, class Exp, class Sum, class T>
 FASTSOFTMAX_INLINE Pack<T, n> add_packs(Sum& sum, const Exp& exp, const Pack<T>* classes, std::ptrdiff_t c) {
     Pack<T, n> scores;
-    for (int k = 0; k < n; ++k) set_part(scores, k, classes[k]);
+    unrolled<n>([&](int k) __attribute__((always_inline)) { set_part(scores, k, classes[k]); });
     return sum.add(exp, scores, c);
 }
 

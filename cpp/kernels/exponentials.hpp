@@ -76,10 +76,10 @@ struct FixedExponential {
             static constexpr Powers table = powers();
             const Pack<T, packs> entry = look_up(table.of, field), square = r * r, q = polynomial(r, C::q);
             Growth<T, packs> e;
-            for (int i = 0; i < n.registers; ++i) {
+            unrolled<n.registers>([&](int i) __attribute__((always_inline)) {
                 e.power.r[i] = scaled(entry.r[i], n.r[i], least);
                 e.growth.r[i] = fma_or_zero(square.r[i], q.r[i], r.r[i], n.r[i], least);
-            }
+            });
             return e;
         } else {
             const auto bits = look_up<Integer<T>>(C::powers, field) + shift_left(field, C::mantissa_bits - 3);
@@ -172,11 +172,11 @@ class ScaledExponential {
         x = min(repeat<packs>(highest_), x);
         if (!scales_) return exp_(x);
         Pack<T, packs> high, low;
-        for (int k = 0; k < packs; ++k) {
+        unrolled<packs>([&](int k) __attribute__((always_inline)) {
             const Two<Pack<T>> y = scaling_(part(x, k));
             set_part(high, k, y.high);
             set_part(low, k, y.low);
-        }
+        });
         return exp_(high, low);
     }
 
@@ -186,7 +186,8 @@ class ScaledExponential {
         const Pack<T, packs> most = broadcast<T, packs>(T(-4) * FixedRange<T>::lowest);
         if (!scales_) return min(repeat<packs>(highest_) - x, most);
         Pack<T, packs> d;
-        for (int k = 0; k < packs; ++k) set_part(d, k, scaling_.distance(highest_, part(x, k)));
+        unrolled<packs>(
+            [&](int k) __attribute__((always_inline)) { set_part(d, k, scaling_.distance(highest_, part(x, k))); });
         // One that overflows may be of any sign, or NaN.
         return min(max(d, broadcast<T, packs>(T(0))), most);
     }

@@ -33,7 +33,7 @@ FASTSOFTMAX_INLINE Pack<T> load_quarters(const T* p, std::ptrdiff_t step) {
                              load_quarter(p + 3 * step)};
     Pack<T> a;
     if constexpr (pack_registers == 4) {
-        for (int k = 0; k < 4; ++k) a.r[k] = q[k];
+        unrolled<4>([&](int k) __attribute__((always_inline)) { a.r[k] = q[k]; });
     } else {
         const auto first = joined(q[0], q[1], std::make_index_sequence<2 * n>());
         const auto second = joined(q[2], q[3], std::make_index_sequence<2 * n>());
@@ -70,9 +70,9 @@ FASTSOFTMAX_INLINE R interleaved(R a, R b, std::index_sequence<i...>) {
 template <int span, bool upper, class T>
 FASTSOFTMAX_INLINE Pack<T> interleaved(Pack<T> a, const Pack<T>& b) {
     constexpr int width = register_bytes / static_cast<int>(sizeof(T));
-    for (int i = 0; i < pack_registers; ++i)
-        a.r[i] = interleaved<span, upper>(a.r[i], b.r[i], std::make_index_sequence<width>());
-    return a;
+    return from_registers<Pack<T>>([&]<int i>() __attribute__((always_inline)) {
+        return interleaved<span, upper>(a.r[i], b.r[i], std::make_index_sequence<width>());
+    });
 }
 
 // Quarter k of rows 0, 1, ... is a square; all four are transposed.
@@ -136,9 +136,13 @@ FASTSOFTMAX_INLINE void rows_to_tile(const T* rows, std::ptrdiff_t classes, T* t
     constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes;
     for (std::ptrdiff_t c = 0; c < classes; c += n) {
         Pack<T> square[n];
-        for (int j = 0; j < n; ++j) square[j] = load_quarters(rows + j * classes + c, n * classes);
+        unrolled<n>([&](int j) __attribute__((always_inline)) {
+            square[j] = load_quarters(rows + j * classes + c, n * classes);
+        });
         transpose(square);
-        for (int j = 0; j < n && c + j < classes; ++j) store_pack(tile + (c + j) * lanes, square[j]);
+        unrolled<n>([&](int j) __attribute__((always_inline)) {
+            if (c + j < classes) store_pack(tile + (c + j) * lanes, square[j]);
+        });
     }
 }
 
@@ -148,44 +152,53 @@ FASTSOFTMAX_INLINE void store_some(T* to, const Quarter<T>& q, std::ptrdiff_t co
     const T* from = reinterpret_cast<const T*>(&q);
     if (count == 1) copy_elements(to, from, 1);
     if (count == 2) copy_elements(to, from, 2);
-    if constexpr (quarter_lanes<T> == 4) {
+    if constexpr (quarter_lanes<T> == 4)
         if (count == 3) copy_elements(to, from, 3);
-        if (count == 4) copy_elements(to, from, 4);
-    }
 }
 
-template <int k, class T>
+// Quarter k of the first `count` packs; returns the row after the last one.
+template <int k, int count, class T>
 FASTSOFTMAX_INLINE T* store_quarters(T* row, const Pack<T> (&square)[quarter_lanes<T>], std::ptrdiff_t classes) {
-    for (const Pack<T>& a : square) {
-        store_quarter(row, quarter<k>(a));
+    unrolled<count>([&](int j) __attribute__((always_inline)) {
+        store_quarter(row, quarter<k>(square[j]));
         row += classes;
-    }
+    });
     return row;
 }
 
+// A tile's classes value(c) as rows.
+template <class T, class Value>
+FASTSOFTMAX_INLINE void tile_to_rows(Value value, std::ptrdiff_t classes, T* rows) {
+    constexpr int n = quarter_lanes<T>;
+    if (classes == 1) return store_pack(rows, value(0));
+    Pack<T> square[n];
+    if (const std::ptrdiff_t left = classes % n) {
+        // The last, partial quarter of each row reaches into the next row, which is stored later. Of the last row only
+        // its own elements are stored.
+        const std::ptrdiff_t c = classes - left;
+        unrolled<n>([&](int j)
+                        __attribute__((always_inline)) { square[j] = j < left ? value(c + j) : broadcast(T(0)); });
+        transpose(square);
+        T* row = store_quarters<0, n>(rows + c, square, classes);
+        row = store_quarters<1, n>(row, square, classes);
+        row = store_quarters<2, n>(row, square, classes);
+        row = store_quarters<3, n - 1>(row, square, classes);
+        store_some<T>(row, quarter<3>(square[n - 1]), left);
+    }
+    for (std::ptrdiff_t c = 0; c + n <= classes; c += n) {
+        unrolled<n>([&](int j) __attribute__((always_inline)) { square[j] = value(c + j); });
+        transpose(square);
+        T* row = store_quarters<0, n>(rows + c, square, classes);
+        row = store_quarters<1, n>(row, square, classes);
+        row = store_quarters<2, n>(row, square, classes);
+        store_quarters<3, n>(row, square, classes);
+    }
+}
 template <class T>
 FASTSOFTMAX_INLINE void tile_to_rows(const T* tile, std::ptrdiff_t classes, T* rows) {
-    constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes;
-    // The last, partial quarter of each row is stored first and reaches into the next row, which is stored later. Where
-    // it would reach past the last row, only its own elements are stored.
-    const std::ptrdiff_t left = (classes - 1) % n + 1;
-    for (std::ptrdiff_t c = classes - left; c >= 0; c -= n) {
-        const std::ptrdiff_t taken = classes - c < n ? left : n;
-        Pack<T> square[n];
-        for (int j = 0; j < n; ++j) square[j] = load_pack<T>(tile + (j < taken ? c + j : c) * lanes);
-        transpose(square);
-        T* row = rows + c;
-        row = store_quarters<0>(row, square, classes);
-        row = store_quarters<1>(row, square, classes);
-        row = store_quarters<2>(row, square, classes);
-        if (taken == n) {
-            store_quarters<3>(row, square, classes);
-        } else {
-            const T* end = rows + lanes * classes;
-            for (int j = 0; j < n; ++j, row += classes)
-                store_some<T>(row, quarter<3>(square[j]), row + n <= end ? n : taken);
-        }
-    }
+    tile_to_rows([=](std::ptrdiff_t c)
+                     __attribute__((always_inline)) { return load_pack<T>(tile + c * Pack<T>::lanes); },
+                 classes, rows);
 }
 
 }  // namespace

@@ -77,22 +77,26 @@ FASTSOFTMAX_INLINE void add_lines(LineSums<Sum, few, T>& sums, const Lines<T>& l
     const std::ptrdiff_t width = lines.width();
     const int first = few ? 0 : static_cast<int>(c % lanes);
     const T* x[n];
-    for (int j = 0; j < n; ++j) x[j] = lines.x(c + j);
+    unrolled<n>([&](int j) __attribute__((always_inline)) { x[j] = lines.x(c + j); });
     T* const kept = lines.kept + c * width;
     for (std::ptrdiff_t i = 0; i < width; i += lanes) {
         Sum sum = sums.load(first, i);
-        for (int j = 0; j < n; j += packs) {
+        unrolled<n / packs>([&](int step) __attribute__((always_inline)) {
+            const int j = step * packs;
             if (!few && j > 0) sum = sums.load(first + j, i);
             Pack<T, packs> scores;
-            for (int k = 0; k < packs; ++k) set_part(scores, k, load_pack<T>(x[j + k] + i));
+            unrolled<packs>([&](int k)
+                                __attribute__((always_inline)) { set_part(scores, k, load_pack<T>(x[j + k] + i)); });
             const Pack<T, packs> of_class = sum.add(FixedExponential<T>(), scores, c + j);
             if constexpr (keep)
-                for (int k = 0; k < packs; ++k) store_pack(kept + (j + k) * width + i, part(of_class, k));
+                unrolled<packs>([&](int k) __attribute__((always_inline)) {
+                    store_pack(kept + (j + k) * width + i, part(of_class, k));
+                });
             if (!few) {
                 if (carry) sum.carry();
                 sums.store(first + j, i, sum);
             }
-        }
+        });
         if (few) {
             if (carry) sum.carry();
             sums.store(0, i, sum);

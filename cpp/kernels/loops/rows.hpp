@@ -11,7 +11,7 @@ FASTSOFTMAX_INLINE T row_max(const T* x, std::ptrdiff_t classes) {
     Pack<T> m[4] = {broadcast(T(-infinity)), broadcast(T(-infinity)), broadcast(T(-infinity)), broadcast(T(-infinity))};
     std::ptrdiff_t i = 0;
     for (; i + 4 * lanes <= classes; i += 4 * lanes)
-        for (int k = 0; k < 4; ++k) m[k] = max(load(x + i + k * lanes), m[k]);
+        unrolled<4>([&](int k) __attribute__((always_inline)) { m[k] = max(load(x + i + k * lanes), m[k]); });
     for_packs(x, i, classes, T(-infinity),
               [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { m[0] = max(v, m[0]); });
     return fold_max(max(max(m[0], m[1]), max(m[2], m[3])));
@@ -39,13 +39,13 @@ FASTSOFTMAX_INLINE Sum sum_row(Sum sum, const Exp& exp, const E* x, std::ptrdiff
     const auto add = [&](auto count, std::ptrdiff_t i) __attribute__((always_inline)) {
         constexpr int n = decltype(count)::value;
         Pack<T, n> scores;
-        for (int k = 0; k < n; ++k) {
+        unrolled<n>([&](int k) __attribute__((always_inline)) {
             set_part(scores, k, load(x + i + k * lanes));
             if constexpr (fetches) {
                 __builtin_prefetch(next + i + k * lanes);
                 __builtin_prefetch(written + i + k * lanes, 1);
             }
-        }
+        });
         const Pack<T, n> kept = sum.add(exp, scores, i, lanes);
         if constexpr (keep)
             if (!may_be_null || to) store_pack(to + i, kept);
@@ -186,16 +186,19 @@ class RowSums<SortedSum<T, false>, T> {
 template <class From, class E, class Row>
 FASTSOFTMAX_INLINE void write_packs_of(const From* from, E* out, std::ptrdiff_t classes, const Row& row, bool whole) {
     using T = Compute<E>;
-    constexpr int lanes = Pack<T>::lanes;
+    constexpr int lanes = Pack<T>::lanes, packs = packs_at_once;
     std::ptrdiff_t i = 0;
-    for (; i + 4 * lanes <= classes; i += 4 * lanes)
-        for (int k = 0; k < 4; ++k) store(out + i + k * lanes, row(load(from + i + k * lanes)));
-    for (; i + lanes <= classes; i += lanes) store(out + i, row(load(from + i)));
+    for (; i + packs * lanes <= classes; i += packs * lanes)
+        unrolled<packs>(
+            [&](int k) __attribute__((always_inline)) { store(out + i + k * lanes, row(load(from + i + k * lanes))); });
+    if constexpr (packs > 1)
+        for (; i + lanes <= classes; i += lanes) store(out + i, row(load(from + i)));
     if (i < classes) {
+        const Pack<T> last = row(whole ? load(from + i) : load_first(from + i, classes - i, T(0)));
         if (whole)
-            store(out + i, row(load(from + i)));
+            store(out + i, last);
         else
-            store_first(out + i, row(load_first(from + i, classes - i, T(0))), classes - i);
+            store_first(out + i, last, classes - i);
     }
 }
 

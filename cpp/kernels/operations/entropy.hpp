@@ -22,10 +22,10 @@ struct EntropySum : SortedSum<T, few> {
     FASTSOFTMAX_LONG void add_smaller(const Exp& exp, Pack<T, packs> x) {
         const Growth<T, packs> e = exp(x);
         const Pack<T, packs> power = e.power * exp.distance(x);
-        for (int k = 0; k < packs; ++k) {
+        unrolled<packs>([&](int k) __attribute__((always_inline)) {
             this->sum.add(part(e.power, k), part(e.growth, k));
             weighed.add(part(power, k), part(e.growth, k));
-        }
+        });
     }
     FASTSOFTMAX_INLINE void carry() {
         this->sum.carry();

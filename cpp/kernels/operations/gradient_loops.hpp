@@ -94,8 +94,9 @@ FASTSOFTMAX_INLINE void write_row(const Rows<E>& rows, int r, int ahead, std::pt
                         __builtin_prefetch(next_x + i, 0, 4 - level);
                         __builtin_prefetch(next_dy + i, 0, 4 - level);
                         Step<E> values;
-                        for (int k = 0; k < Step<E>::lanes / Pack<Compute<E>>::lanes; ++k)
+                        unrolled<Step<E>::lanes / Pack<Compute<E>>::lanes>([&](int k) __attribute__((always_inline)) {
                             set_part(values, k, gradient(part(x, k), part(dy, k)));
+                        });
                         return values;
                     });
 }

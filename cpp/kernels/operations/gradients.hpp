@@ -139,7 +139,7 @@ class TermSums<op, BFloat16, far> {
     Pack<double> sums_[2] = {broadcast(0.0), broadcast(0.0)};
 
     FASTSOFTMAX_INLINE void add_terms(Step<BFloat16> x, Step<BFloat16> dy) {
-        for (int k = 0; k < 2; ++k) {
+        unrolled<2>([&](int k) __attribute__((always_inline)) {
             const Pack<float> a = part(x, k), b = part(dy, k);
             Doubles<float> terms;
             if constexpr (op == Operation::log_softmax_grad)
@@ -149,7 +149,7 @@ class TermSums<op, BFloat16, far> {
             else
                 terms = to_doubles(a) * to_doubles(b);
             sums_[k] = (sums_[k] + part(terms, 0)) + part(terms, 1);
-        }
+        });
     }
 };
 
@@ -158,7 +158,7 @@ template <Operation op>
 class TermSums<op, float> {
   public:
     FASTSOFTMAX_INLINE void add(const float* x, const float* dy) {
-        for (int k = 0; k < 4; ++k) add_span(k, x + 4 * k, dy + 4 * k);
+        unrolled<4>([&](int k) __attribute__((always_inline)) { add_span(k, x + 4 * k, dy + 4 * k); });
     }
 
     // The first `count` of a pack.
@@ -176,7 +176,7 @@ class TermSums<op, float> {
     template <int spans>
     FASTSOFTMAX_INLINE void add_row(const float* x, const float* dy, std::ptrdiff_t last) {
         constexpr int k = spans - 1;
-        for (int i = 0; i < k; ++i) add_span(i % 4, x + 4 * i, dy + 4 * i);
+        unrolled<k>([&](int i) __attribute__((always_inline)) { add_span(i % 4, x + 4 * i, dy + 4 * i); });
         add_first_of_span(k % 4, x + 4 * k, dy + 4 * k, last);
     }
 

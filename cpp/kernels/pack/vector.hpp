@@ -62,8 +62,15 @@ struct BasicPack {
     Register r[registers];
 };
 
-// The pack whose register i is f(i). This is no loop, because GCC takes twice as long to compile loops over registers:
-// it unrolls them only after its first passes, which see an array in memory.
+// Calls f(0), f(1), ..., f(n - 1). This is no loop, nor is the next function, because GCC unrolls loops over packs and
+// registers only after its first passes, which see an array in memory, and not at all at -O2.
+template <int n, class F>
+FASTSOFTMAX_INLINE void unrolled(F f) {
+    [&]<int... i>(std::integer_sequence<int, i...>)
+        __attribute__((always_inline)) { (f(i), ...); }(std::make_integer_sequence<int, n>{});
+}
+
+// The pack whose register i is f(i).
 template <class P, class F>
 FASTSOFTMAX_INLINE P from_registers(F f) {
     return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
