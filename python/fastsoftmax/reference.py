@@ -24,6 +24,7 @@ from ._arguments import (
     loss_arguments,
     reduced_shape,
     result_dtype,
+    to_flag,
     to_upstream,
     transform_arguments,
     transform_grad_arguments,
@@ -121,6 +122,7 @@ def logsumexp(
 ) -> Any:
     """log(sum_k b_k exp(x_k)); with `return_sign` that of the sum's absolute value, and its sign."""
     x, axes, b, mask, dtype = logsumexp_arguments(x, axis, b, where, dtype)
+    keepdims, return_sign = to_flag(keepdims, "keepdims"), to_flag(return_sign, "return_sign")
     if b is not None:
         working = _working_dtype(1.0, x.dtype, b.dtype, dtype)
         b = b.astype(working, copy=False)
@@ -155,6 +157,7 @@ def entropy(
 ) -> Any:
     """-sum_c p_c log p_c, with p = softmax(x / temperature) and 0 log 0 = 0."""
     x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
+    keepdims = to_flag(keepdims, "keepdims")
     d = _shifted(x, axes, temperature, mask, dtype)
     e = np.exp(d)
     total = e.sum(axis=axes, keepdims=True)
