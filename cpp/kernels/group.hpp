@@ -104,4 +104,21 @@ struct Group {
     }
 };
 
+template <class Op, class T, class Exp, class... Sums>
+FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> own_results(const Group<T>& group, const Exp& exp,
+                                                                   const Sums&... sums) {
+    return {group, exp, sums...};
+}
+
+// The results of a group of more than few classes, from what its sums tell. Only those by the fixed reference are
+// compiled in each loop.
+template <class Op, class T, class Exp, class... Sums>
+FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_from(const Group<T>& group, const Exp& exp,
+                                                                      Sums... sums) {
+    if constexpr (Exp::is_fixed)
+        return {group, exp, sums...};
+    else
+        return own_results<Op>(group, exp, sums...);
+}
+
 }  // namespace

@@ -135,7 +135,7 @@ class RowSums<KeptSum<T, false>, T> {
     }
     template <class Op, class Exp>
     FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
-        return {group, exp, folded_rows<T>(partial_, group.count)};
+        return results_from<Op>(group, exp, folded_rows<T>(partial_, group.count));
     }
 
   private:
@@ -152,7 +152,7 @@ class RowSums<LabelSum<T, false, keep>, T> {
     }
     template <class Op, class Exp>
     FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
-        return {group, exp, folded_rows<T>(partial_, group.count)};
+        return results_from<Op>(group, exp, folded_rows<T>(partial_, group.count));
     }
 
   private:
@@ -174,7 +174,7 @@ class RowSums<SortedSum<T, false>, T> {
     }
     template <class Op, class Exp>
     FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
-        return {group, exp, load_pack<T>(largest_), folded_rows<T>(partial_, group.count)};
+        return results_from<Op>(group, exp, load_pack<T>(largest_), folded_rows<T>(partial_, group.count));
     }
 
   private:
@@ -497,18 +497,18 @@ FASTSOFTMAX_INLINE Two<Pack<T>> sum_of(const double (&parts)[2]) {
 template <class Op, class T, bool few, class Exp>
 FASTSOFTMAX_INLINE auto results_of_state(const SortedSum<T, few>*, const Group<T>& group, const Exp& exp,
                                          const Statistics& s) {
-    return typename Op::template Results<T, Exp>(group, exp, broadcast(static_cast<T>(s.max)), sum_of<T>(s.rest));
+    return results_from<Op>(group, exp, broadcast(static_cast<T>(s.max)), sum_of<T>(s.rest));
 }
 template <class Op, class T, bool few, class Exp>
 FASTSOFTMAX_INLINE auto results_of_state(const KeptSum<T, few>*, const Group<T>& group, const Exp& exp,
                                          const Statistics& s) {
     const Two<Pack<T>> only = {broadcast(static_cast<T>(s.only)), broadcast(T(0))};
-    return typename Op::template Results<T, Exp>(group, exp, s.several ? sum_of<T>(s.rest) : only);
+    return results_from<Op>(group, exp, s.several ? sum_of<T>(s.rest) : only);
 }
 template <class Op, class T, bool few, bool keep, class Exp>
 FASTSOFTMAX_INLINE auto results_of_state(const LabelSum<T, few, keep>*, const Group<T>& group, const Exp& exp,
                                          const Statistics& s) {
-    return typename Op::template Results<T, Exp>(group, exp, sum_of<T>(s.rest));
+    return results_from<Op>(group, exp, sum_of<T>(s.rest));
 }
 
 template <class Op, class T, class Exp>

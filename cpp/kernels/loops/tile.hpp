@@ -75,20 +75,20 @@ FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>
         filled = filled + select(equal(sums[k].sum.sum, broadcast(T(0))), broadcast(T(0)), broadcast(T(1)));
     Two<Pack<T>> all = folded_sums<T>(sums);
     if (equal_bits(filled, broadcast(T(1))) != 0) all = with_only_of(group, all);
-    return {group, exp, all};
+    return results_from<Op>(group, exp, all);
 }
 
 template <class Op, class T, bool keep, class Exp>
 FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
                                                                   const LabelSum<T, false, keep>* sums) {
-    return {group, exp, folded_sums<T>(sums)};
+    return results_from<Op>(group, exp, folded_sums<T>(sums));
 }
 
 template <class Op, class T, class Exp>
 FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
                                                                   SortedSum<T, false>* sums) {
     join_sums(exp, sums);
-    return {group, exp, sums[0].largest, folded_sums<T>(sums)};
+    return results_from<Op>(group, exp, sums[0].largest, folded_sums<T>(sums));
 }
 
 // The sums of a group, whose scores are score(c); keeps what results are made of.

@@ -82,8 +82,8 @@ class RowSums<EntropySum<T, false>, T> {
     FASTSOFTMAX_INLINE void drop(int) {}
     template <class Op, class Exp>
     FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
-        return {group, exp, load_pack<T>(largest_), folded_rows<T>(rest_, group.count),
-                folded_rows<T>(weighed_, group.count)};
+        return results_from<Op>(group, exp, load_pack<T>(largest_), folded_rows<T>(rest_, group.count),
+                                folded_rows<T>(weighed_, group.count));
     }
 
   private:
@@ -100,7 +100,8 @@ template <class Op, class T, class Exp>
 FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
                                                                   EntropySum<T, false>* sums) {
     join_sums(exp, sums);
-    return {group, exp, sums[0].largest, folded_sums<T>(sums), folded_sums<T>(sums, &EntropySum<T, false>::weighed)};
+    return results_from<Op>(group, exp, sums[0].largest, folded_sums<T>(sums),
+                            folded_sums<T>(sums, &EntropySum<T, false>::weighed));
 }
 
 template <class T, class Exp, class E>
@@ -124,8 +125,7 @@ FASTSOFTMAX_INLINE void merge_states(const EntropySum<T, few>*, const Exp& exp, 
 template <class Op, class T, bool few, class Exp>
 FASTSOFTMAX_INLINE auto results_of_state(const EntropySum<T, few>*, const Group<T>& group, const Exp& exp,
                                          const Statistics& s) {
-    return typename Op::template Results<T, Exp>(group, exp, broadcast(static_cast<T>(s.max)), sum_of<T>(s.rest),
-                                                 sum_of<T>(s.weighed));
+    return results_from<Op>(group, exp, broadcast(static_cast<T>(s.max)), sum_of<T>(s.rest), sum_of<T>(s.weighed));
 }
 
 }  // namespace
