@@ -80,6 +80,16 @@ void gather_row(const std::byte* from, std::ptrdiff_t stride, bool swapped, std:
     for (; i < count; ++i) to[i] = read<E, T>(from + i * stride, swapped);
 }
 
+template <class E>
+void gather_at(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
+               std::ptrdiff_t slices, std::ptrdiff_t classes, const std::int64_t* labels, std::ptrdiff_t numbers,
+               double* to) {
+    for (std::ptrdiff_t s = 0; s < slices; ++s, from += slice_stride)
+        for (std::ptrdiff_t j = 0; j < numbers; ++j, ++labels, ++to)
+            *to = 0 <= *labels && *labels < classes ? read<E, double>(from + *labels * class_stride, swapped)
+                                                    : __builtin_nan("");
+}
+
 template <class E, class T>
 void scatter_row(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride) {
     std::ptrdiff_t i = 0;
