@@ -311,8 +311,9 @@ py::object log_softmax_at(const py::array& x, const py::array& indices, const Ma
         own.strides[Role::value] = result.strides(axis);
         b.slices.own.append(own);
     }
-    run(b.slices, [&] { compute_at(b.slices, temperature); });
-    return finished(result, !out);
+    bool all_are_classes = true;
+    run(b.slices, [&] { all_are_classes = compute_at(b.slices, temperature); });
+    return all_are_classes ? finished(result, !out) : py::none();
 }
 
 // Both results have the shape of x but for the extent k along `axis`.

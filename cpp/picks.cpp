@@ -1,6 +1,7 @@
 // Log-probabilities of picked classes. Slices are summed as for logsumexp; what their exponentials sum up to gives the
 // log-probability of any score.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -14,6 +15,7 @@ namespace {
 
 // Picks that are taken at a time.
 constexpr std::ptrdiff_t picks_at_once = 1024;
+constexpr std::ptrdiff_t most_lanes = 16;
 // Bytes of scores that are summed before the largest are selected from them: they are read again.
 constexpr std::ptrdiff_t selected_at_once = 131072;
 
@@ -58,13 +60,15 @@ void for_summed(const Batch& batch, const Kernel& kernel, std::ptrdiff_t most, s
                    });
 }
 
-// Log-probabilities of `numbers` labels of each of `count` slices, from the run's slice i on.
+// Log-probabilities of `numbers` labels of each of `count` slices, from the run's slice i on. `scores` and `results` have
+// a pack more.
 void log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::ptrdiff_t i, std::ptrdiff_t count,
-                          std::ptrdiff_t numbers, const std::int64_t* labels, double* results) {
-    batch.transport.gather_scores_at(at, count, numbers, labels, results);
+                          std::ptrdiff_t numbers, const std::int64_t* labels, double* scores, double* results) {
+    batch.transport.gather_scores_at(at, count, numbers, labels, scores);
+    std::fill_n(scores + count * numbers, most_lanes, 0);
     run.sums.data += i * run.sums.slice_stride;
     run.slices = count;
-    kernels().log_probabilities[batch.plan.computed()](run, numbers, results);
+    kernels().log_probabilities[batch.plan.computed()](run, numbers, scores, results);
     batch.transport.mask_results_at(at, count, numbers, labels, results);
 }
 
@@ -162,26 +166,31 @@ void fill_up(const Transport& transport, const Offsets& at, std::ptrdiff_t class
 
 }  // namespace
 
-void compute_at(const Slices& slices, double temperature) {
+bool compute_at(const Slices& slices, double temperature) {
     const Kernel& kernel = kernels().of[Operation::log_softmax_at];
     const Batch batch(kernel.signature, slices, {.temperature = temperature});
     const Plan& plan = batch.plan;
     const std::ptrdiff_t numbers = plan.slices.own.size();
-    if (numbers == 0 || plan.classes == 0) return;
+    if (numbers == 0 || plan.count == 0) return true;
+    if (plan.classes == 0) return false;
     // Whole slices, or a part of one.
     const std::ptrdiff_t most = std::min(numbers, picks_at_once), together = picks_at_once / most;
+    std::atomic<bool> all_are_classes = true;
     for_summed(batch, kernel, plan.at_once, 0, [&](const Run& run, const Offsets& first, const Workspace&) {
         std::int64_t labels[picks_at_once];
-        double results[picks_at_once];
+        double scores[picks_at_once + most_lanes], results[picks_at_once + most_lanes];
         for (std::ptrdiff_t i = 0; i < run.slices; i += together)
             for (std::ptrdiff_t j = 0; j < numbers; j += most) {
                 const std::ptrdiff_t count = std::min(run.slices - i, together), some = std::min(numbers - j, most);
                 const Offsets at = plan.slices.own.moved(plan.slices.batch.moved(first, i), j);
                 batch.transport.gather_labels(at, count, some, labels);
-                log_probabilities_at(batch, run, at, i, count, some, labels, results);
+                if (find_invalid_label(labels, count * some, plan.classes, {}) >= 0)
+                    all_are_classes.store(false, std::memory_order_relaxed);
+                log_probabilities_at(batch, run, at, i, count, some, labels, scores, results);
                 batch.transport.scatter_numbers(Role::value, at, count, some, results);
             }
     });
+    return all_are_classes;
 }
 
 void compute_top(const Slices& slices, double temperature) {
@@ -193,7 +202,7 @@ void compute_top(const Slices& slices, double temperature) {
     const std::ptrdiff_t together = std::max<std::ptrdiff_t>(picks_at_once / k, 1);
     const std::ptrdiff_t row_bytes = classes * bytes_of(plan.loop == Loop::rows ? plan.type() : plan.computed());
     const std::ptrdiff_t of_row = (std::min(classes, block_classes) * plan.width() + 7) / 8;
-    const std::ptrdiff_t of_picks = together * k;
+    const std::ptrdiff_t of_picks = together * k + most_lanes;
     // Shows the selector the run's slice i, at `at`; there is room for a block at `row`.
     const auto select = [&](Selector& selector, const Workspace& workspace, std::ptrdiff_t i, const Offsets& at,
                             double* row) {
@@ -221,11 +230,11 @@ void compute_top(const Slices& slices, double temperature) {
         }
     };
     const std::ptrdiff_t most = std::max<std::ptrdiff_t>(selected_at_once / row_bytes, 1);
-    const std::ptrdiff_t extra = 2 * of_picks + of_row + Selector::memory(plan, k);
+    const std::ptrdiff_t extra = 3 * of_picks + of_row + Selector::memory(plan, k);
     for_summed(batch, kernel, most, extra, [&](const Run& run, const Offsets& first, const Workspace& workspace) {
-        double* const results = workspace.extra;
-        auto* const labels = reinterpret_cast<std::int64_t*>(results + of_picks);
-        double* const row = results + 2 * of_picks;
+        double *const results = workspace.extra, *const scores = results + of_picks;
+        auto* const labels = reinterpret_cast<std::int64_t*>(scores + of_picks);
+        double* const row = scores + 2 * of_picks;
         Selector selector(plan, k, row + of_row);
         for (std::ptrdiff_t i = 0; i < run.slices; i += together) {
             const std::ptrdiff_t count = std::min(run.slices - i, together);
@@ -235,11 +244,13 @@ void compute_top(const Slices& slices, double temperature) {
                 const std::ptrdiff_t n = selector.finish(labels + s * k);
                 if (n < k) fill_up(transport, slice(s), classes, false, n, k, labels + s * k);
             }
-            log_probabilities_at(batch, run, slice(0), i, count, k, labels, results);
+            log_probabilities_at(batch, run, slice(0), i, count, k, labels, scores, results);
             for (std::ptrdiff_t s = 0; s < count; ++s) {
                 if (!std::isnan(results[s * k])) continue;
                 fill_up(transport, slice(s), classes, true, 0, k, labels + s * k);
-                log_probabilities_at(batch, run, slice(s), i + s, 1, k, labels + s * k, results + s * k);
+                // Its results go beside those of all, which are stored whole packs further.
+                log_probabilities_at(batch, run, slice(s), i + s, 1, k, labels + s * k, scores, scores);
+                std::copy(scores, scores + k, results + s * k);
             }
             transport.scatter_labels(slice(0), count, k, labels);
             transport.scatter_numbers(Role::value, slice(0), count, k, results);

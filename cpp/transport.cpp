@@ -27,16 +27,19 @@ void fill_masked(const std::byte* present, std::ptrdiff_t stride, std::ptrdiff_t
 template <class I>
 void read_as(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::int64_t* to) {
     const std::byte* p = array.data + offset;
+    std::ptrdiff_t i = 0;
     if (!array.swapped && stride == sizeof(I)) {
-        // As they are in memory: a loop that the compiler turns into one of vectors.
-        for (std::ptrdiff_t i = 0; i < count; ++i) {
-            I element;
-            __builtin_memcpy(&element, p + i * sizeof element, sizeof element);
-            to[i] = static_cast<std::int64_t>(element);
+        // As they are in memory, so many that the compiler uses vectors.
+        constexpr std::ptrdiff_t some = 16;
+        for (; i + some <= count; i += some, p += some * sizeof(I)) {
+            I elements[some];
+            __builtin_memcpy(elements, p, sizeof elements);
+            std::int64_t converted[some];
+            for (std::ptrdiff_t k = 0; k < some; ++k) converted[k] = static_cast<std::int64_t>(elements[k]);
+            __builtin_memcpy(to + i, converted, sizeof converted);
         }
-        return;
     }
-    for (std::ptrdiff_t i = 0; i < count; ++i, p += stride) {
+    for (; i < count; ++i, p += stride) {
         unsigned char bytes[sizeof(I)];
         __builtin_memcpy(bytes, p, sizeof bytes);
         if (array.swapped)

@@ -103,6 +103,7 @@ def inputs_of(family: Callable[..., NDArray], dtype: np.dtype, shape: tuple[int,
         log_probabilities=-numbers(random, shape, floating, 3, least=0),
         weight=numbers(random, (classes,), np.dtype(np.float64), 1, least=0),
         upstream=numbers(random, batch, np.dtype(np.float64), 1),
+        picks=random.randint(0, classes, shape, np.int64),
     )
 
 

@@ -84,10 +84,16 @@ template <class E>
 void gather_at(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
                std::ptrdiff_t slices, std::ptrdiff_t classes, const std::int64_t* labels, std::ptrdiff_t numbers,
                double* to) {
-    for (std::ptrdiff_t s = 0; s < slices; ++s, from += slice_stride)
-        for (std::ptrdiff_t j = 0; j < numbers; ++j, ++labels, ++to)
-            *to = 0 <= *labels && *labels < classes ? read<E, double>(from + *labels * class_stride, swapped)
-                                                    : __builtin_nan("");
+    const auto score = [=](const std::byte* slice, std::int64_t label) __attribute__((always_inline)) {
+        const bool is_class = static_cast<std::uint64_t>(label) < static_cast<std::uint64_t>(classes);
+        return is_class ? read<E, double>(slice + label * class_stride, swapped) : __builtin_nan("");
+    };
+    if (numbers == 1) {
+        for (std::ptrdiff_t s = 0; s < slices; ++s) to[s] = score(from + s * slice_stride, labels[s]);
+        return;
+    }
+    for (std::ptrdiff_t s = 0; s < slices; ++s, from += slice_stride, labels += numbers, to += numbers)
+        for (std::ptrdiff_t j = 0; j < numbers; ++j) to[j] = score(from, labels[j]);
 }
 
 template <class E, class T>

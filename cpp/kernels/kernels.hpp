@@ -287,8 +287,10 @@ struct Kernels {
     Conversions<double> to_double;
     Table<ElementType, GatherAt, element_types> gather_at;
     Selection selection;
-    // From the sums of a run's slices: the log-probabilities of `numbers` scores of each, whose place they take.
-    Table<ElementType, void (*)(const Run&, std::ptrdiff_t numbers, double* scores), floating_types> log_probabilities;
+    // From the sums of a run's slices: the log-probabilities of `numbers` scores of each. Both arrays have a pack more.
+    Table<ElementType, void (*)(const Run&, std::ptrdiff_t numbers, const double* scores, double* results),
+          floating_types>
+        log_probabilities;
     Functions<float> float_functions;
     Functions<double> double_functions;
 };

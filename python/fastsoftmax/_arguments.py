@@ -573,7 +573,7 @@ def one_pass_arguments(
 
 
 def to_indices(given: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
-    """Class indices for scores of this shape, all in range: some along `axis`, or one a slice without it."""
+    """Class indices for scores of this shape: some along `axis`, or one a slice without it."""
     indices = given if type(given) is ndarray else _to_new_indices(given, "indices")
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices has dtype {indices.dtype}; expected an integer dtype")
@@ -583,11 +583,14 @@ def to_indices(given: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
             f"indices has shape {indices.shape}; expected that of x, {shape}, with any extent in axis {axis} or "
             "without that axis"
         )
-    position = _core.find_invalid_index(indices, shape[axis], None)
+    return indices
+
+
+def check_indices(indices: Array, classes: int) -> None:
+    position = _core.find_invalid_index(indices, classes, None)
     if position is not None:
         place = tuple(int(k) for k in np.unravel_index(position, indices.shape))
-        raise ValueError(f"{_at(indices, 'indices', place)}; expected a class index in [0, {shape[axis]})")
-    return indices
+        raise ValueError(f"{_at(indices, 'indices', place)}; expected a class index in [0, {classes})")
 
 
 def to_k(k: SupportsIndex, classes: int) -> int:

@@ -51,14 +51,16 @@ def entropy(
 ) -> Any: ...
 def log_softmax_at(
     x: _Array,
-    indices: _Array,  # integers in range: x's shape but for the extent along `axis`, or without that axis
+    indices: _Array,  # integers: x's shape but for the extent along `axis`, or without that axis
     out: _Array | None,  # the shape of `indices`
     dtype: _DType,
     axis: int,
     temperature: float,
     where: _Array | None,
     /,
-) -> Any: ...
+) -> Any:
+    """None if an index is outside [0, C): what was written does not count."""
+
 def log_softmax_top_k(
     x: _Array,
     k: int,  # from 1 to the number of classes

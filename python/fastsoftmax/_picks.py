@@ -5,7 +5,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
-from ._arguments import Array, delivered, one_pass_arguments, to_indices, to_k, work_array
+from ._arguments import Array, check_indices, delivered, one_pass_arguments, to_indices, to_k, work_array
 
 
 def log_softmax_at(
@@ -75,8 +75,14 @@ def log_softmax_at(
     """
     array, axis, temperature, mask, dtype = one_pass_arguments(x, axis, temperature, where, dtype)
     indices = to_indices(indices, array.shape, axis)
-    work = None if out is None else work_array(out, indices.shape, dtype, (), (array, indices, mask))
+    work = None
+    if out is not None:
+        check_indices(indices, array.shape[axis])
+        work = work_array(out, indices.shape, dtype, (), (array, indices, mask))
     result = _core.log_softmax_at(array, indices, work, dtype, axis, temperature, mask)
+    if result is None:
+        check_indices(indices, array.shape[axis])
+        raise ValueError("indices changed while the call read them")
     return result if work is out else delivered(result, out)
 
 

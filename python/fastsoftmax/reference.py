@@ -18,6 +18,7 @@ from ._arguments import (
     Axis,
     DType,
     Flag,
+    check_indices,
     check_out,
     delivered,
     logsumexp_arguments,
@@ -183,6 +184,7 @@ def log_softmax_at(
     """The entries of log_softmax that `indices` names."""
     x, axis, temperature, mask, dtype = one_pass_arguments(x, axis, temperature, where, dtype)
     indices = to_indices(indices, x.shape, axis)
+    check_indices(indices, x.shape[axis])
     logp = log_softmax(x, axis, temperature=temperature, where=mask, dtype=dtype)
     along = indices if indices.ndim == x.ndim else np.expand_dims(indices, axis)
     result = np.take_along_axis(logp, along.astype(np.intp), axis)

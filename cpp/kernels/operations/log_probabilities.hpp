@@ -6,11 +6,12 @@
 namespace {
 
 template <class T, class Exp>
-void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, double* scores) {
+void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, const double* scores, double* results) {
     using Value = typename LogSoftmax::Results<T, Exp>::Value;
     constexpr int lanes = Pack<T>::lanes;
-    const auto replace = [](const Value& value, double* some, std::ptrdiff_t count) __attribute__((always_inline)) {
-        store_doubles<T>(some, to_doubles(value(narrow(load_doubles<T>(some, count)))), count);
+    // Stored whole: what is behind the last is stored later.
+    const auto compute = [&](const Value& value, std::ptrdiff_t i) __attribute__((always_inline)) {
+        store_doubles(results + i, to_doubles(value(narrow(load_doubles<T>(scores + i)))));
     };
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const std::ptrdiff_t left = run.slices - first, count = left < lanes ? left : lanes;
@@ -27,23 +28,21 @@ void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, double* scores
         };
         const Value all = {{argument(), m, log}, {m, log}};
         if (numbers == 1) {
-            replace(all, scores, count);
-            scores += count;
+            compute(all, first);
             continue;
         }
-        for (int i = 0; i < count; ++i, scores += numbers) {
+        for (int i = 0; i < count; ++i) {
             const Value one = {{all.log_probability, i}, {all.dominance, i}};
-            for (std::ptrdiff_t j = 0; j < numbers; j += lanes)
-                replace(one, scores + j, numbers - j < lanes ? numbers - j : lanes);
+            for (std::ptrdiff_t j = 0; j < numbers; j += lanes) compute(one, (first + i) * numbers + j);
         }
     }
 }
 
 // Without a temperature nothing is divided, whatever the reference was.
 template <class T>
-void log_probabilities(const Run& run, std::ptrdiff_t numbers, double* scores) {
-    if (run.temperature == 1) return log_probabilities_by<T, FixedExponential<T>>(run, numbers, scores);
-    log_probabilities_by<T, OwnExponential<T>>(run, numbers, scores);
+void log_probabilities(const Run& run, std::ptrdiff_t numbers, const double* scores, double* results) {
+    if (run.temperature == 1) return log_probabilities_by<T, FixedExponential<T>>(run, numbers, scores, results);
+    log_probabilities_by<T, OwnExponential<T>>(run, numbers, scores, results);
 }
 
 }  // namespace
