@@ -312,7 +312,7 @@ py::object log_softmax_at(const py::array& x, const py::array& indices, const Ma
         b.slices.own.append(own);
     }
     bool all_are_classes = true;
-    run(b.slices, [&] { all_are_classes = compute_at(b.slices, temperature); });
+    run(b.slices, [&] { all_are_classes = compute_at(Operation::log_softmax_at, b.slices, temperature); });
     return all_are_classes ? finished(result, !out) : py::none();
 }
 
@@ -334,7 +334,7 @@ py::tuple log_softmax_top_k(const py::array& x, std::int64_t k, const py::dtype&
     own.strides[Role::value] = values.strides(axis);
     own.strides[Role::label] = labels.strides(axis);
     b.slices.own.append(own);
-    run(b.slices, [&] { compute_top(b.slices, temperature); });
+    run(b.slices, [&] { compute_top(Operation::log_softmax_top_k, b.slices, temperature); });
     return py::make_tuple(values, labels);
 }
 

@@ -37,10 +37,10 @@ void compute_weighed(const Slices& slices);
 
 // The log-probabilities at the labels of each slice, along its own axis or one, to `value`; a mask is optional. False:
 // a label is no class.
-bool compute_at(const Slices& slices, double temperature);
+bool compute_at(Operation operation, const Slices& slices, double temperature);
 // Those of the largest scores of each slice, as many as its own axis has elements, to `value`, and their classes, as
 // NumPy's intp, to `label`; a mask is optional.
-void compute_top(const Slices& slices, double temperature);
+void compute_top(Operation operation, const Slices& slices, double temperature);
 
 struct Loss {
     bool probabilities = false;      // `second` holds class probabilities; else `label` class indices

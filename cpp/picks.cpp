@@ -76,18 +76,23 @@ void log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::p
 class Selector {
   public:
     Selector(const Plan& plan, std::ptrdiff_t k, double* memory)
-        : selection_(kernels().selection), lanes_(plan.lanes()), k_(k), largest_(memory) {
+        : selection_(kernels().selection),
+          computed_(plan.computed()),
+          lanes_(plan.lanes()),
+          k_(k),
+          largest_(memory) {
         picks_.begin = reinterpret_cast<Pick*>(memory + size_of_largest(plan));
         picks_.room = room(plan, k);
     }
 
     // In doubles.
     static std::ptrdiff_t memory(const Plan& plan, std::ptrdiff_t k) {
-        return size_of_largest(plan) + room(plan, k) * static_cast<std::ptrdiff_t>(sizeof(Pick) / sizeof(double));
+        return size_of_largest(plan) + (room(plan, k) + 1) * static_cast<std::ptrdiff_t>(sizeof(Pick) / sizeof(double));
     }
 
     void begin() {
         picks_.count = 0;
+        in_order_ = true;
         picks_.threshold = -std::numeric_limits<double>::infinity();
     }
 
@@ -108,6 +113,10 @@ class Selector {
 
     // Labels by falling score, equals by rising label; -inf and NaN are not among them. Returns how many, at most k.
     std::ptrdiff_t finish(std::int64_t* labels) {
+        if (in_order_ && picks_.count <= most_ranked) {
+            selection_.rank[computed_](picks_, k_, labels);
+            return std::min(picks_.count, k_);
+        }
         if (picks_.count > k_) keep_largest();
         std::sort(picks_.begin, picks_.begin + picks_.count, precedes);
         for (std::ptrdiff_t j = 0; j < picks_.count; ++j) labels[j] = picks_.begin[j].label;
@@ -118,9 +127,11 @@ class Selector {
     static constexpr std::ptrdiff_t most_packs_of_group = 16;
 
     const Selection& selection_;
+    const ElementType computed_;
     const std::ptrdiff_t lanes_, k_;
     double* const largest_;
     Picks picks_;
+    bool in_order_;  // picks are, by their labels
 
     // As many packs as a block has, at most.
     static std::ptrdiff_t size_of_largest(const Plan& plan) {
@@ -140,6 +151,7 @@ class Selector {
         Pick* const last = picks_.begin + k_ - 1;
         std::nth_element(picks_.begin, last, picks_.begin + picks_.count, precedes);
         picks_.count = k_;
+        in_order_ = false;
         picks_.threshold = std::max(picks_.threshold, last->score);
     }
 };
@@ -166,8 +178,8 @@ void fill_up(const Transport& transport, const Offsets& at, std::ptrdiff_t class
 
 }  // namespace
 
-bool compute_at(const Slices& slices, double temperature) {
-    const Kernel& kernel = kernels().of[Operation::log_softmax_at];
+bool compute_at(Operation operation, const Slices& slices, double temperature) {
+    const Kernel& kernel = kernels().of[operation];
     const Batch batch(kernel.signature, slices, {.temperature = temperature});
     const Plan& plan = batch.plan;
     const std::ptrdiff_t numbers = plan.slices.own.size();
@@ -193,8 +205,8 @@ bool compute_at(const Slices& slices, double temperature) {
     return all_are_classes;
 }
 
-void compute_top(const Slices& slices, double temperature) {
-    const Kernel& kernel = kernels().of[Operation::log_softmax_top_k];
+void compute_top(Operation operation, const Slices& slices, double temperature) {
+    const Kernel& kernel = kernels().of[operation];
     const Batch batch(kernel.signature, slices, {.temperature = temperature, .as_rows = true});
     const Plan& plan = batch.plan;
     const Transport& transport = batch.transport;

@@ -171,6 +171,9 @@ constexpr std::ptrdiff_t rows_room = 16384;
 // Largest score, its exponential, and the sum of all others, the latter two in two parts.
 constexpr int parts_of_sums = 5;
 
+// As many picks are ranked by comparing each with each. Of more, sorting takes less time.
+constexpr std::ptrdiff_t most_ranked = 256;
+
 // Rows of at most this many packs are kept in padded rows of the stack: there, the ends of rows cost most.
 constexpr std::ptrdiff_t most_padded_packs = 13;
 
@@ -249,7 +252,7 @@ struct Pick {
 
 // The scores of a slice that passed a threshold, class after class.
 struct Picks {
-    Pick* begin;
+    Pick* begin;  // and one more
     std::ptrdiff_t count, room;
     double threshold;  // to be exceeded
 };
@@ -270,6 +273,8 @@ struct Selection {
                              std::ptrdiff_t origin, std::ptrdiff_t first_group, Picks& picks),
           floating_types>
         pick;
+    // The labels of the k largest, largest first, of at most `most_ranked` picks in the order of their labels.
+    Table<ElementType, void (*)(const Picks&, std::ptrdiff_t k, std::int64_t* labels), floating_types> rank;
 };
 
 // The bare functions in T, for the tests of their error. What exp gives is as many times too large as it returns.

@@ -126,6 +126,7 @@ void fill_selection(Kernels& k) {
     k.selection.largest_of_groups[element_type<E>] = ::largest_of_groups<E>;
     k.selection.raised[element_type<E>] = ::raised<Compute<E>>;
     k.selection.pick[element_type<E>] = ::pick<E>;
+    k.selection.rank[element_type<E>] = ::rank<Compute<E>>;
 }
 
 template <class E, ElementType element>
