@@ -508,7 +508,8 @@ PyMethodDef methods[] = {
     method<same_shape>("same_shape", "same_shape($module, a, b, /)\n--\n\n"),
     method<invalid_target>("find_invalid_target",
                            "find_invalid_target($module, targets, logits, axis, ignore_index, /)\n--\n\n"),
-    method<invalid_index>("find_invalid_index", "find_invalid_index($module, indices, classes, ignore_index, /)\n--\n\n"),
+    method<invalid_index>("find_invalid_index",
+                          "find_invalid_index($module, indices, classes, ignore_index, /)\n--\n\n"),
     method<is_plain_out>("is_plain_out", "is_plain_out($module, out, shape, dtype, in_place, inputs, /)\n--\n\n"),
     {},
 };

@@ -60,8 +60,8 @@ void for_summed(const Batch& batch, const Kernel& kernel, std::ptrdiff_t most, s
                    });
 }
 
-// Log-probabilities of `numbers` labels of each of `count` slices, from the run's slice i on. `scores` and `results` have
-// a pack more.
+// Log-probabilities of `numbers` labels of each of `count` slices, from the run's slice i on. `scores` and `results`
+// have a pack more.
 void log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::ptrdiff_t i, std::ptrdiff_t count,
                           std::ptrdiff_t numbers, const std::int64_t* labels, double* scores, double* results) {
     batch.transport.gather_scores_at(at, count, numbers, labels, scores);
@@ -76,11 +76,7 @@ void log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::p
 class Selector {
   public:
     Selector(const Plan& plan, std::ptrdiff_t k, double* memory)
-        : selection_(kernels().selection),
-          computed_(plan.computed()),
-          lanes_(plan.lanes()),
-          k_(k),
-          largest_(memory) {
+        : selection_(kernels().selection), computed_(plan.computed()), lanes_(plan.lanes()), k_(k), largest_(memory) {
         picks_.begin = reinterpret_cast<Pick*>(memory + size_of_largest(plan));
         picks_.room = room(plan, k);
     }
@@ -156,8 +152,8 @@ class Selector {
     }
 };
 
-// Fills up `labels`, of which there are n, to k: with classes that take part, all or those of a score of -inf or NaN, and
-// then with masked ones, each in their order.
+// Fills up `labels`, of which there are n, to k: with classes that take part, all or those of a score of -inf or NaN,
+// and then with masked ones, each in their order.
 void fill_up(const Transport& transport, const Offsets& at, std::ptrdiff_t classes, bool all, std::ptrdiff_t n,
              std::ptrdiff_t k, std::int64_t* labels) {
     std::int64_t some[picks_at_once];

@@ -107,8 +107,8 @@ struct Run {
 
     double* value = nullptr;  // logsumexp, entropy, or the loss before any reduction
     double* sign = nullptr;   // of the sum; null: not wanted
-    // Of logsumexp, in place of its value: what the exponentials of each slice sum up to, `parts_of_sums` numbers of the
-    // type computed in, where a class stride leads from one to the next.
+    // Of logsumexp, in place of its value: what the exponentials of each slice sum up to, `parts_of_sums` numbers of
+    // the type computed in, where a class stride leads from one to the next.
     Strided sums;
     // Cross-entropy: loss = chosen * -log p[label] + sum over classes of terms * -log p; its gradient times `scale`.
     const std::int64_t* label = nullptr;  // null: only `terms`; an entry that is no class: an ignored slice
@@ -258,14 +258,13 @@ struct Picks {
 };
 
 // Selection of the largest scores of a block, whose packs are taken in groups: the largest of each lane of each group,
-// of the type computed in; a threshold that at least k of these pass, or the one given; and the scores that pass it, from
-// a group on, up to the group that is returned, behind the last unless there was no room.
+// of the type computed in; a threshold that at least k of these pass, or the one given; and the scores that pass it,
+// from a group on, up to the group that is returned, behind the last unless there was no room.
 struct Selection {
     Table<ElementType, void (*)(const void* x, std::ptrdiff_t count, std::ptrdiff_t group, void* largest),
           floating_types>
         largest_of_groups;
-    Table<ElementType,
-          double (*)(const void* largest, std::ptrdiff_t groups, std::ptrdiff_t k, double threshold),
+    Table<ElementType, double (*)(const void* largest, std::ptrdiff_t groups, std::ptrdiff_t k, double threshold),
           floating_types>
         raised;
     Table<ElementType,

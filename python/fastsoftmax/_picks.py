@@ -134,8 +134,8 @@ def log_softmax_top_k(
     The order is that of the scores, also where rounding makes different scores equal log-probabilities; of equal scores
     the one with the lowest index comes first. The log-probabilities are those of `log_softmax`, bit for bit.
 
-    In a slice that holds NaN or +inf, or nothing but -inf, all log-probabilities are NaN: it gives the first `k` indices
-    that take part. Masked entries follow behind all that take part, by rising index.
+    In a slice that holds NaN or +inf, or nothing but -inf, all log-probabilities are NaN: it gives the first `k`
+    indices that take part. Masked entries follow after all that take part, by rising index.
 
     Nothing is sorted except the `k` largest, and no array of the size of `x` is made.
 

@@ -1,5 +1,5 @@
-// The largest scores of a slice. What has been met so far gives a threshold that few of the others pass: groups of packs
-// are first folded to the largest score of each lane, and only those groups are looked at whose largest pass.
+// The largest scores of a slice. What has been met so far gives a threshold that few of the others pass: groups of
+// packs are first folded to the largest score of each lane, and only those groups are looked at whose largest pass.
 #pragma once
 
 #include "../elements.hpp"
@@ -61,7 +61,8 @@ FASTSOFTMAX_INLINE T passed_by(Pack<T> x, std::ptrdiff_t k) {
     return least == T(-__builtin_inf()) ? least : next_below(least);
 }
 
-// The threshold, raised as far as is worth while if at least k of the numbers in `packs` packs pass: at least k still do.
+// The threshold, raised as far as is worth while if at least k of the numbers in `packs` packs pass: at least k still
+// do.
 template <class T>
 double raised(const void* from, std::ptrdiff_t packs, std::ptrdiff_t k, double threshold) {
     constexpr int lanes = Pack<T>::lanes;
