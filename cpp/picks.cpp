@@ -61,15 +61,16 @@ void for_summed(const Batch& batch, const Kernel& kernel, std::ptrdiff_t most, s
 }
 
 // Log-probabilities of `numbers` labels of each of `count` slices, from the run's slice i on. `scores` and `results`
-// have a pack more.
-void log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::ptrdiff_t i, std::ptrdiff_t count,
+// have a pack more. False: a label is no class.
+bool log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::ptrdiff_t i, std::ptrdiff_t count,
                           std::ptrdiff_t numbers, const std::int64_t* labels, double* scores, double* results) {
-    batch.transport.gather_scores_at(at, count, numbers, labels, scores);
+    const bool all_are_classes = batch.transport.gather_scores_at(at, count, numbers, labels, scores);
     std::fill_n(scores + count * numbers, most_lanes, 0);
     run.sums.data += i * run.sums.slice_stride;
     run.slices = count;
     kernels().log_probabilities[batch.plan.computed()](run, numbers, scores, results);
     batch.transport.mask_results_at(at, count, numbers, labels, results);
+    return all_are_classes;
 }
 
 // The k largest scores of a slice, which it is shown block by block.
@@ -192,9 +193,8 @@ bool compute_at(Operation operation, const Slices& slices, double temperature) {
                 const std::ptrdiff_t count = std::min(run.slices - i, together), some = std::min(numbers - j, most);
                 const Offsets at = plan.slices.own.moved(plan.slices.batch.moved(first, i), j);
                 batch.transport.gather_labels(at, count, some, labels);
-                if (find_invalid_label(labels, count * some, plan.classes, {}) >= 0)
+                if (!log_probabilities_at(batch, run, at, i, count, some, labels, scores, results))
                     all_are_classes.store(false, std::memory_order_relaxed);
-                log_probabilities_at(batch, run, at, i, count, some, labels, scores, results);
                 batch.transport.scatter_numbers(Role::value, at, count, some, results);
             }
     });

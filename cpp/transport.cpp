@@ -178,12 +178,12 @@ void Transport::gather_labels(const Offsets& first, std::ptrdiff_t length, std::
                 });
 }
 
-void Transport::gather_scores_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+bool Transport::gather_scores_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                                  const std::int64_t* labels, double* to) const {
     const Array& scores = array(Role::scores);
-    kernels().gather_at[scores.type](scores.data + first[Role::scores], slices().batch.last().strides[Role::scores],
-                                     slices().classes.last().strides[Role::scores], scores.swapped, length,
-                                     plan_.classes, labels, numbers, to);
+    return kernels().gather_at[scores.type](
+        scores.data + first[Role::scores], slices().batch.last().strides[Role::scores],
+        slices().classes.last().strides[Role::scores], scores.swapped, length, plan_.classes, labels, numbers, to);
 }
 
 void Transport::scatter_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,

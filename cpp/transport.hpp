@@ -31,8 +31,9 @@ class Transport {
     void gather_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers, std::int64_t* to) const;
     void scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                          const double* from) const;
-    // The scores at as many labels; NaN at one that is no class. Where they are masked, results become the signature's.
-    void gather_scores_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+    // The scores at as many labels; NaN at one that is no class, and then false. Where they are masked, results become
+    // the signature's.
+    bool gather_scores_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                           const std::int64_t* labels, double* to) const;
     // To an array of NumPy's intp.
     void scatter_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,

@@ -238,9 +238,9 @@ struct Conversions {
         scatter_tiles;
 };
 
-// Of neighbouring slices of elements of any type, those at `numbers` labels of each; NaN at one that is no class.
-// Strides in bytes.
-using GatherAt = void (*)(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
+// Of neighbouring slices of elements of any type, those at `numbers` labels of each; NaN at one that is no class, and
+// then false. Strides in bytes.
+using GatherAt = bool (*)(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
                           std::ptrdiff_t slices, std::ptrdiff_t classes, const std::int64_t* labels,
                           std::ptrdiff_t numbers, double* to);
 
