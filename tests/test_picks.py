@@ -204,7 +204,7 @@ def test_the_largest_of_a_long_slice_in_whatever_order_it_is(order, dtype, rng):
 
 @pytest.mark.parametrize("order", ["rising", "falling", "equal", "of few values", "mostly -inf"])
 def test_no_order_of_the_scores_makes_the_selection_slow(order, rng):
-    """Some 1.3 times the time of logsumexp at random, up to twice in these orders; a sort takes 50 times as long."""
+    """At random 1.2 to 1.5 times the time of logsumexp, in these orders up to 2.7 times; a sort takes 80 times."""
 
     def fastest(call):
         times = []
@@ -218,7 +218,7 @@ def test_no_order_of_the_scores_makes_the_selection_slow(order, rng):
     with fs.num_threads(1):
         alone = fastest(lambda: fs.logsumexp(x, -1))
         for k in (5, 64):
-            assert fastest(lambda k=k: fs.log_softmax_top_k(x, k)) < 10 * alone
+            assert fastest(lambda k=k: fs.log_softmax_top_k(x, k)) < 8 * alone
 
 
 def test_scores_whose_log_probabilities_are_equal_keep_the_order_of_scores():
