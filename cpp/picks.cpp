@@ -19,7 +19,7 @@ constexpr std::ptrdiff_t most_lanes = 16;
 // Bytes of scores that are summed before the largest are selected from them: they are read again.
 constexpr std::ptrdiff_t selected_at_once = 131072;
 
-// Of the slices of a run, in the type computed in. A pack may be loaded whole.
+// Of the slices of a run, in the type computed in.
 struct Sums {
     alignas(64) double numbers[parts_of_sums * slices_per_call];
 
@@ -247,6 +247,7 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
         for (std::ptrdiff_t i = 0; i < run.slices; i += together) {
             const std::ptrdiff_t count = std::min(run.slices - i, together);
             const auto slice = [&](std::ptrdiff_t s) { return plan.slices.batch.moved(first, i + s); };
+            std::fill_n(labels, count * k, 0);  // where another thread changes the scores, some may not be found
             for (std::ptrdiff_t s = 0; s < count; ++s) {
                 select(selector, workspace, i + s, slice(s), row);
                 const std::ptrdiff_t n = selector.finish(labels + s * k);
@@ -256,7 +257,7 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
             for (std::ptrdiff_t s = 0; s < count; ++s) {
                 if (!std::isnan(results[s * k])) continue;
                 fill_up(transport, slice(s), classes, true, 0, k, labels + s * k);
-                // Its results go beside those of all, which are stored whole packs further.
+                // By way of `scores`, because whole packs are stored.
                 log_probabilities_at(batch, run, slice(s), i + s, 1, k, labels + s * k, scores, scores);
                 std::copy(scores, scores + k, results + s * k);
             }

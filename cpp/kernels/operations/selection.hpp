@@ -48,7 +48,7 @@ FASTSOFTMAX_INLINE T next_below(T x) {
     return same_bits<T>(in_order<T>(in_order<T>(same_bits<Integer<T>>(x)) - 1));
 }
 
-// What k of the lanes pass, and no more unless some are equal.
+// The largest number that at least k of the lanes are above; -inf: there is none.
 template <class T>
 FASTSOFTMAX_INLINE T passed_by(Pack<T> x, std::ptrdiff_t k) {
     T lanes[Pack<T>::lanes];
@@ -104,8 +104,11 @@ std::ptrdiff_t pick(const void* from, std::ptrdiff_t count, std::ptrdiff_t group
     const std::ptrdiff_t step = group * lanes, groups = (count + step - 1) / step;
     Pick* next = picks.begin + picks.count;
     const auto finish = [&](std::ptrdiff_t at) __attribute__((always_inline)) {
-        for (Pick* p = picks.begin + picks.count; p < next; ++p)
-            p->score = static_cast<double>(to_compute(x[p->label - origin]));
+        for (Pick* p = picks.begin + picks.count; p < next; ++p) {
+            const T score = to_compute(x[p->label - origin]);
+            // Another thread may have written a NaN meanwhile; nothing sorts with that.
+            p->score = static_cast<double>(score == score ? score : T(-__builtin_inf()));
+        }
         picks.count = next - picks.begin;
         return at;
     };
