@@ -21,6 +21,8 @@ def check(dtype: type, tolerance: float) -> None:
         "log_softmax": (x,),
         "logsumexp": (x, -1),
         "entropy": (x,),
+        "log_softmax_at": (x, targets),
+        "log_softmax_top_k": (x, 5),
         "softmax_grad": (reference.softmax(x), dy),
         "log_softmax_grad": (reference.log_softmax(x), dy),
         "cross_entropy": (x, targets),

@@ -39,11 +39,20 @@ OPERATIONS: tuple[Operation, ...] = (
     "log_softmax",
     "logsumexp",
     "entropy",
+    "log_softmax_at",
     "cross_entropy",
     "cross_entropy_with_grad",
 )
 # Of all contenders.
-FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "entropy", "cross_entropy", "cross_entropy_grad")
+FUNCTIONS = (
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+    "entropy",
+    "log_softmax_at",
+    "cross_entropy",
+    "cross_entropy_grad",
+)
 PLAIN = (*FUNCTIONS[:3], "logsumexp, largest 0", *FUNCTIONS[3:])  # without arguments
 WITH_ARGUMENTS = tuple(function for function in contract.BOUNDS if function not in PLAIN)
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -216,6 +225,8 @@ def _right(operation: Operation, work: Workload, exact: Slices) -> tuple[tuple[s
                 return ((operation, exact.log_softmax, None),)
             case "entropy":
                 return ((operation, exact.entropy, None),)
+            case "log_softmax_at":
+                return ((operation, -exact.cross_entropy(exact.one_hot(work.targets)), None),)
             case "logsumexp":
                 # The result may pass through 0; the maximum does not get more exact by that.
                 largest = np.abs(np.squeeze(exact.peak, exact.axis))

@@ -17,6 +17,8 @@ Operation = Literal[
     "log_softmax",
     "logsumexp",
     "entropy",
+    "log_softmax_at",
+    "log_softmax_top_k",
     "softmax_grad",
     "log_softmax_grad",
     "cross_entropy",
@@ -46,6 +48,7 @@ class Case:
     axis: int = -1
     dtype: str = "float32"
     reduction: Literal["mean", "none"] = "mean"  # of a loss
+    k: int = 0  # of the largest
     # Where the result goes: to a new array, to one that exists, over the logits, or as its size suggests.
     result: Literal["", "new", "out=", "in place"] = ""
     keywords: bool = False  # whether fastsoftmax is called with all arguments by name
@@ -59,6 +62,8 @@ class Case:
         if self.strided:
             words.append(f"axis {self.axis} of")
         words.append(str(self.shape))
+        if self.k:
+            words.append(f"k = {self.k}")
         if self.result:
             words.append(self.result)
         if self.keywords:
@@ -107,7 +112,7 @@ class Case:
 
     @property
     def has_loss(self) -> bool:
-        return self.signature["labels"]
+        return self.operation.startswith("cross_entropy")
 
     @property
     def reduces(self) -> bool:
@@ -172,7 +177,7 @@ class Workload:
         """Whether contenders that can write to an array that is given to them do so."""
         if self.case.result:
             return self.case.result != "new"
-        fits = self.case.operation not in ("cross_entropy", "vocabulary_step")
+        fits = self.case.operation not in ("cross_entropy", "vocabulary_step", "log_softmax_top_k")
         return fits and math.prod(self.result_shape) * self.dtype.itemsize >= PREALLOCATE_BYTES
 
     @cached_property
@@ -192,6 +197,8 @@ GROUPS: dict[str, list[Case]] = {
         Case("log_softmax", (100_000, 10)),
         Case("logsumexp", (100_000, 10)),
         Case("entropy", (100_000, 10)),
+        Case("log_softmax_at", (100_000, 10)),
+        Case("log_softmax_top_k", (100_000, 10), k=3),
         Case("softmax_grad", (100_000, 10)),
         Case("log_softmax_grad", (100_000, 10)),
         Case("cross_entropy", (100_000, 10)),
@@ -214,6 +221,8 @@ GROUPS: dict[str, list[Case]] = {
         Case("logsumexp", (4096, 1000)),
         Case("entropy", (10_000, 100)),
         Case("entropy", (4096, 1000)),
+        Case("log_softmax_at", (4096, 1000)),
+        *(Case("log_softmax_top_k", (4096, 1000), k=k) for k in (5, 64)),
         Case("softmax_grad", (4096, 1000)),
         Case("log_softmax_grad", (4096, 1000)),
     ],
@@ -228,6 +237,9 @@ GROUPS: dict[str, list[Case]] = {
         Case("log_softmax", (64, 128_256)),
         Case("logsumexp", (512, 32_000)),
         Case("entropy", (512, 32_000)),
+        Case("logsumexp", (64, 128_256)),
+        Case("log_softmax_at", (64, 128_256)),
+        *(Case("log_softmax_top_k", (64, 128_256), k=k) for k in (5, 64)),
         Case("softmax_grad", (64, 32_000)),
         Case("log_softmax_grad", (64, 32_000)),
         Case("vocabulary_step", (1024, 32_000)),
@@ -285,6 +297,8 @@ GROUPS: dict[str, list[Case]] = {
                 Case("log_softmax", (1024, 1000), dtype=dtype),
                 Case("logsumexp", (1024, 1000), dtype=dtype),
                 Case("entropy", (1024, 1000), dtype=dtype),
+                Case("log_softmax_at", (1024, 1000), dtype=dtype),
+                Case("log_softmax_top_k", (1024, 1000), dtype=dtype, k=5),
                 Case("softmax_grad", (1024, 1000), dtype=dtype),
                 Case("cross_entropy", (1024, 1000), dtype=dtype),
                 Case("cross_entropy_with_grad", (1024, 1000), dtype=dtype),
@@ -314,6 +328,8 @@ QUICK = frozenset(
         Case("log_softmax", (4096, 1000)),
         Case("logsumexp", (4096, 1000)),
         Case("entropy", (4096, 1000)),
+        Case("log_softmax_at", (4096, 1000)),
+        Case("log_softmax_top_k", (4096, 1000), k=5),
         Case("cross_entropy", (16, 128_256)),
         Case("cross_entropy_with_grad", (100_000, 10)),
         Case("cross_entropy_with_grad", (4096, 1000)),

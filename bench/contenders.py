@@ -75,6 +75,10 @@ class NumpyApi(Contender):
         out: dict[str, Any] = {"out": work.out} if work.preallocates else {}
         if case.keywords:
             return partial(function, x=work.x, axis=case.axis, **out)
+        if case.operation == "log_softmax_at":
+            return partial(function, work.x, work.targets, case.axis, **out)
+        if case.operation == "log_softmax_top_k":
+            return partial(function, work.x, case.k, case.axis)
         if case.has_loss:
             reduction = {} if case.reduction == "mean" else {"reduction": case.reduction}
             return partial(function, work.x, work.targets, case.axis, **reduction, **out)
@@ -110,13 +114,36 @@ class Scipy(Contender):
         from scipy import special
 
         case = work.case
-        if case.operation not in ("softmax", "log_softmax", "logsumexp", "entropy"):
-            raise Unsupported(f"scipy.special has no {case.operation}")
         if case.dtype == "bfloat16":
             raise Unsupported("scipy.special takes no bfloat16")
+        if case.operation == "log_softmax_at":
+            return partial(self._at, work.x, np.expand_dims(work.targets, case.axis), case.axis)
+        if case.operation == "log_softmax_top_k":
+            return partial(self._top, np.moveaxis(work.x, case.axis, -1), case.k)
+        if case.operation not in ("softmax", "log_softmax", "logsumexp", "entropy"):
+            raise Unsupported(f"scipy.special has no {case.operation}")
         if case.operation == "entropy":
             return lambda: special.entr(special.softmax(work.x, case.axis)).sum(case.axis)
         return partial(getattr(special, case.operation), work.x, axis=case.axis)
+
+    @staticmethod
+    def _at(x: Array, targets: Array, axis: int) -> Array:
+        from scipy import special
+
+        at: Array = np.take_along_axis(x, targets, axis) - special.logsumexp(x, axis, keepdims=True)
+        return np.squeeze(at, axis)
+
+    @staticmethod
+    def _top(x: Array, k: int) -> Array:
+        """The largest along the last axis; of equal ones any may come first, so that their indices do not matter."""
+        from scipy import special
+
+        largest = np.argpartition(x, -k)[..., -k:]
+        values = np.take_along_axis(x, largest, -1)
+        order = np.argsort(-values)
+        top: Array = np.take_along_axis(values, order, -1) - special.logsumexp(x, -1, keepdims=True)
+        np.take_along_axis(largest, order, -1)
+        return top
 
 
 def ours(name: str = "fastsoftmax") -> Contender:

@@ -126,6 +126,20 @@ def entropy_rows(x: Any, out: Any) -> None:
 
 
 @_jit
+def log_softmax_at_rows(x: Any, targets: Any) -> Any:
+    out = np.empty(x.shape[0], x.dtype)
+    for i in prange(x.shape[0]):
+        largest = x[i, 0]
+        for c in range(1, x.shape[1]):
+            largest = max(largest, x[i, c])
+        total = x.dtype.type(0)
+        for c in range(x.shape[1]):
+            total += exp(x[i, c] - largest)
+        out[i] = x[i, targets[i]] - largest - math.log(total)
+    return out
+
+
+@_jit
 def softmax_grad_rows(y: Any, dy: Any, out: Any) -> None:
     for i in prange(y.shape[0]):
         dot = y.dtype.type(0)
@@ -304,6 +318,7 @@ ROWS: dict[str, Kernel] = {
     "log_softmax": log_softmax_rows,
     "logsumexp": logsumexp_rows,
     "entropy": entropy_rows,
+    "log_softmax_at": log_softmax_at_rows,
     "softmax_grad": softmax_grad_rows,
     "log_softmax_grad": log_softmax_grad_rows,
     "cross_entropy": cross_entropy_rows,

@@ -47,6 +47,10 @@ class Torch(Contender):
                 return partial(getattr(torch, case.operation), x, case.axis, **out)
             case "entropy":
                 return partial(self._entropy, x, case.axis)
+            case "log_softmax_at":
+                return partial(self._at, x, targets.unsqueeze(case.axis), case.axis)
+            case "log_softmax_top_k":
+                return partial(self._top, x, case.k, case.axis)
             case "softmax_grad" | "log_softmax_grad":
                 forward = case.operation.removesuffix("_grad")
                 y = getattr(torch, forward)(x, case.axis)
@@ -65,6 +69,15 @@ class Torch(Contender):
         from torch.distributions import Categorical
 
         return Categorical(logits=x.movedim(axis, -1), validate_args=False).entropy()
+
+    @staticmethod
+    def _at(x: Any, targets: Any, axis: int) -> Any:
+        return (x.gather(axis, targets) - x.logsumexp(axis, keepdim=True)).squeeze(axis)
+
+    @staticmethod
+    def _top(x: Any, k: int, axis: int) -> Any:
+        """Without the indices, which differ where scores are equal."""
+        return x.topk(k, axis).values - x.logsumexp(axis, keepdim=True)
 
     @staticmethod
     def _with_gradient(loss_of: Call, x: Any, axis: int) -> Call:
@@ -117,6 +130,11 @@ class TorchCompiled(Torch):
                 return self._compiled(getattr(torch, case.operation), self._tensor(work.x), case.axis)
             case "entropy":
                 return self._compiled(self._entropy, self._tensor(work.x), case.axis)
+            case "log_softmax_at":
+                targets = torch.from_numpy(work.targets).unsqueeze(case.axis)
+                return self._compiled(self._at, self._tensor(work.x), targets, case.axis)
+            case "log_softmax_top_k":
+                return self._compiled(self._top, self._tensor(work.x), case.k, case.axis)
             case "cross_entropy" | "cross_entropy_with_grad" if case.reduction == "mean":
                 x = self._tensor(work.x)
                 x = x.movedim(case.axis, 1) if x.ndim > 1 else x
@@ -250,11 +268,11 @@ class Jax(Contender):
         import jax
 
         case = work.case
-        compiled = self._compiled(case.operation, case.axis, case.reduction)
+        compiled = self._compiled(case.operation, case.axis, case.reduction, case.k)
         if case.operation == "vocabulary_step":
             arrays = [work.features, work.weights, work.targets]
         else:
-            arrays = [work.x, work.targets] if case.has_loss else [work.x]
+            arrays = [work.x, work.targets] if case.has_loss or case.operation == "log_softmax_at" else [work.x]
         if case.operation in ("softmax_grad", "log_softmax_grad"):
             arrays = [np.asarray(getattr(jax.nn, case.operation.removesuffix("_grad"))(work.x, case.axis)), work.dy]
         inputs = [jax.numpy.asarray(array) for array in arrays]
@@ -262,13 +280,20 @@ class Jax(Contender):
 
     @staticmethod
     @cache  # XLA compiles for each shape and dtype that it meets, but once
-    def _compiled(operation: Operation, axis: int, reduction: str) -> Callable[..., Any]:
+    def _compiled(operation: Operation, axis: int, reduction: str, k: int) -> Callable[..., Any]:
         import jax
         import jax.numpy as jnp
 
-        def losses(x: Any, targets: Any) -> Any:
+        def at(x: Any, targets: Any) -> Any:
             logp = jax.nn.log_softmax(x, axis=axis)
-            return -jnp.take_along_axis(logp, jnp.expand_dims(targets, axis), axis=axis).squeeze(axis)
+            return jnp.take_along_axis(logp, jnp.expand_dims(targets, axis), axis=axis).squeeze(axis)
+
+        def top(x: Any) -> Any:
+            largest = jax.lax.top_k(jnp.moveaxis(x, axis, -1), k)[0]
+            return jnp.moveaxis(largest, -1, axis) - jax.nn.logsumexp(x, axis=axis, keepdims=True)
+
+        def losses(x: Any, targets: Any) -> Any:
+            return -at(x, targets)
 
         def loss(x: Any, targets: Any) -> Any:
             return losses(x, targets).mean()
@@ -297,6 +322,10 @@ class Jax(Contender):
                 function = partial(getattr(jax.nn, operation), axis=axis)
             case "entropy":
                 function = entropy
+            case "log_softmax_at":
+                function = at
+            case "log_softmax_top_k":
+                function = top
             case "cross_entropy":
                 function = loss if reduction == "mean" else losses
             case "cross_entropy_with_grad":
@@ -342,9 +371,9 @@ class Numba(Contender):
             raise Unsupported(f"no kernel for {case.operation} along axis {case.axis}")
         shape = (outer, classes) if rows else (outer, classes, -1)
         x = work.x.reshape(shape)
-        if case.has_loss:
+        if case.has_loss or case.operation == "log_softmax_at":
             targets = np.ascontiguousarray(work.targets).reshape((outer,) if rows else (outer, -1))
-            if case.operation == "cross_entropy":
+            if case.operation in ("cross_entropy", "log_softmax_at"):
                 return partial(function, x, targets)
             grad = x if case.in_place else np.empty_like(x)
             return lambda: (function(x, targets, grad), grad)

@@ -21,6 +21,7 @@ Run advanced(Run run, std::ptrdiff_t i) {
     if (run.chosen) run.chosen += i;
     if (run.scale) run.scale += i;
     if (run.exponent) run.exponent += i;
+    if (run.sums.data) run.sums.data += i * run.sums.slice_stride;
     return run;
 }
 

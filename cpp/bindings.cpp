@@ -296,6 +296,48 @@ py::object entropy(const py::array& x, const MaybeArray& out, const py::dtype& d
     return compute_arrays<Operation::entropy>(x, {}, out, dtype, axes, temperature, where, keepdims);
 }
 
+// Indices, and results, have the shape of x but for the extent along `axis`, or lack that axis.
+py::object log_softmax_at(const py::array& x, const py::array& indices, const MaybeArray& out, const py::dtype& dtype,
+                          std::int64_t axis, double temperature, const MaybeArray& where) {
+    Builder b(x, ClassAxes().set(static_cast<std::size_t>(axis)));
+    const py::array result = out ? *out : Builder::empty(dtype, static_cast<int>(indices.ndim()), indices.shape());
+    b.set(Role::scores, x);
+    b.set(Role::mask, where);
+    b.set(Role::label, indices);
+    b.set(Role::value, result);
+    if (indices.ndim() == x.ndim()) {
+        Axis own = {indices.shape(axis), {}};
+        own.strides[Role::label] = indices.strides(axis);
+        own.strides[Role::value] = result.strides(axis);
+        b.slices.own.append(own);
+    }
+    bool all_are_classes = true;
+    run(b.slices, [&] { all_are_classes = compute_at(Operation::log_softmax_at, b.slices, temperature); });
+    return all_are_classes ? finished(result, !out) : py::none();
+}
+
+// Both results have the shape of x but for the extent k along `axis`.
+py::tuple log_softmax_top_k(const py::array& x, std::int64_t k, const py::dtype& dtype, std::int64_t axis,
+                            double temperature, const MaybeArray& where) {
+    Builder b(x, ClassAxes().set(static_cast<std::size_t>(axis)));
+    py::ssize_t shape[most_axes];
+    std::copy(x.shape(), x.shape() + x.ndim(), shape);
+    shape[axis] = k;
+    const int axes = static_cast<int>(x.ndim());
+    const py::array values = Builder::empty(dtype, axes, shape);
+    const py::array labels = Builder::empty(py::dtype::of<std::intptr_t>(), axes, shape);
+    b.set(Role::scores, x);
+    b.set(Role::mask, where);
+    b.set(Role::value, values);
+    b.set(Role::label, labels);
+    Axis own = {k, {}};
+    own.strides[Role::value] = values.strides(axis);
+    own.strides[Role::label] = labels.strides(axis);
+    b.slices.own.append(own);
+    run(b.slices, [&] { compute_top(Operation::log_softmax_top_k, b.slices, temperature); });
+    return py::make_tuple(values, labels);
+}
+
 Reduction reduction_of(std::string_view name) {
     return name == "none" ? Reduction::none : name == "sum" ? Reduction::sum : Reduction::mean;
 }
@@ -387,15 +429,20 @@ bool has_shape_without(const py::array& array, const py::array& all, std::int64_
            std::equal(shape + axis, shape + array.ndim(), of_all + axis + 1);
 }
 
+// The position, in C order, of the first of these indices that is no class.
+py::object invalid_index(const py::array& indices, std::int64_t classes, const MaybeIndex& ignore_index) {
+    Builder b(indices, ClassAxes());
+    b.set(Role::label, indices);
+    std::ptrdiff_t found = -1;
+    run(b.slices, [&] { found = find_invalid_label(b.slices, classes, ignore_index); });
+    if (found < 0) return py::none();
+    return py::int_(found);
+}
+
 py::object invalid_target(const py::array& targets, const py::array& logits, std::int64_t axis,
                           const MaybeIndex& ignore_index) {
     if (!has_shape_without(targets, logits, axis)) return py::int_(-1);
-    Builder b(targets, ClassAxes());
-    b.set(Role::label, targets);
-    std::ptrdiff_t found = -1;
-    run(b.slices, [&] { found = find_invalid_label(b.slices, logits.shape(axis), ignore_index); });
-    if (found < 0) return py::none();
-    return py::int_(found);
+    return invalid_index(targets, logits.shape(axis), ignore_index);
 }
 
 template <class Result, class... Given, std::size_t... i>
@@ -447,6 +494,10 @@ PyMethodDef methods[] = {
         "log_softmax", "log_softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<reduce>("logsumexp", "logsumexp($module, x, out, dtype, axes, b, where, keepdims, return_sign, /)\n--\n\n"),
     method<entropy>("entropy", "entropy($module, x, out, dtype, axes, temperature, where, keepdims, /)\n--\n\n"),
+    method<log_softmax_at>("log_softmax_at",
+                           "log_softmax_at($module, x, indices, out, dtype, axis, temperature, where, /)\n--\n\n"),
+    method<log_softmax_top_k>("log_softmax_top_k",
+                              "log_softmax_top_k($module, x, k, dtype, axis, temperature, where, /)\n--\n\n"),
     method<transform_gradient<Operation::softmax_grad>>(
         "softmax_grad", "softmax_grad($module, y, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<transform_gradient<Operation::log_softmax_grad>>(
@@ -457,6 +508,8 @@ PyMethodDef methods[] = {
     method<same_shape>("same_shape", "same_shape($module, a, b, /)\n--\n\n"),
     method<invalid_target>("find_invalid_target",
                            "find_invalid_target($module, targets, logits, axis, ignore_index, /)\n--\n\n"),
+    method<invalid_index>("find_invalid_index",
+                          "find_invalid_index($module, indices, classes, ignore_index, /)\n--\n\n"),
     method<is_plain_out>("is_plain_out", "is_plain_out($module, out, shape, dtype, in_place, inputs, /)\n--\n\n"),
     {},
 };

@@ -389,10 +389,16 @@ std::ptrdiff_t find_invalid_label(const std::int64_t* labels, std::ptrdiff_t cou
     // An index c is valid if it has no sign bit and c - classes has one. All are looked at together, since few calls
     // find one amiss.
     std::uint64_t within = ~std::uint64_t{0};
-    for (std::ptrdiff_t i = 0; i < count; ++i) {
-        const auto c = static_cast<std::uint64_t>(labels[i]);
+    const auto look_at = [&](std::int64_t label) {
+        const auto c = static_cast<std::uint64_t>(label);
         within &= ~c & (c - static_cast<std::uint64_t>(classes));
-    }
+    };
+    // So many at once that the compiler uses vectors.
+    constexpr std::ptrdiff_t some = 16;
+    const std::ptrdiff_t whole = count / some * some;
+    for (std::ptrdiff_t i = 0; i < whole; i += some)
+        for (std::ptrdiff_t k = 0; k < some; ++k) look_at(labels[i + k]);
+    for (std::ptrdiff_t i = whole; i < count; ++i) look_at(labels[i]);
     if (within >> 63) return -1;
     for (std::ptrdiff_t i = 0; i < count; ++i)
         if (!is_class(labels[i], classes) && labels[i] != ignore_index) return i;

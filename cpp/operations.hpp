@@ -35,6 +35,13 @@ bool compute_few(Operation operation, const FewRows& rows);
 // log|sum of b exp(x)| to `value` and, if present, its sign to `sign`; `second` holds b.
 void compute_weighed(const Slices& slices);
 
+// The log-probabilities at the labels of each slice, along its own axis or one, to `value`; a mask is optional. False:
+// a label is no class.
+bool compute_at(Operation operation, const Slices& slices, double temperature);
+// Those of the largest scores of each slice, as many as its own axis has elements, to `value`, and their classes, as
+// NumPy's intp, to `label`; a mask is optional.
+void compute_top(Operation operation, const Slices& slices, double temperature);
+
 struct Loss {
     bool probabilities = false;      // `second` holds class probabilities; else `label` class indices
     const double* weight = nullptr;  // one a class

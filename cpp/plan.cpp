@@ -109,8 +109,8 @@ bool Plan::takes_rows(const Signature& signature, const Demands& demands) const 
 }
 
 bool Plan::takes_lines(const Signature& signature, const Demands& demands) const {
-    return is_plain(signature, demands) && classes <= block_classes && bytes_of(type()) == width() &&
-           in_place(signature, slices.batch);
+    return is_plain(signature, demands) && !demands.as_rows && classes <= block_classes &&
+           bytes_of(type()) == width() && in_place(signature, slices.batch);
 }
 
 void Plan::choose_loop(const Signature& signature, const Demands& demands) {

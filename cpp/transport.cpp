@@ -27,16 +27,19 @@ void fill_masked(const std::byte* present, std::ptrdiff_t stride, std::ptrdiff_t
 template <class I>
 void read_as(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::int64_t* to) {
     const std::byte* p = array.data + offset;
+    std::ptrdiff_t i = 0;
     if (!array.swapped && stride == sizeof(I)) {
-        // As they are in memory: a loop that the compiler turns into one of vectors.
-        for (std::ptrdiff_t i = 0; i < count; ++i) {
-            I element;
-            __builtin_memcpy(&element, p + i * sizeof element, sizeof element);
-            to[i] = static_cast<std::int64_t>(element);
+        // As they are in memory, so many that the compiler uses vectors.
+        constexpr std::ptrdiff_t some = 16;
+        for (; i + some <= count; i += some, p += some * sizeof(I)) {
+            I elements[some];
+            __builtin_memcpy(elements, p, sizeof elements);
+            std::int64_t converted[some];
+            for (std::ptrdiff_t k = 0; k < some; ++k) converted[k] = static_cast<std::int64_t>(elements[k]);
+            __builtin_memcpy(to + i, converted, sizeof converted);
         }
-        return;
     }
-    for (std::ptrdiff_t i = 0; i < count; ++i, p += stride) {
+    for (; i < count; ++i, p += stride) {
         unsigned char bytes[sizeof(I)];
         __builtin_memcpy(bytes, p, sizeof bytes);
         if (array.swapped)
@@ -110,37 +113,35 @@ void Transport::gather_doubles(Role role, const Offsets& at, std::ptrdiff_t begi
     gather_row(role, at, begin, end, to);
 }
 
-PerSlice Transport::numbers_in(Role role) const {
-    switch (role) {
-        case Role::value:
-            return signature_.value;
-        case Role::sign:
-            return signature_.sign;
-        case Role::label:
-            return signature_.labels;
-        default:
-            return PerSlice::one;
-    }
+// How many numbers each slice has in an array without the class axis.
+std::ptrdiff_t Transport::numbers_in(Role role) const {
+    const PerSlice kind = role == Role::value   ? signature_.value
+                          : role == Role::sign  ? signature_.sign
+                          : role == Role::label ? signature_.labels
+                                                : PerSlice::one;
+    return kind == PerSlice::own ? slices().own.size() : 1;
 }
 
-// Calls f(offset, stride, count, position) for stretches of the numbers of neighbouring slices in the array in `role`.
+// Calls f(offset, stride, count, position) for stretches of `numbers` numbers of each of neighbouring slices in the
+// array in `role`.
 template <class F>
-void Transport::for_numbers(Role role, const Offsets& first, std::ptrdiff_t length, F f) const {
+void Transport::for_numbers(Role role, const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers, F f) const {
     const Axes& own = slices().own;
-    if (numbers_in(role) == PerSlice::one)
-        return f(first[role], slices().batch.last().strides[role], length, std::ptrdiff_t{0});
-    const std::ptrdiff_t numbers = own.size();
+    const std::ptrdiff_t to_next_slice = slices().batch.last().strides[role], stride = own.last().strides[role];
+    if (numbers == 1) return f(first[role], to_next_slice, length, std::ptrdiff_t{0});
+    if (own.count == 1 && numbers * stride == to_next_slice)
+        return f(first[role], stride, length * numbers, std::ptrdiff_t{0});
     for (std::ptrdiff_t i = 0; i < length; ++i) {
-        const std::ptrdiff_t offset = slices().batch.moved(first, i)[role];
+        const std::ptrdiff_t offset = first[role] + i * to_next_slice;
         own.for_stretches(0, numbers, [&](const Offsets& at, std::ptrdiff_t position, std::ptrdiff_t count) {
-            f(offset + at[role], own.last().strides[role], count, i * numbers + position);
+            f(offset + at[role], stride, count, i * numbers + position);
         });
     }
 }
 
 void Transport::gather_numbers(Role role, const Offsets& first, std::ptrdiff_t length, double* to) const {
     const Array& from = array(role);
-    for_numbers(role, first, length,
+    for_numbers(role, first, length, numbers_in(role),
                 [&](std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::ptrdiff_t position) {
                     conversions<double>().gather_row[from.type](from.data + offset, stride, from.swapped, count,
                                                                 to + position);
@@ -148,8 +149,13 @@ void Transport::gather_numbers(Role role, const Offsets& first, std::ptrdiff_t l
 }
 
 void Transport::scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, const double* from) const {
+    scatter_numbers(role, first, length, numbers_in(role), from);
+}
+
+void Transport::scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                                const double* from) const {
     const Array& to = array(role);
-    for_numbers(role, first, length,
+    for_numbers(role, first, length, numbers,
                 [&](std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::ptrdiff_t position) {
                     conversions<double>().scatter_row[to.type](from + position, count, to.data + offset, stride);
                 });
@@ -161,10 +167,54 @@ void Transport::set_values_of_none(const Offsets& first, std::ptrdiff_t length, 
 }
 
 void Transport::gather_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* to) const {
-    for_numbers(Role::label, first, length,
+    gather_labels(first, length, numbers_in(Role::label), to);
+}
+
+void Transport::gather_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                              std::int64_t* to) const {
+    for_numbers(Role::label, first, length, numbers,
                 [&](std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::ptrdiff_t position) {
                     read_indices(array(Role::label), offset, stride, count, to + position);
                 });
+}
+
+bool Transport::gather_scores_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                                 const std::int64_t* labels, double* to) const {
+    const Array& scores = array(Role::scores);
+    return kernels().gather_at[scores.type](
+        scores.data + first[Role::scores], slices().batch.last().strides[Role::scores],
+        slices().classes.last().strides[Role::scores], scores.swapped, length, plan_.classes, labels, numbers, to);
+}
+
+void Transport::scatter_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                               const std::int64_t* labels) const {
+    for_numbers(Role::label, first, length, numbers,
+                [&](std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count, std::ptrdiff_t position) {
+                    std::byte* to = array(Role::label).data + offset;
+                    for (std::ptrdiff_t i = 0; i < count; ++i, to += stride) {
+                        const auto label = static_cast<std::intptr_t>(labels[position + i]);
+                        __builtin_memcpy(to, &label, sizeof label);
+                    }
+                });
+}
+
+void Transport::gather_presence(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, bool* present) const {
+    const bool masked = slices().has(Role::mask);
+    const std::ptrdiff_t stride = slices().classes.last().strides[Role::mask];
+    const std::byte* const mask = array(Role::mask).data + at[Role::mask];
+    for (std::ptrdiff_t c = begin; c < end; ++c) present[c - begin] = !masked || mask[c * stride] != std::byte{0};
+}
+
+void Transport::mask_results_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                                const std::int64_t* labels, double* results) const {
+    if (!slices().has(Role::mask)) return;
+    const std::byte* const present = array(Role::mask).data + first[Role::mask];
+    const std::ptrdiff_t to_next_slice = slices().batch.last().strides[Role::mask];
+    const std::ptrdiff_t to_next_class = slices().classes.last().strides[Role::mask];
+    for (std::ptrdiff_t i = 0; i < length * numbers; ++i)
+        if (is_class(labels[i], plan_.classes) &&
+            present[i / numbers * to_next_slice + labels[i] * to_next_class] == std::byte{0})
+            results[i] = signature_.masked_output;
 }
 
 // Whether any entry of the slice takes part.

@@ -27,6 +27,22 @@ class Transport {
     void set_values_of_none(const Offsets& first, std::ptrdiff_t length, double* values) const;
     void gather_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* to) const;
 
+    // The same of `numbers` numbers of each slice, from `first` on along the own axis, of which there is one at most.
+    void gather_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers, std::int64_t* to) const;
+    void scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                         const double* from) const;
+    // The scores at as many labels; NaN at one that is no class, and then false. Where they are masked, results become
+    // the signature's.
+    bool gather_scores_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                          const std::int64_t* labels, double* to) const;
+    // To an array of NumPy's intp.
+    void scatter_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                        const std::int64_t* labels) const;
+    // Whether classes [begin, end) of a slice take part.
+    void gather_presence(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, bool* present) const;
+    void mask_results_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
+                         const std::int64_t* labels, double* results) const;
+
   private:
     const Plan& plan_;
     const Signature& signature_;
@@ -50,9 +66,9 @@ class Transport {
     void scatter_tiles(const Offsets& first, std::ptrdiff_t length, T* from) const;
     template <class T>
     void mask_tiles(const Offsets& first, std::ptrdiff_t length, double value, T* tiles) const;
-    PerSlice numbers_in(Role role) const;
+    std::ptrdiff_t numbers_in(Role role) const;
     template <class F>
-    void for_numbers(Role role, const Offsets& first, std::ptrdiff_t length, F f) const;
+    void for_numbers(Role role, const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers, F f) const;
 };
 
 // Integers of any type, `stride` bytes apart; a uint64 beyond the range of int64 wraps.

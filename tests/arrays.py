@@ -307,6 +307,7 @@ class Inputs:
     log_probabilities: NDArray
     weight: NDArray
     upstream: NDArray
+    picks: NDArray  # class indices
 
     @classmethod
     def of(cls, x: NDArray, seed: int = 0) -> "Inputs":
@@ -325,6 +326,7 @@ class Inputs:
             log_probabilities=np.asarray(np.log(probabilities)).astype(floating),
             weight=rng.uniform(0.5, 2, classes),
             upstream=rng.normal(size=batch),
+            picks=np.asarray(rng.integers(0, max(classes, 1), x.shape)),
         )
 
     @classmethod
@@ -383,6 +385,33 @@ REDUCTIONS: dict[str, Call] = {
 }
 
 
+def first(a: NDArray, n: int, axis: int) -> NDArray:
+    """The first n entries along `axis`, or all of fewer."""
+    return np.moveaxis(np.moveaxis(a, axis, 0)[:n], 0, axis)
+
+
+def _top(fs: ModuleType, a: Inputs, axis: int, k: int, **options: Any) -> Any:
+    """The k largest, or all of fewer; of no classes the refusal of k = 1."""
+    return fs.log_softmax_top_k(a.x, max(min(k, a.x.shape[axis] if a.x.ndim else 1), 1), axis, **options)
+
+
+PICKS: dict[str, Call] = {
+    "log_softmax_at": lambda fs, a, axis: fs.log_softmax_at(a.x, a.indices, axis),
+    "log_softmax_at, several": lambda fs, a, axis: fs.log_softmax_at(a.x, first(a.picks, 3, axis), axis),
+    "log_softmax_at, temperature": lambda fs, a, axis: fs.log_softmax_at(a.x, a.indices, axis, temperature=0.7),
+    "log_softmax_at, where": lambda fs, a, axis: fs.log_softmax_at(a.x, first(a.picks, 2, axis), axis, where=a.where),
+    "log_softmax_at, all": lambda fs, a, axis: fs.log_softmax_at(
+        a.x, a.picks, axis, temperature=3, where=a.where, dtype=np.float64
+    ),
+    "log_softmax_top_k": lambda fs, a, axis: _top(fs, a, axis, 3),
+    "log_softmax_top_k, temperature": lambda fs, a, axis: _top(fs, a, axis, 20, temperature=0.7),
+    "log_softmax_top_k, where": lambda fs, a, axis: _top(fs, a, axis, 9, where=a.where),
+    "log_softmax_top_k, all": lambda fs, a, axis: _top(
+        fs, a, axis, 10**6, temperature=3, where=a.where, dtype=np.float64
+    ),
+}
+
+
 def _loss(**options: Any) -> Call:
     """Loss and gradient of `options`; a string names the field of the inputs that holds the value."""
 
@@ -408,7 +437,7 @@ LOSSES: dict[str, Call] = {
     ),
 }
 
-CALLS = TRANSFORMS | REDUCTIONS | LOSSES
+CALLS = TRANSFORMS | REDUCTIONS | PICKS | LOSSES
 
 # With an `out`: of the result's dtype, of a wider one, of the reduced shape; or an argument itself.
 

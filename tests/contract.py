@@ -36,6 +36,7 @@ BOUNDS = {
     "logsumexp": Bound(1, 1, 0.51, "the larger of the result and the largest logit"),
     "logsumexp, largest 0": Bound(2, 2, 0.51),
     "entropy": Bound(4, 4, 0.51),
+    "log_softmax_at": Bound(2, 2, 0.51),
     "cross_entropy": Bound(2, 2, 2),
     "cross_entropy_grad": Bound(3, 3, 0.52),
     "softmax, temperature": Bound(2, 2, 0.51),
@@ -74,6 +75,7 @@ def plain(fs: Any, x: NDArray, axis: int, exact: Slices) -> Checks:
     share = exact.one_hot(targets)
     yield "cross_entropy", ulp_error(loss, exact.cross_entropy(share))
     yield "cross_entropy_grad", ulp_error(exact.seen(grad), exact.cross_entropy_grad(share))
+    yield "log_softmax_at", ulp_error(fs.log_softmax_at(x, targets, axis), -exact.cross_entropy(share))
 
 
 def largest_zero(fs: Any, x: NDArray, axis: int) -> Checks:

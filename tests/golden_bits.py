@@ -103,6 +103,7 @@ def inputs_of(family: Callable[..., NDArray], dtype: np.dtype, shape: tuple[int,
         log_probabilities=-numbers(random, shape, floating, 3, least=0),
         weight=numbers(random, (classes,), np.dtype(np.float64), 1, least=0),
         upstream=numbers(random, batch, np.dtype(np.float64), 1),
+        picks=random.randint(0, classes, shape, np.int64),
     )
 
 
@@ -127,7 +128,9 @@ GOLDEN_DTYPES = [*FLOATING, *(np.dtype(name) for name in dict.fromkeys(dtype.nam
 
 
 def bits(a: NDArray) -> bytes:
-    """In C order; all NaN are one."""
+    """In C order; all NaN are one. Of integers, which are classes, as int64."""
+    if a.dtype.kind == "i":
+        return a.astype("<i8").tobytes()
     a = np.where(np.isnan(a), np.asarray(np.nan, a.dtype), a)
     return a.astype(a.dtype.newbyteorder("<")).tobytes() if a.dtype != bfloat16 else a.view("<u2").tobytes()
 

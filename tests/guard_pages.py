@@ -20,6 +20,7 @@ from arrays import (
     INTEGERS,
     INTO,
     LOSSES,
+    PICKS,
     REDUCED_INTO,
     REDUCTIONS,
     TRANSFORMS,
@@ -77,6 +78,7 @@ IGNORED = {
 KINDS = {
     "transforms": without_out(TRANSFORMS),
     "reductions": without_out(REDUCTIONS),
+    "picks": without_out(PICKS),
     "losses": without_out(LOSSES),
     "into out": with_out(INTO),
     "into a wider out": with_out(WIDER_INTO),
@@ -85,8 +87,8 @@ KINDS = {
     "ignored samples": IGNORED,
 }
 
-# A loss needs at least one class.
-NEEDS_CLASSES = ("losses", "into out", "in place", "ignored samples")
+# A loss needs at least one class, and so has what is picked.
+NEEDS_CLASSES = ("losses", "picks", "into out", "in place", "ignored samples")
 
 
 class Guarded:

@@ -181,6 +181,25 @@ assert_type(fs.entropy(lists, keepdims=True), NDArray[np.float64])
 assert_type(fs.entropy(half, None, dtype=np.float32), np.float32)
 assert_type(fs.entropy(half, 0, keepdims=True, where=mask, dtype=np.float64), NDArray[np.float64])
 
+# What is picked: of scalars, a scalar.
+
+assert_type(fs.log_softmax_at(single, labels), NDArray[np.float32])
+assert_type(fs.log_softmax_at(single, [[0, 1, 1]], 0), NDArray[np.float32])
+assert_type(fs.log_softmax_at(single.reshape(-1), 1), np.float32)
+assert_type(fs.log_softmax_at(small, labels, temperature=2), NDArray[np.float64])
+assert_type(fs.log_softmax_at(lists, [0, 1]), NDArray[np.float64])
+assert_type(fs.log_softmax_at([1.0, 2.0], np.int64(1)), np.float64)
+assert_type(fs.log_softmax_at(half, labels, dtype=np.float32, where=mask), NDArray[np.float32])
+assert_type(fs.log_softmax_at(half.reshape(-1), 1, dtype=np.float64), np.float64)
+assert_type(fs.log_softmax_top_k(single, 2), tuple[NDArray[np.float32], NDArray[np.intp]])
+assert_type(fs.log_softmax_top_k(small, np.int64(2), axis=0), tuple[NDArray[np.float64], NDArray[np.intp]])
+assert_type(fs.log_softmax_top_k(lists, 1), tuple[NDArray[np.float64], NDArray[np.intp]])
+assert_type(fs.log_softmax_top_k(half, 1, dtype=np.float32), tuple[NDArray[np.float32], NDArray[np.intp]])
+assert_type(fs.log_softmax_top_k(brain, 1), tuple[NDArray[Any], NDArray[np.intp]])
+
+refused(lambda: fs.log_softmax_at(single, labels, (0, 1)))  # type: ignore[call-overload]
+refused(lambda: fs.log_softmax_top_k(single, 1.5))  # type: ignore[call-overload]
+
 # Losses: a scalar unless reduction="none"; of half precision in float32.
 
 assert_type(fs.cross_entropy(double, labels), np.float64)
@@ -223,6 +242,7 @@ assert_type(fs.softmax_grad(single, single, out=given), NDArray[np.float32])
 assert_type(fs.log_softmax_grad(single, untyped, out=given), NDArray[np.float32])
 assert_type(fs.logsumexp(double, 0, out=np.zeros(3)).dtype, np.dtype[np.float64])
 assert_type(fs.entropy(double, 0, out=np.zeros(3)).dtype, np.dtype[np.float64])
+assert_type(fs.log_softmax_at(untyped, [[0], [1]], out=given[:, :1]), NDArray[np.float32])
 assert_type(fs.cross_entropy_grad(untyped, labels, out=given), NDArray[np.float32])
 assert_type(fs.cross_entropy_with_grad(single, labels, out=given), tuple[Any, NDArray[np.float32]])
 assert_type(fs.cross_entropy_grad(brain, labels, out=brain.copy()).ndim, int)

@@ -111,6 +111,41 @@ def entropies() -> Calls:
     return [*calls, lambda: f(LARGE.x), lambda: f(HUGE)]
 
 
+def picks_at() -> Calls:
+    f = fs.log_softmax_at
+    calls: Calls = []
+    for a in some_inputs():
+        out = np.empty(a.x.shape[:-1], a.dy.dtype.newbyteorder("="))
+        calls += [
+            lambda a=a: f(a.x, a.indices),
+            lambda a=a: f(a.x, a.picks, temperature=2),
+            lambda a=a: f(a.x, a.picks, 0, where=a.where),
+            lambda a=a, out=out: f(a.x, a.indices, out=out),
+            lambda a=a: f(a.x, a.indices + 1000),
+            lambda a=a: f(a.x, a.picks[..., None]),
+            lambda a=a: f(a.x, a.x),
+            lambda a=a: f(a.x, a.indices, a.x.ndim),
+            lambda a=a: f(a.x, a.indices, out=a.where),
+        ]
+    return [*calls, lambda: f(LARGE.x, LARGE.picks), lambda: f(HUGE, np.broadcast_to(0, HUGE.shape[:1]))]
+
+
+def largest() -> Calls:
+    f = fs.log_softmax_top_k
+    calls: Calls = []
+    for a in some_inputs():
+        calls += [
+            lambda x=a.x: f(x, 1),
+            lambda a=a: f(a.x, 2, where=a.where, temperature=2),
+            lambda x=a.x: f(x, x.shape[0], 0),
+            lambda x=a.x: f(x, 1000),
+            lambda x=a.x: f(x, 1.5),
+            lambda x=a.x: f(x, 1, x.ndim),
+            lambda a=a: f(a.x, 1, where=a.x),
+        ]
+    return [*calls, lambda: f(LARGE.x, 100), lambda: f(HUGE, 2)]
+
+
 def losses(f: Any, into: bool = False) -> Calls:
     calls: Calls = []
     for a in some_inputs():
@@ -166,6 +201,8 @@ FUNCTIONS: dict[str, Callable[[], Calls]] = {
     "log_softmax": lambda: transforms(fs.log_softmax),
     "logsumexp": reductions,
     "entropy": entropies,
+    "log_softmax_at": picks_at,
+    "log_softmax_top_k": largest,
     "softmax_grad": lambda: gradients(fs.softmax_grad),
     "log_softmax_grad": lambda: gradients(fs.log_softmax_grad),
     "cross_entropy": lambda: losses(fs.cross_entropy),

@@ -262,6 +262,13 @@ SENSIBLE: dict[str, list[Callable[[tuple[int, ...], dict[str, Any]], Any]]] = {
         lambda s, a: np.full(s, 77.0).view(Subclass),
     ],
     "b": [lambda s, a: normal(s), lambda s, a: -2, lambda s, a: normal(s[-1:], np.float32), lambda s, a: normal(s) > 0],
+    "indices": [
+        lambda s, a: np.zeros(s[:-1], np.int64),
+        lambda s, a: np.zeros((*s[:-1], 2), np.uint8),
+        lambda s, a: np.zeros(s[:-1], int).tolist(),
+        lambda s, a: np.full((1, *s[1:]), s[0] - 1, ">i4"),
+    ],
+    "k": [lambda s, a: 1, lambda s, a: s[-1], lambda s, a: np.uint8(2)],
     "keepdims": [lambda s, a: True],
     "return_sign": [lambda s, a: True],
     "targets": [
@@ -401,7 +408,7 @@ def test_a_refusal_names_the_argument(name):
         try:
             getattr(fs, name)(**made((3, 4), {k: chosen[k] for k in parameters if k in chosen}))
         except (TypeError, ValueError) as error:
-            no_axis = parameter == "logits" and isinstance(error, np.exceptions.AxisError)  # one number has none
+            no_axis = parameter in ("logits", "x") and isinstance(error, np.exceptions.AxisError)  # one number has none
             if parameter not in str(error) and not no_axis:
                 unclear.append((parameter, error))
         except (MemoryError, Own):

@@ -33,7 +33,11 @@ LOSSES = {
     "cross_entropy_grad": lambda **o: fs.cross_entropy_grad(**{"logits": X, "targets": INDICES} | o),
     "cross_entropy_with_grad": lambda **o: fs.cross_entropy_with_grad(**{"logits": X, "targets": INDICES} | o),
 }
-FUNCTIONS = TRANSFORMS | LOSSES
+PICKS = {
+    "log_softmax_at": lambda **o: fs.log_softmax_at(**{"x": X, "indices": INDICES} | o),
+    "log_softmax_top_k": lambda **o: fs.log_softmax_top_k(**{"x": X, "k": 2} | o),
+}
+FUNCTIONS = TRANSFORMS | PICKS | LOSSES
 INPUTS = {
     "softmax": ["x"],
     "log_softmax": ["x"],
@@ -41,14 +45,18 @@ INPUTS = {
     "entropy": ["x"],
     "softmax_grad": ["y", "dy"],
     "log_softmax_grad": ["logp", "dy"],
+    "log_softmax_at": ["x"],
+    "log_softmax_top_k": ["x"],
     "cross_entropy": ["logits"],
     "cross_entropy_grad": ["logits"],
     "cross_entropy_with_grad": ["logits"],
 }
 GRADIENTS = ["cross_entropy_grad", "cross_entropy_with_grad"]
-REDUCED = ["logsumexp", "entropy"]  # one number a slice
+REDUCED = ["logsumexp", "entropy", "log_softmax_at"]  # one number a slice
+WITHOUT_OUT = ["cross_entropy", "log_softmax_top_k"]
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 each_transform = pytest.mark.parametrize("name", TRANSFORMS)
+each_with_where = pytest.mark.parametrize("name", [*TRANSFORMS, *PICKS])
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -57,7 +65,7 @@ def refuses(name, error, match=None, /, **options):
     with pytest.raises(error, match=match) as raised:
         FUNCTIONS[name](**options)
     assert type(raised.value) is error
-    if name != "cross_entropy" and "out" not in options:
+    if name not in WITHOUT_OUT and "out" not in options:
         out = np.full(3 if name in REDUCED else (3, 4), SENTINEL)
         with pytest.raises(error, match=match):
             FUNCTIONS[name](**options, out=out)
@@ -76,6 +84,8 @@ def refuses(name, error, match=None, /, **options):
         "entropy": "(x, axis=-1, *, temperature=1.0, where=None, keepdims=False, dtype=None, out=None)",
         "softmax_grad": "(y, dy, axis=-1, *, temperature=1.0, where=None, out=None)",
         "log_softmax_grad": "(logp, dy, axis=-1, *, temperature=1.0, where=None, out=None)",
+        "log_softmax_at": "(x, indices, axis=-1, *, temperature=1.0, where=None, dtype=None, out=None)",
+        "log_softmax_top_k": "(x, k, axis=-1, *, temperature=1.0, where=None, dtype=None)",
         "cross_entropy": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
         "temperature=1.0, reduction='mean')",
         "cross_entropy_grad": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
@@ -142,7 +152,8 @@ def test_an_unsupported_dtype_is_named(name, given):
 
 ARRAYS = {
     **{(name, argument): X for name in FUNCTIONS for argument in INPUTS[name]},
-    **{(name, "where"): X > 2 for name in TRANSFORMS},
+    **{(name, "where"): X > 2 for name in (*TRANSFORMS, *PICKS)},
+    ("log_softmax_at", "indices"): INDICES,
     **{(name, "targets"): INDICES for name in LOSSES},
     **{(name, "weight"): np.ones(4) for name in LOSSES},
     **{(name, "upstream"): np.ones(3) for name in GRADIENTS},
@@ -248,6 +259,7 @@ def test_a_number_has_no_mask(masked):
         lambda: fs.softmax(X, temperature=masked),
         lambda: fs.logsumexp(X, keepdims=masked),
         lambda: fs.entropy(X, keepdims=masked),
+        lambda: fs.log_softmax_top_k(X, masked),
         lambda: fs.set_num_threads(masked),
     ):
         with pytest.raises(TypeError):
@@ -418,6 +430,8 @@ def test_views_of_shapes_beyond_all_memory_are_refused(dtype, power):
         lambda: fs.logsumexp(x),
         lambda: fs.logsumexp(x, b=x, return_sign=True),
         lambda: fs.entropy(x),
+        lambda: fs.log_softmax_at(x, 0),
+        lambda: fs.log_softmax_top_k(x[None], 2),
         lambda: fs.cross_entropy(x, 0),
         lambda: fs.cross_entropy(x[None], [0], label_smoothing=0.1),
         lambda: fs.cross_entropy_grad(x, 0),
@@ -466,8 +480,8 @@ def test_several_axes_are_a_tuple(name, axis):
 
 
 @pytest.mark.parametrize("axis", [None, (0,), (), (0, 1)])
-@each_loss
-def test_a_loss_has_one_axis(name, axis):
+@pytest.mark.parametrize("name", [*LOSSES, *PICKS])
+def test_losses_and_picks_have_one_axis(name, axis):
     refuses(name, TypeError, axis=axis)
 
 
@@ -507,26 +521,26 @@ def test_a_temperature_is_a_number(name, temperature):
 
 
 @pytest.mark.parametrize("dtype", [int, np.uint8, float, "U1", complex, ml_dtypes.float8_e5m2, "V4"])
-@each_transform
+@each_with_where
 def test_where_is_boolean(name, dtype):
     where = np.ones((3, 4), dtype)
     refuses(name, TypeError, f"where has dtype {where.dtype}; expected bool$".replace("|", "."), where=where)
     refuses(name, TypeError, "where has dtype .*; expected bool$", where=where.tolist())
 
 
-@each_transform
+@each_with_where
 def test_objects_are_no_where(name):
     refuses(name, TypeError, "where has dtype object; expected bool$", where=np.ones((3, 4), object))
     refuses(name, TypeError, "where .*NoneType", where=[[True, None, True, True]])
 
 
 @pytest.mark.parametrize("shape", [(3,), (4, 1), (2, 3, 4), (1, 3, 4), (3, 5), (2, 1)], ids=str)
-@each_transform
+@each_with_where
 def test_where_broadcasts_to_x_and_not_beyond(name, shape):
     refuses(name, ValueError, "where", where=np.ones(shape, bool))
 
 
-@each_transform
+@each_with_where
 def test_a_masked_array_is_no_where(name):
     refuses(name, TypeError, "where", where=np.ma.masked_greater(X, 5) > 2)
 
@@ -555,7 +569,7 @@ WITH_DTYPE = ["softmax", "log_softmax", "logsumexp", "entropy"]
         (np.float32, bool),
     ],
 )
-@pytest.mark.parametrize("name", WITH_DTYPE)
+@pytest.mark.parametrize("name", [*WITH_DTYPE, *PICKS])
 def test_dtype_is_float32_or_float64_and_not_narrower_than_a_floating_input(name, given, dtype):
     refuses(name, TypeError, "dtype", x=X.astype(given), dtype=dtype)
 
@@ -584,7 +598,7 @@ def test_logsumexp_of_integers_gives_float32_where_no_weights_are_wider(b):
         refuses("logsumexp", TypeError, "dtype is float32; expected float64", x=x, b=wider, dtype=np.float32)
 
 
-@pytest.mark.parametrize("name", WITH_DTYPE)
+@pytest.mark.parametrize("name", [*WITH_DTYPE, *PICKS])
 def test_what_is_no_dtype_is_a_type_error(name):
     refuses(name, TypeError, dtype="no such dtype")
 
@@ -592,7 +606,7 @@ def test_what_is_no_dtype_is_a_type_error(name):
 # out
 
 
-WITH_OUT = [n for n in FUNCTIONS if n != "cross_entropy"]
+WITH_OUT = [n for n in FUNCTIONS if n not in WITHOUT_OUT]
 
 
 @pytest.mark.parametrize("name", WITH_OUT)
@@ -709,6 +723,66 @@ def test_b_broadcasts_along_as_many_axes_as_arrays_have():
 def test_both_arrays_of_a_gradient_have_one_shape(name):
     for shape in [(3,), (4,), (3, 1), (4, 3), (1, 3, 4)]:
         refuses(name, ValueError, dy=np.ones(shape))
+
+
+# indices, k
+
+
+@pytest.mark.parametrize(("position", "value"), [((0,), 4), ((2,), -1), ((1,), 2**40), ((2,), -(2**63)), ((1,), 2**63)])
+def test_an_index_of_what_is_picked_is_that_of_a_class(position, value):
+    indices = INDICES.astype(np.uint64 if value >= 2**63 else np.int64)
+    indices[position] = value
+    told = rf"^indices\[{position[0]}\] is {value}; expected a class index in \[0, 4\)$"
+    refuses("log_softmax_at", ValueError, told, indices=indices)
+
+
+def test_the_position_of_an_index_out_of_range_is_that_in_the_indices():
+    indices = np.zeros((5, 2, 6), np.int8)
+    indices[3, 1, 4] = 7
+    x = np.zeros((5, 7, 6))
+    for layout in (np.asfortranarray, lambda a: a[::-1][::-1], lambda a: np.repeat(a, 2, 2)[:, :, ::2]):
+        given = layout(indices)
+        refuses("log_softmax_at", ValueError, r"indices\[3, 1, 4\] is 7; .* \[0, 7\)", x=x, indices=given, axis=1)
+    refuses("log_softmax_at", ValueError, "^indices is 7;", x=np.zeros(7), indices=7)
+    refuses("log_softmax_at", ValueError, r"\[0, 0\)", x=np.zeros((3, 0)), indices=INDICES)
+
+
+def test_an_index_out_of_range_is_found_before_anything_is_written():
+    x, indices, out = np.zeros((100_000, 2)), np.zeros(100_000, int), np.full(100_000, SENTINEL)
+    indices[-1] = 2
+    refuses("log_softmax_at", ValueError, "99999", x=x, indices=indices, out=out)
+    assert (out == SENTINEL).all()
+
+
+@pytest.mark.parametrize("dtype", [bool, float, np.float16, bfloat16, complex, object, "U1", "M8[s]", ml_dtypes.int4])
+def test_indices_are_integers(dtype):
+    indices = np.zeros(3, dtype)
+    told = f"^indices has dtype {re.escape(str(indices.dtype))}; expected an integer dtype$"
+    refuses("log_softmax_at", TypeError, told, indices=indices)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 4), (1, 4), (1, 3), (3, 1, 1), (0,), (2, 3)], ids=str)
+def test_indices_have_the_shape_of_the_scores_except_along_the_axis_or_lack_it(shape):
+    told = rf"indices has shape {re.escape(str(shape))}; expected that of x, \(3, 4\), with any extent in axis 1 or"
+    refuses("log_softmax_at", ValueError, told, indices=np.zeros(shape, int))
+
+
+@pytest.mark.parametrize("k", [0, -1, 5, 2**70, -(2**70), np.int64(0)])
+def test_k_is_a_number_of_classes(k):
+    told = rf"^k is {re.escape(repr(k))}; expected a number of classes in \[1, 4\]$"
+    refuses("log_softmax_top_k", ValueError, told, k=k)
+    refuses("log_softmax_top_k", ValueError, r"in \[1, 0\]", x=np.zeros((3, 0)), k=1)
+
+
+@pytest.mark.parametrize("k", [True, np.True_, 1.0, np.float32(1), "1", None, [1], np.array([1]), 1j])
+def test_k_is_an_integer(k):
+    refuses("log_softmax_top_k", TypeError, "^k is ", k=k)
+
+
+@pytest.mark.parametrize("name", PICKS)
+def test_what_is_picked_has_a_class_axis(name):
+    for axis in (-1, 0):
+        refuses(name, AxisError, x=1.0, axis=axis)
 
 
 # targets

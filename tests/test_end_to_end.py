@@ -99,3 +99,33 @@ def test_digits_whose_stored_scores_have_little_entropy_are_read_better(digits, 
     sure = entropies <= np.median(entropies)
     assert right[sure].mean() > right[~sure].mean()
     assert right[sure].mean() >= 0.99
+
+
+def test_a_text_is_scored_by_stored_logits_a_chunk_at_a_time(tmp_path):
+    """Perplexity and entropy of a chain of tokens, whose logits are a file in half precision."""
+    tokens, vocabulary = 2000, 500
+    rng = np.random.default_rng(1)
+    path = tmp_path / "logits.npy"
+    stored = np.lib.format.open_memmap(path, "w+", np.float16, (tokens, vocabulary))
+    stored[...] = rng.normal(0, 3, stored.shape)
+    probabilities = fs.softmax(stored, dtype=np.float64)
+    text = np.array([rng.choice(vocabulary, p=p / p.sum()) for p in probabilities])
+    del stored
+
+    logits = np.load(path, mmap_mode="r")
+    chosen, entropies = np.empty(tokens, np.float32), np.empty(tokens, np.float32)
+    likeliest = 0
+    for start in range(0, tokens, 300):
+        rows = slice(start, start + 300)
+        fs.log_softmax_at(logits[rows], text[rows], dtype=np.float32, out=chosen[rows])
+        fs.entropy(logits[rows], dtype=np.float32, out=entropies[rows])
+        likeliest += np.count_nonzero(fs.log_softmax_top_k(logits[rows], 5)[1] == text[rows, np.newaxis])
+    perplexity = np.exp(-chosen.mean(dtype=np.float64))
+    whole = fs.log_softmax(logits, dtype=np.float32)
+    np.testing.assert_array_equal(chosen, whole[np.arange(tokens), text])
+    loss = fs.cross_entropy(np.asarray(logits, np.float64), text)
+    np.testing.assert_allclose(perplexity, np.exp(loss), 1e-6)
+    # A text that is drawn from the model is as surprising as the model's entropy says.
+    np.testing.assert_allclose(np.log(perplexity), entropies.mean(), rtol=0.05)
+    five = np.sort(probabilities, axis=-1)[:, -5:].sum(-1).mean()
+    np.testing.assert_allclose(likeliest / tokens, five, atol=0.05)

@@ -47,6 +47,16 @@ def test_the_logsumexp_of_n_equal_numbers_is_log_n_more(dtype):
     assert within_an_ulp(fs.entropy(np.broadcast_to(dtype(3), N)), np.log(N))
 
 
+def test_the_last_of_so_many_classes_is_picked():
+    x = np.broadcast_to(np.float32(3), N)
+    wanted = np.float32(-np.log(N))
+    assert fs.log_softmax_at(x, N - 1) == wanted
+    values, indices = fs.log_softmax_top_k(x, 2)
+    assert indices.tolist() == [0, 1]
+    assert values.tolist() == [wanted] * 2
+    assert fs.log_softmax_top_k(x, 1, where=np.arange(N) == N - 1)[1] == N - 1
+
+
 @pytest.mark.parametrize("n", BOTH)
 def test_every_class_of_a_long_slice_counts(n):
     needs(n / 2**30)

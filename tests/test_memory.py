@@ -68,6 +68,13 @@ CALLS = {
     "entropy, all axes": lambda a, out: fs.entropy(a.x, None, temperature=2),
     "entropy, first axis": lambda a, out: fs.entropy(a.x, 0),
     "entropy, where": lambda a, out: fs.entropy(a.x, where=a.where),
+    "log_softmax_at": lambda a, out: fs.log_softmax_at(a.x, a.indices),
+    "log_softmax_at, several": lambda a, out: fs.log_softmax_at(a.x, a.picks, out=out),
+    "log_softmax_at, first axis": lambda a, out: fs.log_softmax_at(a.x, a.picks[:3], 0, temperature=2),
+    "log_softmax_at, where": lambda a, out: fs.log_softmax_at(a.x, a.picks[:, :2], where=a.where),
+    "log_softmax_top_k": lambda a, out: fs.log_softmax_top_k(a.x, 1 + a.x.shape[1] // 1000),
+    "log_softmax_top_k, first axis": lambda a, out: fs.log_softmax_top_k(a.x, 4, 0),
+    "log_softmax_top_k, where": lambda a, out: fs.log_softmax_top_k(a.x, 1, where=a.where),
     "softmax_grad": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, out=out),
     "softmax_grad, where": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, where=a.where, out=out),
     "softmax_grad, first axis": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, 0, out=out),
@@ -111,7 +118,19 @@ def test_peak_memory_grows_by_a_few_rows_with_few_classes(name):
         measure(CALLS[name], (ROWS * CLASSES // 4, 4), np.dtype("float32"), LAYOUTS["c"])
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "entropy", "softmax_grad", "cross_entropy"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "softmax",
+        "log_softmax",
+        "logsumexp",
+        "entropy",
+        "log_softmax_at, several",
+        "log_softmax_top_k",
+        "softmax_grad",
+        "cross_entropy",
+    ],
+)
 def test_a_long_slice_needs_no_copy_of_itself(name):
     measure(CALLS[name], (1, ROWS * CLASSES), np.dtype("float32"), LAYOUTS["c"])
 
@@ -165,6 +184,8 @@ FEW_LONG_SLICES = {
     "log_softmax": lambda x, dy, out, targets: fs.log_softmax(x, 0, out=out),
     "logsumexp": lambda x, dy, out, targets: fs.logsumexp(x, 0),
     "entropy": lambda x, dy, out, targets: fs.entropy(x, 0),
+    "log_softmax_at": lambda x, dy, out, targets: fs.log_softmax_at(x, targets, 0),
+    "log_softmax_top_k": lambda x, dy, out, targets: fs.log_softmax_top_k(x, 50, 0),
     "softmax_grad": lambda x, dy, out, targets: fs.softmax_grad(x, dy, 0, out=out),
     "log_softmax_grad": lambda x, dy, out, targets: fs.log_softmax_grad(x, dy, 0, out=out),
     "cross_entropy": lambda x, dy, out, targets: fs.cross_entropy(x, targets, 0),

@@ -100,6 +100,21 @@ def test_torch_defines_the_same_entropy(rng):
     np.testing.assert_allclose(fs.entropy(x), to_numpy(wanted), RTOL, ATOL)
 
 
+def test_torch_picks_the_same(rng):
+    torch = pytest.importorskip("torch")
+    x = rng.normal(0, 4, (4, 50, 6))
+    given = torch.from_numpy(x)
+    indices = rng.integers(0, 50, (4, 3, 6))
+    wanted = torch.log_softmax(given, 1)
+    np.testing.assert_allclose(
+        fs.log_softmax_at(x, indices, 1), to_numpy(wanted.gather(1, torch.from_numpy(indices))), RTOL
+    )
+    got, labels = fs.log_softmax_top_k(x, 7, 1)
+    largest = wanted.topk(7, 1)
+    np.testing.assert_allclose(got, to_numpy(largest.values), RTOL)
+    np.testing.assert_array_equal(labels, to_numpy(largest.indices))
+
+
 LOSS_SHAPES = [((7,), 0), ((9, 5), 1), ((3, 5, 2, 4), 1)]  # torch has the class axis there
 
 

@@ -37,6 +37,9 @@ def assert_agrees(call, inputs: Inputs, axis) -> None:
         return
     for g, t, w in zip(got, twin, outcome(call, reference, widened(inputs), axis), strict=True):
         assert (g.dtype, g.shape) == (t.dtype, t.shape)
+        if g.dtype.kind == "i":  # classes in an order that no rounding decides
+            np.testing.assert_array_equal(g, w)
+            continue
         info = ml_dtypes.finfo(g.dtype)
         with np.errstate(over="ignore"):
             wanted = w.astype(g.dtype).astype(np.float64)

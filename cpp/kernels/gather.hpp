@@ -80,6 +80,25 @@ void gather_row(const std::byte* from, std::ptrdiff_t stride, bool swapped, std:
     for (; i < count; ++i) to[i] = read<E, T>(from + i * stride, swapped);
 }
 
+template <class E>
+bool gather_at(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
+               std::ptrdiff_t slices, std::ptrdiff_t classes, const std::int64_t* labels, std::ptrdiff_t numbers,
+               double* to) {
+    bool all = true;
+    const auto score = [&](const std::byte* slice, std::int64_t label) __attribute__((always_inline)) {
+        const bool is_class = static_cast<std::uint64_t>(label) < static_cast<std::uint64_t>(classes);
+        all &= is_class;
+        return is_class ? read<E, double>(slice + label * class_stride, swapped) : __builtin_nan("");
+    };
+    if (numbers == 1) {
+        for (std::ptrdiff_t s = 0; s < slices; ++s) to[s] = score(from + s * slice_stride, labels[s]);
+        return all;
+    }
+    for (std::ptrdiff_t s = 0; s < slices; ++s, from += slice_stride, labels += numbers, to += numbers)
+        for (std::ptrdiff_t j = 0; j < numbers; ++j) to[j] = score(from, labels[j]);
+    return all;
+}
+
 template <class E, class T>
 void scatter_row(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdiff_t stride) {
     std::ptrdiff_t i = 0;

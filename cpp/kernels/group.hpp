@@ -7,7 +7,7 @@ namespace {
 
 // The run from its slice i on.
 FASTSOFTMAX_INLINE Run slices_from(Run run, std::ptrdiff_t i) {
-    Strided* const arrays[] = {&run.x, &run.dy, &run.out};
+    Strided* const arrays[] = {&run.x, &run.dy, &run.out, &run.sums};
     for (Strided* array : arrays)
         if (array->data) array->data += i * array->slice_stride;
     double** const results[] = {&run.value, &run.sign};

@@ -52,8 +52,10 @@ enum class Operation : int {
     cross_entropy,
     cross_entropy_grad,
     entropy,
+    log_softmax_at,
+    log_softmax_top_k,
 };
-constexpr int operations = 8;
+constexpr int operations = 10;
 
 // How many numbers each slice has: none, one, or as many as the slices' own axes have elements.
 enum class PerSlice { none, one, own };
@@ -62,7 +64,7 @@ enum class PerSlice { none, one, own };
 struct Signature {
     const char* name;
     bool second = false;               // reads a second array with the class axis beside the scores
-    PerSlice labels = PerSlice::none;  // reads labels of each slice, and their coefficients
+    PerSlice labels = PerSlice::none;  // reads labels of each slice, and their coefficients; or picks labels
     bool output = false;               // writes an array with the class axis
     PerSlice value = PerSlice::none;   // writes numbers of each slice
     PerSlice sign = PerSlice::none;    // writes their signs, if there is an array for them
@@ -105,6 +107,9 @@ struct Run {
 
     double* value = nullptr;  // logsumexp, entropy, or the loss before any reduction
     double* sign = nullptr;   // of the sum; null: not wanted
+    // Of logsumexp, in place of its value: what the exponentials of each slice sum up to, `parts_of_sums` numbers of
+    // the type computed in, where a class stride leads from one to the next.
+    Strided sums;
     // Cross-entropy: loss = chosen * -log p[label] + sum over classes of terms * -log p; its gradient times `scale`.
     const std::int64_t* label = nullptr;  // null: only `terms`; an entry that is no class: an ignored slice
     const double* chosen = nullptr;
@@ -162,6 +167,12 @@ constexpr std::ptrdiff_t lines_room = 524288;
 
 // Bytes of rows that are computed together, unless one row has more: half of the smallest first-level cache.
 constexpr std::ptrdiff_t rows_room = 16384;
+
+// Largest score, its exponential, and the sum of all others, the latter two in two parts.
+constexpr int parts_of_sums = 5;
+
+// As many picks are ranked by comparing each with each. Of more, sorting takes less time.
+constexpr std::ptrdiff_t most_ranked = 256;
 
 // Rows of at most this many packs are kept in padded rows of the stack: there, the ends of rows cost most.
 constexpr std::ptrdiff_t most_padded_packs = 13;
@@ -227,6 +238,44 @@ struct Conversions {
         scatter_tiles;
 };
 
+// Of neighbouring slices of elements of any type, those at `numbers` labels of each; NaN at one that is no class, and
+// then false. Strides in bytes.
+using GatherAt = bool (*)(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
+                          std::ptrdiff_t slices, std::ptrdiff_t classes, const std::int64_t* labels,
+                          std::ptrdiff_t numbers, double* to);
+
+// A class of a slice, and its score.
+struct Pick {
+    double score;
+    std::int64_t label;
+};
+
+// The scores of a slice that passed a threshold, class after class.
+struct Picks {
+    Pick* begin;  // and one more
+    std::ptrdiff_t count, room;
+    double threshold;  // to be exceeded
+};
+
+// Selection of the largest scores of a block, whose packs are taken in groups: the largest of each lane of each group,
+// of the type computed in; a threshold that at least k of these pass, or the one given; and the scores that pass it,
+// from a group on, up to the group that is returned, behind the last unless there was no room.
+struct Selection {
+    Table<ElementType, void (*)(const void* x, std::ptrdiff_t count, std::ptrdiff_t group, void* largest),
+          floating_types>
+        largest_of_groups;
+    Table<ElementType, double (*)(const void* largest, std::ptrdiff_t groups, std::ptrdiff_t k, double threshold),
+          floating_types>
+        raised;
+    Table<ElementType,
+          std::ptrdiff_t (*)(const void* x, std::ptrdiff_t count, std::ptrdiff_t group, const void* largest,
+                             std::ptrdiff_t origin, std::ptrdiff_t first_group, Picks& picks),
+          floating_types>
+        pick;
+    // The labels of the k largest, largest first, of at most `most_ranked` picks in the order of their labels.
+    Table<ElementType, void (*)(const Picks&, std::ptrdiff_t k, std::int64_t* labels), floating_types> rank;
+};
+
 // The bare functions in T, for the tests of their error. What exp gives is as many times too large as it returns.
 template <class T>
 struct Functions {
@@ -240,6 +289,12 @@ struct Kernels {
     WeighedKernel weighed;
     Conversions<float> to_float;
     Conversions<double> to_double;
+    Table<ElementType, GatherAt, element_types> gather_at;
+    Selection selection;
+    // From the sums of a run's slices: the log-probabilities of `numbers` scores of each. Both arrays have a pack more.
+    Table<ElementType, void (*)(const Run&, std::ptrdiff_t numbers, const double* scores, double* results),
+          floating_types>
+        log_probabilities;
     Functions<float> float_functions;
     Functions<double> double_functions;
 };

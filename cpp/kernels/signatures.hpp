@@ -78,6 +78,24 @@ constexpr Signature signature<Operation::entropy> = {.name = "entropy",
                                                      .state = statistics_state,
                                                      .value_of_none = 0};
 
+// Summed as for logsumexp. Results, as many as labels, go to their array some at a time.
+template <>
+constexpr Signature signature<Operation::log_softmax_at> = {.name = "log_softmax_at",
+                                                            .labels = PerSlice::own,
+                                                            .masked_scores = -infinity,
+                                                            .masked_output = -infinity,
+                                                            .sums_exponentials = true,
+                                                            .state = statistics_state};
+
+// Likewise; neighbouring slices are gathered, because what is selected from is a row.
+template <>
+constexpr Signature signature<Operation::log_softmax_top_k> = {.name = "log_softmax_top_k",
+                                                               .labels = PerSlice::own,
+                                                               .masked_scores = -infinity,
+                                                               .masked_output = -infinity,
+                                                               .sums_exponentials = true,
+                                                               .state = statistics_state};
+
 // Its own loop reads scores and weights, a block at a time.
 constexpr Signature weighed_signature = {.name = "weighed_logsumexp",
                                          .value = PerSlice::one,

@@ -7,7 +7,9 @@
 #include "operations/cross_entropy.hpp"
 #include "operations/entropy.hpp"
 #include "operations/gradient_loops.hpp"
+#include "operations/log_probabilities.hpp"
 #include "operations/logs.hpp"
+#include "operations/selection.hpp"
 #include "operations/softmax.hpp"
 #include "operations/weighed_cross_entropy.hpp"
 #include "weighed.hpp"
@@ -110,12 +112,30 @@ void fill_gradient(Kernels& k) {
     fill_gradient_in<op, double>(kernel);
 }
 
+// By the loops of logsumexp.
+template <Operation op>
+void fill_log_probabilities(Kernels& k) {
+    k.of[op] = k.of[Operation::logsumexp];
+    k.of[op].signature = signature<op>;
+    k.log_probabilities[ElementType::float32] = ::log_probabilities<float>;
+    k.log_probabilities[ElementType::float64] = ::log_probabilities<double>;
+}
+
+template <class E>
+void fill_selection(Kernels& k) {
+    k.selection.largest_of_groups[element_type<E>] = ::largest_of_groups<E>;
+    k.selection.raised[element_type<E>] = ::raised<Compute<E>>;
+    k.selection.pick[element_type<E>] = ::pick<E>;
+    k.selection.rank[element_type<E>] = ::rank<Compute<E>>;
+}
+
 template <class E, ElementType element>
 void fill_gather(Kernels& k) {
     k.to_float.gather_row[element] = ::gather_row<E, float>;
     k.to_float.gather_tiles[element] = ::gather_tiles<E, float>;
     k.to_double.gather_row[element] = ::gather_row<E, double>;
     k.to_double.gather_tiles[element] = ::gather_tiles<E, double>;
+    k.gather_at[element] = ::gather_at<E>;
 }
 
 template <class E, ElementType element>
@@ -159,6 +179,12 @@ Kernels make_kernels() {
     fill_exponentials<CrossEntropy<false>>(k);
     fill_exponentials<CrossEntropy<true>>(k);
     fill_exponentials<Entropy>(k);
+    fill_log_probabilities<Operation::log_softmax_at>(k);
+    fill_log_probabilities<Operation::log_softmax_top_k>(k);
+    fill_selection<Half>(k);
+    fill_selection<BFloat16>(k);
+    fill_selection<float>(k);
+    fill_selection<double>(k);
     fill_gather<Half, ElementType::float16>(k);
     fill_gather<BFloat16, ElementType::bfloat16>(k);
     fill_gather<float, ElementType::float32>(k);

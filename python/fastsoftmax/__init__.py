@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import __version__
 from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
+from ._picks import log_softmax_at, log_softmax_top_k
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
 from ._transforms import entropy, log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
 
@@ -15,7 +16,9 @@ __all__ = [
     "entropy",
     "get_num_threads",
     "log_softmax",
+    "log_softmax_at",
     "log_softmax_grad",
+    "log_softmax_top_k",
     "logsumexp",
     "num_threads",
     "reference",

@@ -27,7 +27,9 @@ __all__ = [
     "entropy",
     "get_num_threads",
     "log_softmax",
+    "log_softmax_at",
     "log_softmax_grad",
+    "log_softmax_top_k",
     "logsumexp",
     "num_threads",
     "reference",
@@ -48,6 +50,8 @@ _Numbers: TypeAlias = Sequence[float | Sequence[float | Sequence[float | Sequenc
 _Float64Arrays: TypeAlias = NDArray[np.integer[Any] | np.bool] | _Numbers
 _Float64Scalar: TypeAlias = float | np.integer[Any] | np.bool
 _Scalar: TypeAlias = float | np.generic
+_Indices: TypeAlias = NDArray[np.integer[Any]] | Sequence[int | Sequence[int | Sequence[int | Sequence[int]]]]
+_Index: TypeAlias = int | np.integer[Any]
 _DType: TypeAlias = type[_F] | np.dtype[_F]
 
 # Without the formatter's line for each parameter, so that the overloads of a function can be seen together.
@@ -280,6 +284,68 @@ def entropy(
     x: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
     keepdims: Flag = False, dtype: DTypeLike | None = None, out: None = None,
 ) -> Any: ...
+
+@overload
+def log_softmax_at(
+    x: NDArray[_F], indices: _Indices, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: None = None, out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def log_softmax_at(
+    x: _Float64Arrays, indices: _Indices, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: None = None, out: None = None,
+) -> NDArray[np.float64]: ...
+@overload
+def log_softmax_at(
+    x: NDArray[Any] | _Numbers, indices: _Indices, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: _DType[_F], out: None = None,
+) -> NDArray[_F]: ...
+@overload
+def log_softmax_at(
+    x: NDArray[_F], indices: _Index, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: None = None, out: None = None,
+) -> _F: ...
+@overload
+def log_softmax_at(
+    x: _Float64Arrays, indices: _Index, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: None = None, out: None = None,
+) -> np.float64: ...
+@overload
+def log_softmax_at(
+    x: NDArray[Any] | _Numbers, indices: _Index, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: _DType[_F], out: None = None,
+) -> _F: ...
+@overload
+def log_softmax_at(
+    x: ArrayLike, indices: ArrayLike, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: DTypeLike | None = None, out: _Out,
+) -> _Out: ...
+@overload
+def log_softmax_at(
+    x: ArrayLike, indices: ArrayLike, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: DTypeLike | None = None, out: None = None,
+) -> Any: ...
+
+@overload
+def log_softmax_top_k(
+    x: NDArray[_F], k: SupportsIndex, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: None = None,
+) -> tuple[NDArray[_F], NDArray[np.intp]]: ...
+@overload
+def log_softmax_top_k(
+    x: _Float64Arrays, k: SupportsIndex, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]: ...
+@overload
+def log_softmax_top_k(
+    x: NDArray[Any] | _Numbers, k: SupportsIndex, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: _DType[_F],
+) -> tuple[NDArray[_F], NDArray[np.intp]]: ...
+@overload
+def log_softmax_top_k(
+    x: ArrayLike, k: SupportsIndex, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None, dtype: DTypeLike | None = None,
+) -> tuple[NDArray[Any], NDArray[np.intp]]: ...
 
 @overload
 def softmax_grad(

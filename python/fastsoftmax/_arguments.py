@@ -558,6 +558,52 @@ def logsumexp_arguments(
     return array, axes, weights, mask, dtypes[0] if dtype is None else to_dtype(dtype, *dtypes)
 
 
+def one_pass_arguments(
+    x: ArrayLike, axis: SupportsIndex, temperature: Any, where: ArrayLike | None, dtype: DTypeLike | None
+) -> tuple[Array, int, float, Array | None, DType]:
+    """As `transform_arguments`, but there is one axis."""
+    array = x if type(x) is ndarray else to_array(x, "x")
+    own = _result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x")
+    ndim = array.ndim
+    axis = axis % ndim if type(axis) is int and -ndim <= axis < ndim else to_axis(axis, ndim)
+    if type(temperature) is not float or not 0.0 < temperature < inf:
+        temperature = to_temperature(temperature)
+    mask = None if where is None else to_mask(where, array.shape)
+    return array, axis, temperature, mask, own if dtype is None else to_dtype(dtype, own, array.dtype)
+
+
+def to_indices(given: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
+    """Class indices for scores of this shape: some along `axis`, or one a slice without it."""
+    indices = given if type(given) is ndarray else _to_new_indices(given, "indices")
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"indices has dtype {indices.dtype}; expected an integer dtype")
+    batch = reduced_shape(shape, (axis,))
+    if indices.shape != batch and (indices.ndim != len(shape) or reduced_shape(indices.shape, (axis,)) != batch):
+        raise ValueError(
+            f"indices has shape {indices.shape}; expected that of x, {shape}, with any extent in axis {axis} or "
+            "without that axis"
+        )
+    return indices
+
+
+def check_indices(indices: Array, classes: int) -> None:
+    position = _core.find_invalid_index(indices, classes, None)
+    if position is not None:
+        place = tuple(int(k) for k in np.unravel_index(position, indices.shape))
+        raise ValueError(f"{_at(indices, 'indices', place)}; expected a class index in [0, {classes})")
+
+
+def to_k(k: SupportsIndex, classes: int) -> int:
+    number = to_integer(k, "k")
+    if not 1 <= number <= classes:
+        raise ValueError(f"k is {shown(k)}; expected a number of classes in [1, {classes}]")
+    return number
+
+
+def _at(array: Array, name: str, place: tuple[int, ...]) -> str:
+    return f"{name}{list(place) if place else ''} is {array[place]}"
+
+
 def loss_arguments(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -577,7 +623,7 @@ def loss_arguments(
     if shape[axis] == 0:
         raise ValueError(f"logits has shape {shape}, no classes in axis {axis}; expected at least one")
     if type(targets) is not ndarray:
-        targets = _to_new_targets(targets)
+        targets = _to_new_indices(targets, "targets")
     if targets.dtype.kind in "iu":
         ignored = None
         if ignore_index is not None:
@@ -599,11 +645,11 @@ def loss_arguments(
     return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, dtype
 
 
-def _to_new_targets(given: ArrayLike) -> Array:
-    targets = _from_other(given, "targets")
-    if targets.size == 0 and isinstance(given, (list, tuple)):
-        targets = targets.astype(np.intp)  # NumPy reads an empty list as float64; for an empty batch it is indices
-    return targets
+def _to_new_indices(given: ArrayLike, name: str) -> Array:
+    indices = _from_other(given, name)
+    if indices.size == 0 and isinstance(given, (list, tuple)):
+        indices = indices.astype(np.intp)  # NumPy reads an empty list as float64; for an empty batch it is indices
+    return indices
 
 
 def _to_probabilities(targets: Array, shape: tuple[int, ...], axis: int, ignore_index: int | None) -> Array:
@@ -636,7 +682,7 @@ def _refuse_indices(
             f"targets, class indices, has shape {targets.shape}; expected {batch}, that of logits without axis {axis}"
         )
     place = tuple(int(k) for k in np.unravel_index(position, batch))
-    message = f"targets{list(place) if place else ''} is {targets[place]}; expected a class index in [0, {shape[axis]})"
+    message = f"{_at(targets, 'targets', place)}; expected a class index in [0, {shape[axis]})"
     if ignore_index is not None:
         message += " or ignore_index"
         if _as_element(index(ignore_index), targets.dtype) is None:

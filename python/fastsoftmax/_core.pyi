@@ -49,6 +49,29 @@ def entropy(
     keepdims: bool,
     /,
 ) -> Any: ...
+def log_softmax_at(
+    x: _Array,
+    indices: _Array,  # integers: x's shape but for the extent along `axis`, or without that axis
+    out: _Array | None,  # the shape of `indices`
+    dtype: _DType,
+    axis: int,
+    temperature: float,
+    where: _Array | None,
+    /,
+) -> Any:
+    """None if an index is outside [0, C): what was written does not count."""
+
+def log_softmax_top_k(
+    x: _Array,
+    k: int,  # from 1 to the number of classes
+    dtype: _DType,
+    axis: int,
+    temperature: float,
+    where: _Array | None,
+    /,
+) -> tuple[_Array, _Array]:
+    """Log-probabilities and their classes (intp): x's shape with extent k along `axis`."""
+
 def softmax_grad(
     y: _Array,
     dy: _Array,
@@ -91,6 +114,11 @@ def same_shape(a: _Array, b: _Array, /) -> bool: ...
 def find_invalid_target(targets: _Array, logits: _Array, axis: int, ignore_index: int | None, /) -> int | None:
     """The C-order position of the first index that is neither that of a class nor `ignore_index`, None if there is
     none; -1 if the shape is not that of the logits without the axis.
+    """
+
+def find_invalid_index(indices: _Array, classes: int, ignore_index: int | None, /) -> int | None:
+    """The C-order position of the first index that is neither in [0, classes) nor `ignore_index`, None if there is
+    none.
     """
 
 def is_plain_out(

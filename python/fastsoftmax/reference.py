@@ -18,13 +18,17 @@ from ._arguments import (
     Axis,
     DType,
     Flag,
+    check_indices,
     check_out,
     delivered,
     logsumexp_arguments,
     loss_arguments,
+    one_pass_arguments,
     reduced_shape,
     result_dtype,
     to_flag,
+    to_indices,
+    to_k,
     to_upstream,
     transform_arguments,
     transform_grad_arguments,
@@ -36,7 +40,9 @@ __all__ = [
     "cross_entropy_with_grad",
     "entropy",
     "log_softmax",
+    "log_softmax_at",
     "log_softmax_grad",
+    "log_softmax_top_k",
     "logsumexp",
     "softmax",
     "softmax_grad",
@@ -165,6 +171,49 @@ def entropy(
     result = np.log(total) - np.where(e == 0.0, 0.0, e * d).sum(axis=axes, keepdims=True) / total
     present = np.broadcast_to(True if mask is None else mask, x.shape).any(axis=axes, keepdims=True)
     return _delivered(np.where(present, result, 0.0).reshape(reduced_shape(x.shape, axes, keepdims)), dtype, out)
+
+
+@_quiet
+def log_softmax_at(
+    x: ArrayLike,
+    indices: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Any:
+    """The entries of log_softmax that `indices` names."""
+    x, axis, temperature, mask, dtype = one_pass_arguments(x, axis, temperature, where, dtype)
+    indices = to_indices(indices, x.shape, axis)
+    check_indices(indices, x.shape[axis])
+    logp = log_softmax(x, axis, temperature=temperature, where=mask, dtype=dtype)
+    along = indices if indices.ndim == x.ndim else np.expand_dims(indices, axis)
+    result = np.take_along_axis(logp, along.astype(np.intp), axis)
+    return _delivered(result.reshape(indices.shape), dtype, out)
+
+
+@_quiet
+def log_softmax_top_k(
+    x: ArrayLike,
+    k: SupportsIndex,
+    axis: SupportsIndex = -1,
+    *,
+    temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Array]:
+    """The first k of the classes by falling score, and their entries of log_softmax."""
+    x, axis, temperature, mask, dtype = one_pass_arguments(x, axis, temperature, where, dtype)
+    k = to_k(k, x.shape[axis])
+    logp = log_softmax(x, axis, temperature=temperature, where=mask, dtype=dtype)
+    present = np.broadcast_to(True if mask is None else mask, x.shape)
+    undefined = (present & np.isnan(logp)).any(axis=axis, keepdims=True)
+    scores = np.where(undefined | ~present, 0.0, x.astype(_working_dtype(1.0, x.dtype, dtype)))
+    # By the last of these first; what is equal in both keeps its order.
+    order = np.lexsort((-scores, ~present), axis=axis).take(np.arange(k), axis)
+    return np.take_along_axis(logp, order, axis), order
 
 
 @_quiet

@@ -5,7 +5,9 @@ from . import cross_entropy_grad as cross_entropy_grad
 from . import cross_entropy_with_grad as cross_entropy_with_grad
 from . import entropy as entropy
 from . import log_softmax as log_softmax
+from . import log_softmax_at as log_softmax_at
 from . import log_softmax_grad as log_softmax_grad
+from . import log_softmax_top_k as log_softmax_top_k
 from . import logsumexp as logsumexp
 from . import softmax as softmax
 from . import softmax_grad as softmax_grad
@@ -16,7 +18,9 @@ __all__ = [
     "cross_entropy_with_grad",
     "entropy",
     "log_softmax",
+    "log_softmax_at",
     "log_softmax_grad",
+    "log_softmax_top_k",
     "logsumexp",
     "softmax",
     "softmax_grad",

@@ -329,6 +329,7 @@ class Case {
         choose_kernels();
         operation_ = static_cast<Operation>(given_.ConsumeIntegralInRange<int>(0, operations - 1));
         choose_shape();
+        if (operation_ == log_softmax_at || operation_ == log_softmax_top_k) return run_picks();
         if (signature().labels != PerSlice::none) return run_loss();
         if (signature().second) return run_gradient();
         if (signature().output) return run_transform();
@@ -827,6 +828,76 @@ class Case {
             if (std::signbit(got)) fail("below 0", "entropy", b, 0, got, wanted, 0);
             check("entropy", out.type, b, 0, got, wanted, bound(out.type, 4), wanted);
         }
+        check_all_untouched();
+    }
+
+    // A dense array, slice after slice, of `numbers` elements along the class axis: an axis of its own for a role that
+    // is per slice.
+    std::unique_ptr<std::byte[]> dense(Role role, ElementType type, std::ptrdiff_t numbers, Axis& own) {
+        const std::ptrdiff_t bytes = bytes_of(type);
+        std::unique_ptr<std::byte[]> memory(new std::byte[static_cast<std::size_t>(batch_ * numbers * bytes)]());
+        slices_.arrays[role] = {memory.get(), type, false};
+        std::ptrdiff_t stride = numbers * bytes;
+        for (int d = slices_.batch.count - 1; d >= 0; --d) {
+            slices_.batch.axis[static_cast<std::size_t>(d)].strides[role] = stride;
+            stride *= slices_.batch.axis[static_cast<std::size_t>(d)].size;
+        }
+        own.strides[role] = bytes;
+        return memory;
+    }
+
+    // Against log_softmax of all classes, which run_transform looks at.
+    void run_picks() {
+        choose_temperature();
+        const Memory& x = make_input(scores, score_type());
+        fill(memory_[scores]);
+        choose_mask();
+        const ElementType type = or_wider(result_type(x.type));
+        const bool selects = operation_ == log_softmax_top_k;
+        const std::ptrdiff_t numbers = in_range<std::ptrdiff_t>(selects ? 1 : 0, selects ? classes_ : 2 * classes_);
+        Axis own = {numbers, {}};
+        keep();
+        const auto whole = dense(output, type, classes_, slices_.classes.axis[0]);
+        compute(log_softmax, slices_, temperature_);
+        slices_.arrays[output] = {};
+        const auto picked = dense(value, type, numbers, own);
+        const auto labels = dense(label, int64, numbers, own);
+        slices_.own.append(own);
+        const auto count = static_cast<std::size_t>(batch_ * numbers);
+        std::vector<std::int64_t> wanted(count);
+        if (selects) {
+            for (std::ptrdiff_t b = 0; b < batch_; ++b) {
+                const std::vector<Real> xs = slice_of(scores, b, -infinity);
+                std::vector<std::int64_t> order(xs.size());
+                std::iota(order.begin(), order.end(), 0);
+                const bool spoilt = !Slice(xs, temperature_).defined();
+                const auto precedes = [&](std::int64_t i, std::int64_t j) {
+                    const bool one = present(b, i), other = present(b, j);
+                    if (one != other) return one;
+                    return one && !spoilt && xs[static_cast<std::size_t>(i)] > xs[static_cast<std::size_t>(j)];
+                };
+                std::stable_sort(order.begin(), order.end(), precedes);
+                std::copy_n(order.begin(), numbers, wanted.begin() + b * numbers);
+            }
+            compute_top(operation_, slices_, temperature_);
+        } else {
+            for (auto& c : wanted) c = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(classes_));
+            if (count > 0) std::memcpy(labels.get(), wanted.data(), count * sizeof(std::int64_t));
+            if (!compute_at(operation_, slices_, temperature_)) fail("refused", "labels", 0, 0, 0, 0, 0);
+        }
+        for (std::size_t i = 0; i < count; ++i) {
+            std::int64_t c;
+            std::memcpy(&c, labels.get() + i * sizeof c, sizeof c);
+            const auto b = static_cast<std::ptrdiff_t>(i) / numbers, bytes = bytes_of(type);
+            check_exactly("label", b, static_cast<std::ptrdiff_t>(i) % numbers, static_cast<Real>(c),
+                          static_cast<Real>(wanted[i]));
+            std::uint64_t got = 0, right = 0;
+            std::memcpy(&got, picked.get() + static_cast<std::ptrdiff_t>(i) * bytes, static_cast<std::size_t>(bytes));
+            std::memcpy(&right, whole.get() + (b * classes_ + wanted[i]) * bytes, static_cast<std::size_t>(bytes));
+            check_exactly("pick", b, static_cast<std::ptrdiff_t>(i) % numbers, value_of(type, got),
+                          value_of(type, right));
+        }
+        slices_.arrays[value] = slices_.arrays[label] = {};
         check_all_untouched();
     }
 

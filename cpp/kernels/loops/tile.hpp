@@ -238,6 +238,7 @@ class FarSlices {
     FASTSOFTMAX_ONCE void compute() {
         std::int64_t label[lanes];
         double chosen[lanes], scale[lanes], exponent[lanes], value[lanes], sign[lanes];
+        T sums[fastsoftmax::parts_of_sums][lanes];
         for (int i = 0; i < count_; ++i) {
             const std::ptrdiff_t slice = slice_[i];
             if (run_.label) label[i] = run_.label[slice];
@@ -255,11 +256,16 @@ class FarSlices {
         run.exponent = run_.exponent ? exponent : nullptr;
         run.value = run_.value ? value : nullptr;
         run.sign = run_.sign ? sign : nullptr;
+        if (run_.sums.data) run.sums = {reinterpret_cast<std::byte*>(sums), sizeof(T), sizeof sums[0]};
         own_tile_(run, 0, count_, tile_, kept_);
         for (int i = 0; i < count_; ++i) {
             const std::ptrdiff_t slice = slice_[i];
             if (run_.value && !value_stays_[i]) run_.value[slice] = value[i];
             if (run_.sign) run_.sign[slice] = sign[i];
+            if (run_.sums.data)
+                for (int k = 0; k < fastsoftmax::parts_of_sums; ++k)
+                    *reinterpret_cast<T*>(run_.sums.data + slice * run_.sums.slice_stride +
+                                          k * run_.sums.class_stride) = sums[k][i];
             if (!out_.data) continue;
             std::byte* out = out_.data + (slice - first_) * out_.slice_stride;
             for (std::ptrdiff_t c = 0; c < run_.classes; ++c)

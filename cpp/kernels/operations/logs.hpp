@@ -64,6 +64,16 @@ struct LogSoftmax {
     };
 };
 
+template <class T>
+FASTSOFTMAX_INLINE T* part_of_sums(const Run& run, std::ptrdiff_t first, int part) {
+    return reinterpret_cast<T*>(run.sums.data + first * run.sums.slice_stride + part * run.sums.class_stride);
+}
+template <class T>
+FASTSOFTMAX_INLINE void store_sums(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m) {
+    const Pack<T> parts[fastsoftmax::parts_of_sums] = {m.max, m.top.high, m.top.low, m.rest.high, m.rest.low};
+    for (int k = 0; k < fastsoftmax::parts_of_sums; ++k) store_in(part_of_sums<T>(run, first, k), 0, count, parts[k]);
+}
+
 struct LogSumExp {
     static constexpr auto operation = Operation::logsumexp;
     static constexpr bool writes = false;
@@ -78,7 +88,11 @@ struct LogSumExp {
         Results() = default;
         FASTSOFTMAX_INLINE Results(const Group<T>& group, const Exp& exp, Pack<T> largest, Two<Pack<T>> rest)
             : near(lanes_of_logs(exp, group.run.classes, largest, rest)) {
-            conclude_logsumexp(group.run, group.first, group.count, measured(exp, largest, rest));
+            const Measured<T> m = measured(exp, largest, rest);
+            if (group.run.sums.data)
+                store_sums(group.run, group.first, group.count, m);
+            else
+                conclude_logsumexp(group.run, group.first, group.count, m);
         }
     };
 };

@@ -1,0 +1,165 @@
+// The largest scores of a slice. What has been met so far gives a threshold that few of the others pass: groups of
+// packs are first folded to the largest score of each lane, and only those groups are looked at whose largest pass.
+#pragma once
+
+#include "../elements.hpp"
+
+namespace {
+
+using fastsoftmax::Pick;
+using fastsoftmax::Picks;
+
+// The largest score of each lane in each group of `group` packs, a pack a group. A NaN is not the largest.
+template <class E>
+void largest_of_groups(const void* from, std::ptrdiff_t count, std::ptrdiff_t group, void* to) {
+    using T = Compute<E>;
+    const E* x = static_cast<const E*>(from);
+    T* largest = static_cast<T*>(to);
+    const std::ptrdiff_t step = group * Pack<T>::lanes;
+    for (std::ptrdiff_t i = 0; i < count; i += step, largest += Pack<T>::lanes) {
+        Pack<T> m = broadcast(T(-__builtin_inf()));
+        for_packs(x, i, i + step < count ? i + step : count, T(-__builtin_inf()),
+                  [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) { m = max(v, m); });
+        store_pack(largest, m);
+    }
+}
+
+template <class T>
+std::ptrdiff_t count_above(const T* x, std::ptrdiff_t packs, T threshold) {
+    Pack<Integer<T>> count = broadcast(Integer<T>(0));
+    for (std::ptrdiff_t i = 0; i < packs; ++i)
+        count = count - less(broadcast(threshold), load_pack<T>(x + i * Pack<T>::lanes));
+    return fold_sum(count);
+}
+
+// The bits of numbers in the order of all numbers, and back.
+template <class T>
+FASTSOFTMAX_INLINE Integer<T> in_order(Integer<T> bits) {
+    constexpr auto least = Integer<T>{1} << (8 * sizeof(T) - 2) << 1;
+    return bits < 0 ? least - bits : bits;
+}
+template <class T>
+FASTSOFTMAX_INLINE T halfway(T low, T high) {
+    const Integer<T> a = in_order<T>(same_bits<Integer<T>>(low)), b = in_order<T>(same_bits<Integer<T>>(high));
+    return same_bits<T>(in_order<T>((a >> 1) + (b >> 1) + (a & b & 1)));
+}
+template <class T>
+FASTSOFTMAX_INLINE T next_below(T x) {
+    return same_bits<T>(in_order<T>(in_order<T>(same_bits<Integer<T>>(x)) - 1));
+}
+
+// The largest number that at least k of the lanes are above; -inf: there is none.
+template <class T>
+FASTSOFTMAX_INLINE T passed_by(Pack<T> x, std::ptrdiff_t k) {
+    T lanes[Pack<T>::lanes];
+    store_pack(lanes, x);
+    Pack<Integer<T>> above = broadcast(Integer<T>(0));
+    for (const T other : lanes) above = above - less(x, broadcast(other));
+    // The least of those with fewer than k above them.
+    const Mask<T> among = less(above, broadcast(static_cast<Integer<T>>(k)));
+    const T least = -fold_max(select(among, -x, broadcast(T(-__builtin_inf()))));
+    return least == T(-__builtin_inf()) ? least : next_below(least);
+}
+
+// The threshold, raised as far as is worth while if at least k of the numbers in `packs` packs pass: at least k still
+// do.
+template <class T>
+double raised(const void* from, std::ptrdiff_t packs, std::ptrdiff_t k, double threshold) {
+    constexpr int lanes = Pack<T>::lanes;
+    const T* x = static_cast<const T*>(from);
+    T low = static_cast<T>(threshold);
+    Pack<T> largest = load_pack<T>(x), smallest = largest;
+    for (std::ptrdiff_t i = 1; i < packs; ++i) {
+        largest = max(load_pack<T>(x + i * lanes), largest);
+        smallest = min(load_pack<T>(x + i * lanes), smallest);
+    }
+    if (k <= lanes / 2) {
+        const T passed = passed_by(largest, k);
+        return static_cast<double>(low < passed ? passed : low);
+    }
+    if (count_above(x, packs, low) < k) return threshold;
+    T high = fold_max(largest), middle = -fold_max(-smallest);
+    // At least k are above `low`, fewer above `high`. Halves of the distance are soon there; if numbers are of very
+    // different sizes, halves of the order are, whatever they are.
+    for (int step = 0;; ++step) {
+        if (!(low < middle && middle < high)) middle = halfway(low, high);
+        if (!(low < middle && middle < high)) return static_cast<double>(low);
+        const std::ptrdiff_t count = count_above(x, packs, middle);
+        (count < k ? high : low) = middle;
+        if (count >= k && count <= k + k / 8) return static_cast<double>(low);
+        middle = step < 8 ? low + (high - low) / 2 : halfway(low, high);
+    }
+}
+
+// Adds the scores of a block that pass the threshold, class after class, from a group on; returns the group for which
+// there was no room, or how many there are.
+template <class E>
+std::ptrdiff_t pick(const void* from, std::ptrdiff_t count, std::ptrdiff_t group, const void* largest_of_group,
+                    std::ptrdiff_t origin, std::ptrdiff_t g, Picks& picks) {
+    using T = Compute<E>;
+    constexpr int lanes = Pack<T>::lanes;
+    const E* x = static_cast<const E*>(from);
+    const T* largest = static_cast<const T*>(largest_of_group);
+    const Pack<T> threshold = broadcast(static_cast<T>(picks.threshold));
+    const std::ptrdiff_t step = group * lanes, groups = (count + step - 1) / step;
+    Pick* next = picks.begin + picks.count;
+    const auto finish = [&](std::ptrdiff_t at) __attribute__((always_inline)) {
+        for (Pick* p = picks.begin + picks.count; p < next; ++p) {
+            const T score = to_compute(x[p->label - origin]);
+            // Another thread may have written a NaN meanwhile; nothing sorts with that.
+            p->score = static_cast<double>(score == score ? score : T(-__builtin_inf()));
+        }
+        picks.count = next - picks.begin;
+        return at;
+    };
+    // Loops without branches that nobody could foretell: which groups pass, and of a pack the first class that does,
+    // which counts if there is one.
+    for (constexpr std::ptrdiff_t together = 64; g < groups; g += together) {
+        std::uint64_t hot = 0;
+        for (std::ptrdiff_t i = 0; i < together && g + i < groups; ++i)
+            hot |= std::uint64_t{lane_bits(less(threshold, load_pack<T>(largest + (g + i) * lanes))) != 0} << i;
+        for (; hot != 0; hot &= hot - 1) {
+            const std::ptrdiff_t one = g + __builtin_ctzll(hot), end = (one + 1) * step;
+            if (picks.begin + picks.room - next < step) return finish(one);
+            for_packs(x, one * step, end < count ? end : count, T(-__builtin_inf()),
+                      [&](Pack<T> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+                          std::uint32_t bits = lane_bits(less(threshold, v));
+                          next->label = origin + i + __builtin_ctz(bits | 1u << 31);
+                          next += bits != 0;
+                          for (bits &= bits - 1; bits != 0; bits &= bits - 1)
+                              (next++)->label = origin + i + __builtin_ctz(bits);
+                      });
+        }
+    }
+    return finish(groups);
+}
+
+// The labels of the k largest of at most `most_ranked` picks, largest first, equals as they are: each goes to the place
+// that the number of those before it says.
+template <class T>
+void rank(const Picks& picks, std::ptrdiff_t k, std::int64_t* labels) {
+    constexpr int lanes = Pack<T>::lanes;
+    using I = Integer<T>;
+    const std::ptrdiff_t count = picks.count;
+    T scores[fastsoftmax::most_ranked + lanes];
+    for (std::ptrdiff_t i = 0; i < count; ++i) scores[i] = static_cast<T>(picks.begin[i].score);
+    for (int i = 0; i < lanes; ++i) scores[count + i] = 0;
+    for (std::ptrdiff_t first = 0; first < count; first += lanes) {
+        const Pack<T> x = load_pack<T>(scores + first);
+        const std::ptrdiff_t end = first + lanes < count ? first + lanes : count;
+        Pack<I> place = broadcast(static_cast<I>(first));
+        for (std::ptrdiff_t j = 0; j < first; ++j) place = place + less(broadcast(scores[j]), x);
+        for (std::ptrdiff_t j = first; j < end; ++j) {
+            const Pack<T> other = broadcast(scores[j]);
+            const Mask<T> behind = less(broadcast(static_cast<I>(j - first)), iota<I>());
+            place = place - (less(x, other) | (behind & equal(x, other)));
+        }
+        for (std::ptrdiff_t j = end; j < count; ++j) place = place - less(x, broadcast(scores[j]));
+        I places[lanes];
+        store_pack(places, place);
+        for (std::ptrdiff_t i = first; i < end; ++i)
+            if (places[i - first] < k) labels[places[i - first]] = picks.begin[i].label;
+    }
+}
+
+}  // namespace
