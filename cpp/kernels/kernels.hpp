@@ -205,6 +205,32 @@ struct WeighedKernel {
     WeighedSum (*round_exact)(ExactSum& sum);
 };
 
+// Scores of a range of keys (keys.hpp), in as many bins of 2^shift keys as it takes.
+struct Bracket {
+    std::int64_t low, high;  // both are within
+    int shift;
+    int weight_bits;  // an exponential weighs less than 2^weight_bits
+};
+struct Bin {
+    std::int64_t weight, count;
+};
+
+// What sampling needs of blocks of scores of T.
+template <class T>
+struct Sampling {
+    using Weigh = std::int64_t(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
+                               std::int64_t least, bool above, Bin* bins);
+    double (*largest)(const T* x, std::ptrdiff_t count);
+    double (*mass)(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to);
+    Weigh *by_number, *by_mass;
+};
+
+struct SamplingKernel {
+    Signature signature;
+    Sampling<float> in_float;
+    Sampling<double> in_double;
+};
+
 // Elements of any type to rows and tiles of T, and back. Strides in bytes.
 template <class T>
 struct Conversions {
@@ -238,6 +264,7 @@ struct Kernels {
     const char* name;
     Table<Operation, Kernel, operations> of;
     WeighedKernel weighed;
+    SamplingKernel sampling;
     Conversions<float> to_float;
     Conversions<double> to_double;
     Functions<float> float_functions;

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from ._core import __version__
 from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
+from ._sample import sample
 from ._transforms import entropy, log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "logsumexp",
     "num_threads",
     "reference",
+    "sample",
     "set_num_threads",
     "show_config",
     "softmax",

@@ -49,6 +49,20 @@ def entropy(
     keepdims: bool,
     /,
 ) -> Any: ...
+def sample(
+    x: _Array,
+    rng: np.random.Generator,  # asked once, when all slices are found to have probabilities
+    axes: tuple[int, ...],
+    size: int | None,  # None: one draw of each slice, without an axis
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    min_p: float,
+    where: _Array | None,
+    /,
+) -> Any:
+    """The classes drawn; or an int, the position of the first slice, in C order, that has no probabilities."""
+
 def softmax_grad(
     y: _Array,
     dy: _Array,

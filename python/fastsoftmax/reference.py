@@ -23,7 +23,9 @@ from ._arguments import (
     logsumexp_arguments,
     loss_arguments,
     reduced_shape,
+    refuse_slice,
     result_dtype,
+    sample_arguments,
     to_upstream,
     transform_arguments,
     transform_grad_arguments,
@@ -37,6 +39,7 @@ __all__ = [
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
+    "sample",
     "softmax",
     "softmax_grad",
 ]
@@ -162,6 +165,48 @@ def entropy(
     result = np.log(total) - np.where(e == 0.0, 0.0, e * d).sum(axis=axes, keepdims=True) / total
     present = np.broadcast_to(True if mask is None else mask, x.shape).any(axis=axes, keepdims=True)
     return _delivered(np.where(present, result, 0.0).reshape(reduced_shape(x.shape, axes, keepdims)), dtype, out)
+
+
+@_quiet
+def sample(
+    x: ArrayLike,
+    rng: np.random.Generator,
+    axis: SupportsIndex = -1,
+    *,
+    size: SupportsIndex | None = None,
+    temperature: SupportsFloat = 1.0,
+    top_k: SupportsIndex | None = None,
+    top_p: SupportsFloat | None = None,
+    min_p: SupportsFloat | None = None,
+    where: ArrayLike | None = None,
+) -> Any:
+    """The first class c with p_0 + ... + p_c > u, with p = softmax(x / temperature) of the classes that are left."""
+    x, axes, draws, temperature, k, least_sum, least_ratio, mask = sample_arguments(
+        x, rng, axis, size, temperature, top_k, top_p, min_p, where
+    )
+    batch = reduced_shape(x.shape, axes)
+    d = _shifted(x, axes, temperature, mask, FLOAT64)
+    rows = np.moveaxis(d, axes, range(-len(axes), 0)).reshape(*batch, -1)
+    undefined = ~(rows.max(axis=-1, initial=-inf) == 0.0)  # NaN, where there is nothing finite or a NaN
+    if undefined.any():
+        refuse_slice(x, axes, mask, int(np.argmax(undefined)))
+    one = 1 if draws is None else draws
+    u = rng.random(undefined.size * one).reshape(*batch, one)
+    result = np.empty(u.shape, np.intp)
+    for place in np.ndindex(batch):
+        e = np.exp(rows[place])
+        order = np.argsort(-rows[place], kind="stable")  # by falling probability, equal ones by index
+        left = order[:k]
+        if least_sum < 1.0:
+            sums = np.cumsum(e[left])
+            enough = np.searchsorted(sums, least_sum * sums[-1] * (1.0 - 1e-12)) + 1  # what rounding takes is no matter
+            left = left[:enough]
+        left = np.sort(left[e[left] >= least_ratio])
+        left = left[e[left] > 0.0]
+        sums = np.cumsum(e[left])
+        drawn = np.searchsorted(sums, u[place] * sums[-1], side="right")
+        result[place] = left[np.minimum(drawn, left.size - 1)]
+    return result if draws is not None else result[..., 0][()]
 
 
 @_quiet

@@ -7,6 +7,7 @@ from . import entropy as entropy
 from . import log_softmax as log_softmax
 from . import log_softmax_grad as log_softmax_grad
 from . import logsumexp as logsumexp
+from . import sample as sample
 from . import softmax as softmax
 from . import softmax_grad as softmax_grad
 
@@ -18,6 +19,7 @@ __all__ = [
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
+    "sample",
     "softmax",
     "softmax_grad",
 ]

@@ -1,0 +1,140 @@
+// Sampling: sums of the exponentials of blocks, the exponentials themselves, and histograms of them to select by. Every
+// sum has one order, and weights are integers, so that no result depends on who computes which block.
+#pragma once
+
+#include "../exponentials.hpp"
+#include "../keys.hpp"
+
+namespace {
+
+using fastsoftmax::Bin;
+using fastsoftmax::Bracket;
+using fastsoftmax::key_of;
+using fastsoftmax::score_of;
+
+constexpr int packs_summed = 4;
+
+// Calls f(packs, position) for all elements, as many packs at a time as possible; lanes beyond the end hold -inf.
+template <class T, class F>
+FASTSOFTMAX_INLINE void for_groups(const T* x, std::ptrdiff_t count, F f) {
+    constexpr std::ptrdiff_t group = packs_summed * Pack<T>::lanes;
+    std::ptrdiff_t i = 0;
+    for (; i + group <= count; i += group) f(load_pack<T, packs_summed>(x + i), i);
+    for_packs(x, i, count, T(-infinity), f);
+}
+
+// The exponentials, side by side as registers allow.
+template <class Exp, class T, int packs>
+FASTSOFTMAX_INLINE Pack<T, packs> rounded_exponentials(const Exp& exp, Pack<T, packs> x) {
+    if constexpr (packs == packs_at_once || packs == 1) {
+        return exp(x).rounded();
+    } else {
+        Pack<T, packs> e;
+        unrolled<packs>([&](int k) __attribute__((always_inline)) { set_part(e, k, exp(part(x, k)).rounded()); });
+        return e;
+    }
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> sum_of_packs(Pack<T, packs_summed> a) {
+    return (part(a, 0) + part(a, 1)) + (part(a, 2) + part(a, 3));
+}
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> sum_of_packs(Pack<T> a) {
+    return a;
+}
+
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> max_of_packs(Pack<T, packs_summed> a) {
+    return max(max(part(a, 0), part(a, 1)), max(part(a, 2), part(a, 3)));
+}
+template <class T>
+FASTSOFTMAX_INLINE Pack<T> max_of_packs(Pack<T> a) {
+    return a;
+}
+
+template <class T>
+FASTSOFTMAX_INLINE double folded_doubles(Doubles<T> sum) {
+    if constexpr (sizeof(T) == 4)
+        return fold_sum(part(sum, 0) + part(sum, 1));
+    else
+        return fold_sum(sum);
+}
+
+template <class T>
+double largest_score(const T* x, std::ptrdiff_t count) {
+    Pack<T> m[packs_summed];
+    for (auto& one : m) one = broadcast(T(-infinity));
+    for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t) __attribute__((always_inline)) {
+        unrolled<packs>([&](int k) __attribute__((always_inline)) { m[k] = max(part(v, k), m[k]); });
+    });
+    return static_cast<double>(fold_max(max(max(m[0], m[1]), max(m[2], m[3]))));
+}
+
+// The sum of exp((x - max) / temperature) over scores whose key is not below `least`, where `max` is not below any; NaN
+// if one is NaN. Error: 1.7 * 2^-23 (double 2^-52), of an exponential, the one of `max`, and the sum of four. At `to`,
+// if that is not null, their exponentials, in any unit, are left with room for whole packs, 0 for other scores.
+template <class T>
+double mass_of_block(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to) {
+    const Pack<T> largest = broadcast(static_cast<T>(max)), lowest = broadcast(score_of<T>(least));
+    const OwnExponential<T> exp(largest, temperature);
+    constexpr std::uint32_t all = (1ull << Pack<T>::lanes) - 1;
+    Doubles<T> sum = doubles<T>(0);
+    for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+        Pack<T, packs> e = broadcast<T, packs>(T(0));
+        if (lane_bits(less(max_of_packs(v), lowest)) != all) {
+            e = select(less(v, repeat<packs>(lowest)), e, rounded_exponentials(exp, v));
+            sum = sum + to_doubles(sum_of_packs(e));
+        }
+        if (to) store_pack(to + i, e);
+    });
+    const double total = folded_doubles<T>(sum);
+    return total == 0 ? 0 : total / static_cast<double>(lane(exp(largest).rounded(), 0));
+}
+
+// Adds what scores within the bracket weigh to the bins, in order of their keys, but for keys below `least`; returns what
+// those above it weigh, if asked. The weight of a score is 1, or its exponential relative to `max` in units of
+// 2^-weight_bits, nearly.
+template <class T, bool by_mass>
+std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
+                         std::int64_t least, bool above, Bin* bins) {
+    constexpr int lanes = Pack<T>::lanes;
+    const Pack<T> low = broadcast(score_of<T>(least > bracket.low ? least : bracket.low));
+    const Pack<T> high = broadcast(score_of<T>(bracket.high));
+    const OwnExponential<T> exp(broadcast(static_cast<T>(max)), temperature);
+    // The largest exponential is below 2^(exponent_bias + 1).
+    const double unit =
+        lane(power_of_two(broadcast(double(bracket.weight_bits - ExpConstants<T>::exponent_bias - 1))), 0);
+    Doubles<T> mass = doubles<T>(0);
+    std::int64_t others = 0;
+    for_packs(x, 0, count, T(-infinity), [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+        const std::uint32_t below = lane_bits(less(v, low));
+        constexpr std::uint32_t all = (1ull << lanes) - 1;
+        if (below == all) return;
+        const Mask<T> beyond = less(high, v);
+        const std::uint32_t bits_beyond = lane_bits(beyond);
+        std::uint32_t within = all & ~(below | bits_beyond);
+        if (within == 0 && !above) return;
+        T scores[lanes], exponentials[lanes];
+        if constexpr (by_mass) {
+            const Pack<T> e = exp(v).rounded();
+            mass = mass + to_doubles(select(beyond, e, broadcast(T(0))));
+            store_pack(exponentials, e);
+        } else {
+            others += __builtin_popcount(bits_beyond);
+        }
+        store_pack(scores, v);
+        for (; within != 0; within &= within - 1) {
+            const int i = __builtin_ctz(within);
+            Bin& bin = bins[fastsoftmax::keys_between(bracket.low, key_of(scores[i])) >> bracket.shift];
+            ++bin.count;
+            if constexpr (by_mass)
+                bin.weight += static_cast<std::int64_t>(static_cast<double>(exponentials[i]) * unit);
+            else
+                ++bin.weight;
+        }
+    });
+    return by_mass ? static_cast<std::int64_t>(folded_doubles<T>(mass) * unit) : others;
+}
+
+}  // namespace

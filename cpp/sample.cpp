@@ -1,0 +1,565 @@
+// Sampling: what a draw needs to know of each slice, which classes are left to draw from, and the draws.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <new>
+#include <numeric>
+
+#include "batch.hpp"
+#include "kernels/keys.hpp"
+#include "operations.hpp"
+#include "targets.hpp"
+
+namespace fastsoftmax {
+
+namespace {
+
+// Classes are summed in blocks of this many, from the first on: a part of the order of summation. A draw computes the
+// exponentials of one block again.
+constexpr std::ptrdiff_t block_size = 4096;
+// Within a block a draw steps over this many classes at a time, by their sums.
+constexpr std::ptrdiff_t step_size = 64;
+constexpr std::ptrdiff_t most_lanes = lanes_of(ElementType::float32);
+
+// Selection refines a histogram of at most this many bins. Of a slice of many blocks it looks at the first classes of
+// each block before.
+constexpr std::ptrdiff_t most_bins = 2048;
+constexpr std::ptrdiff_t inspected_part = 16, blocks_to_inspect = 8;
+
+template <class T>
+const Sampling<T>& sampling() {
+    if constexpr (sizeof(T) == 4)
+        return kernels().sampling.in_float;
+    else
+        return kernels().sampling.in_double;
+}
+
+// The key of -inf: those of finite scores are larger.
+template <class T>
+constexpr std::int64_t lowest_key = key_of(-std::numeric_limits<T>::infinity());
+
+// That of the smallest finite score that is not below a bound.
+template <class T>
+std::int64_t key_from(double bound) {
+    if (!(bound > -std::numeric_limits<T>::max())) return lowest_key<T> + 1;
+    const T nearest = static_cast<T>(bound);
+    return key_of(nearest) + (static_cast<double>(nearest) < bound ? 1 : 0);
+}
+
+// The classes of a slice that are left: those of larger keys than `least`, and of this key those up to class `last`.
+struct Left {
+    std::int64_t least;
+    std::ptrdiff_t last;
+
+    // Calls f(begin, end, least) for the parts of [begin, end) in which classes of keys from `least` on are left.
+    template <class F>
+    void for_parts(std::ptrdiff_t begin, std::ptrdiff_t end, F f) const {
+        const std::ptrdiff_t middle = std::clamp(last + 1, begin, end);
+        if (begin < middle) f(begin, middle, least);
+        if (middle < end) f(middle, end, least + 1);
+    }
+};
+
+// What is the same for all slices of a call.
+struct Call {
+    Call(const Slices& slices, double temperature_, const Truncation& truncation_)
+        : batch(kernels().sampling.signature, slices, {.temperature = temperature_, .in_order = true}),
+          plan(batch.plan),
+          temperature(temperature_),
+          truncation(truncation_),
+          truncates((truncation.top_k && *truncation.top_k < plan.classes) || truncation.top_p < 1 ||
+                    truncation.min_p > 0),
+          blocks((plan.classes + block_size - 1) / block_size),
+          room(std::min((plan.classes + step_size - 1) / step_size * step_size, block_size) + most_lanes),
+          bins(std::clamp<std::ptrdiff_t>(2 * plan.classes, 16, most_bins)) {}
+
+    const Batch batch;
+    const Plan& plan;
+    const double temperature;
+    const Truncation truncation;
+    const bool truncates;
+    const std::ptrdiff_t blocks;  // of a slice
+    const std::ptrdiff_t room;    // elements of a block, in whole steps, of which the last may end in a pack more
+    const std::ptrdiff_t bins;
+
+    std::ptrdiff_t begin_of(std::ptrdiff_t block) const { return block * block_size; }
+    std::ptrdiff_t end_of(std::ptrdiff_t block) const { return std::min((block + 1) * block_size, plan.classes); }
+
+    // Scores of a slice, where they are or in a buffer.
+    template <class T>
+    const T* scores(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, double* buffer) const {
+        if (plan.loop == Loop::rows && plan.type() == plan.computed())
+            return reinterpret_cast<const T*>(plan.slices.arrays[Role::scores].data + at[Role::scores]) + begin;
+        batch.transport.gather_block(Role::scores, at, begin, end, buffer);
+        return reinterpret_cast<const T*>(buffer);
+    }
+
+    // Calls f.operator()<T>(offsets, slice, memory) for each slice, on `threads` threads.
+    template <class F>
+    void for_slices(int threads, std::ptrdiff_t doubles, F f) const {
+        Scratch memory = batch.memory_for_runs(threads, doubles);
+        batch.for_runs(0, plan.units, threads, plan.at_once, memory,
+                       [&](const Offsets& first, std::ptrdiff_t position, std::ptrdiff_t length, double* own) {
+                           plan.in_type([&]<class T> {
+                               for (std::ptrdiff_t i = 0; i < length; ++i)
+                                   f.template operator()<T>(plan.slices.batch.moved(first, i), position + i,
+                                                            plan.workspace(own).extra);
+                           });
+                       });
+    }
+};
+
+// The threads that share a slice, or the one that has it, and the memory of each: two blocks, bins with one more for
+// what lies above them, and of the first a factor for each block.
+struct Team {
+    const Call& call;
+    int threads;
+    double* memory;
+
+    static std::ptrdiff_t size(const Call& call) {
+        return 2 * call.room + (call.truncates ? 2 * (call.bins + 1) : 0) + call.blocks;
+    }
+    double* buffer(int thread) const { return memory + thread * size(call); }
+    double* exponentials(int thread) const { return buffer(thread) + call.room; }
+    Bin* bins(int thread) const { return reinterpret_cast<Bin*>(buffer(thread) + 2 * call.room); }
+    double* factors() const { return memory + size(call) - call.blocks; }
+
+    // Calls f(block, thread) for each block of a slice.
+    template <class F>
+    void for_blocks(F f) const {
+        parallel_for(call.blocks, threads > 1 ? 2 : call.blocks, threads,
+                     [&](std::ptrdiff_t from, std::ptrdiff_t to, int thread) {
+                         for (std::ptrdiff_t b = from; b < to; ++b) f(b, thread);
+                     });
+    }
+};
+
+// One slice, while it is measured. Of each block there is the largest score and, relative to its exponential, the sum
+// of what is left.
+template <class T>
+class Slice {
+  public:
+    Slice(const Team& team_, const Offsets& at, double* max_, double* sum)
+        : team(team_), call(team.call), max(max_), left{lowest_key<T>, call.plan.classes - 1}, at_(at), sum_(sum) {}
+
+    const Team& team;
+    const Call& call;
+    double* const max;
+    double top = 0;  // the largest of all
+    Left left;
+
+    const T* scores(std::ptrdiff_t begin, std::ptrdiff_t end, int thread) const {
+        return call.scores<T>(at_, begin, end, team.buffer(thread));
+    }
+    bool has(std::ptrdiff_t block, std::int64_t key) const { return key_of(static_cast<T>(max[block])) >= key; }
+
+    // Everything once. False if there are no probabilities.
+    bool measure() {
+        team.for_blocks([&](std::ptrdiff_t b, int thread) {
+            const std::ptrdiff_t begin = call.begin_of(b), count = call.end_of(b) - begin;
+            const T* x = scores(begin, begin + count, thread);
+            max[b] = sampling<T>().largest(x, count);
+            sum_[b] = sampling<T>().mass(x, count, max[b], call.temperature, lowest_key<T>, nullptr);
+        });
+        top = *std::max_element(max, max + call.blocks);
+        if (!std::isfinite(top) || std::any_of(sum_, sum_ + call.blocks, [](double s) { return std::isnan(s); }))
+            return false;
+        set_factors();
+        return true;
+    }
+
+    // What is left.
+    void measure_left() {
+        team.for_blocks([&](std::ptrdiff_t b, int thread) {
+            sum_[b] = 0;
+            if (!has(b, left.least)) return;
+            left.for_parts(call.begin_of(b), call.end_of(b),
+                           [&](std::ptrdiff_t begin, std::ptrdiff_t end, std::int64_t least) {
+                               sum_[b] += sampling<T>().mass(scores(begin, end, thread), end - begin, max[b],
+                                                             call.temperature, least, nullptr);
+                           });
+        });
+    }
+
+    // The sum of all that is left, relative to the largest exponential.
+    double total() const { return std::inner_product(sum_, sum_ + call.blocks, team.factors(), 0.0); }
+
+    // Makes sums those of everything up to the end of a block.
+    void accumulate() {
+        double sum = 0;
+        for (std::ptrdiff_t b = 0; b < call.blocks; ++b) sum_[b] = sum += sum_[b] * team.factors()[b];
+    }
+
+  private:
+    const Offsets& at_;
+    double* const sum_;
+
+    // The exponential of each block's largest score, relative to that of all; in double, as their errors would be those
+    // of whole blocks.
+    void set_factors() {
+        double* const factors = team.factors();
+        factors[0] = 1;
+        if (call.blocks == 1) return;
+        double *const scores = team.buffer(0), *const e = team.exponentials(0);
+        constexpr std::ptrdiff_t most = step_size - 1;
+        for (std::ptrdiff_t b = 0; b < call.blocks; b += most) {
+            const std::ptrdiff_t some = std::min(most, call.blocks - b);
+            std::copy_n(max + b, some, scores);
+            scores[some] = top;
+            sampling<double>().mass(scores, some + 1, top, call.temperature, lowest_key<double>, e);
+            for (std::ptrdiff_t i = 0; i < some; ++i) factors[b + i] = e[i] / e[some];
+        }
+    }
+};
+
+// Finds the fewest classes of the largest keys, of equal ones those of the lowest index, that weigh as much as wanted:
+// by their number or by their mass.
+template <class T>
+class Selection {
+  public:
+    explicit Selection(Slice<T>& slice) : slice_(slice), call_(slice.call), team_(slice.team) {
+        bracket_.weight_bits = 61;
+        for (std::ptrdiff_t c = call_.plan.classes; c > 0; c /= 2) --bracket_.weight_bits;
+    }
+
+    // Each returns whether anything is cut off.
+    bool keep_most_probable(std::int64_t classes) {
+        weigh_ = sampling<T>().by_number;
+        return select(classes, lowest_key<T> + 1, lowest_key<T> + 1);
+    }
+    bool keep_part(double part) {
+        weigh_ = sampling<T>().by_mass;
+        const double total = slice_.total();
+        mass_ = total * static_cast<double>(weight_of(key_of(static_cast<T>(slice_.top))));
+        // What falls short by rounding alone reaches it.
+        constexpr double almost = 1 - (sizeof(T) == 4 ? 0x1p-21 : 0x1p-46);
+        const auto wanted = static_cast<std::int64_t>(part * almost * mass_) + 1;
+        // Classes of less than this, all together, are less than what need not be left.
+        const double least = (1 - part) * total / static_cast<double>(call_.plan.classes);
+        const auto key_at = [&](double e) { return key_from<T>(slice_.top + call_.temperature * std::log(e)); };
+        return select(wanted, key_at(least / 2), key_at(least / 1024));
+    }
+
+  private:
+    Slice<T>& slice_;
+    const Call& call_;
+    const Team& team_;
+    typename Sampling<T>::Weigh* weigh_ = nullptr;
+    double mass_ = 0;  // of all classes
+    Bracket bracket_ = {};
+
+    bool by_mass() const { return mass_ > 0; }
+
+    std::int64_t weight_of(std::int64_t key) const {
+        const T score = score_of<T>(key);
+        const Bracket one = {key, key, 0, bracket_.weight_bits};
+        Bin bin = {};
+        weigh_(&score, 1, slice_.top, call_.temperature, one, lowest_key<T>, false, &bin);
+        return bin.weight;
+    }
+
+    // The bins of the bracket, from the lowest on.
+    const Bin* bins() const { return team_.bins(0) + 1; }
+    std::ptrdiff_t count_bins() const {
+        return static_cast<std::ptrdiff_t>(keys_between(bracket_.low, bracket_.high) >> bracket_.shift) + 1;
+    }
+
+    // Fills the bins from these classes of each block; returns what those above the bracket weigh, if asked.
+    std::int64_t fill_bins(std::ptrdiff_t classes_of_block, bool above) {
+        const std::uint64_t keys = keys_between(bracket_.low, bracket_.high);
+        for (bracket_.shift = 0; keys >> bracket_.shift >= static_cast<std::uint64_t>(call_.bins);) ++bracket_.shift;
+        const std::ptrdiff_t count = count_bins();
+        for (int i = 0; i < team_.threads; ++i) std::fill_n(team_.bins(i), count + 1, Bin{});
+        team_.for_blocks([&](std::ptrdiff_t b, int thread) {
+            if (!slice_.has(b, bracket_.low)) return;
+            Bin* const own = team_.bins(thread);
+            const std::ptrdiff_t first = call_.begin_of(b);
+            slice_.left.for_parts(first, std::min(first + classes_of_block, call_.end_of(b)),
+                                  [&](std::ptrdiff_t begin, std::ptrdiff_t end, std::int64_t least) {
+                                      own->weight +=
+                                          weigh_(slice_.scores(begin, end, thread), end - begin, slice_.top,
+                                                 call_.temperature, bracket_, least, above, own + 1);
+                                  });
+        });
+        Bin* const all = team_.bins(0);
+        for (int i = 1; i < team_.threads; ++i)
+            for (std::ptrdiff_t j = 0; j <= count; ++j) {
+                all[j].weight += team_.bins(i)[j].weight;
+                all[j].count += team_.bins(i)[j].count;
+            }
+        return all->weight;
+    }
+
+    // Narrows the bracket to some of its bins.
+    void enter(std::ptrdiff_t first, std::ptrdiff_t last) {
+        const auto keys = [&](std::ptrdiff_t bins) { return static_cast<std::uint64_t>(bins) << bracket_.shift; };
+        if (last + 1 < count_bins()) bracket_.high = advanced(bracket_.low, keys(last + 1) - 1);
+        bracket_.low = advanced(bracket_.low, keys(first));
+    }
+
+    // Narrows the bracket to where the last class to be left lies, by all that some classes tell: four times their
+    // standard error.
+    void narrow(std::int64_t wanted) {
+        fill_bins(block_size / inspected_part, false);
+        const auto target = static_cast<double>(wanted);
+        const std::ptrdiff_t count = count_bins();
+        double below = 0, above = 0;
+        for (std::ptrdiff_t j = 0; j < count; ++j) above += static_cast<double>(bins()[j].weight) * inspected_part;
+        std::ptrdiff_t from = 0, to = count - 1;
+        double weight = 1;
+        for (std::ptrdiff_t j = 0; j < count; ++j) {
+            // At the lower edge of this bin: by number, what lies above is estimated; by mass, what lies below.
+            if (bins()[j].count > 0)
+                weight = static_cast<double>(bins()[j].weight) / static_cast<double>(bins()[j].count);
+            const double known = by_mass() ? mass_ - below : above, spread = by_mass() ? below : above;
+            const double margin = 4 * std::sqrt(inspected_part * weight * spread) + inspected_part * weight;
+            if (known - margin >= target) from = j;
+            if (known + margin < target) {
+                to = std::max<std::ptrdiff_t>(j - 1, 0);
+                break;
+            }
+            below += static_cast<double>(bins()[j].weight) * inspected_part;
+            above -= static_cast<double>(bins()[j].weight) * inspected_part;
+        }
+        enter(from, to);
+    }
+
+    // `wanted` of those from key `low` on, which are enough unless all are left.
+    bool select(std::int64_t wanted, std::int64_t low, std::int64_t inspect_from) {
+        const std::int64_t top = key_of(static_cast<T>(slice_.top));
+        const auto widen = [&](std::int64_t from) {
+            bracket_.low = std::min(std::max(from, slice_.left.least), top);
+            bracket_.high = top;
+        };
+        bool guessed = call_.blocks >= blocks_to_inspect;
+        widen(guessed ? inspect_from : low);
+        if (guessed) narrow(wanted);
+        std::int64_t above = fill_bins(block_size, true);
+        std::ptrdiff_t bin;
+        const auto find_bin = [&] {
+            for (bin = count_bins() - 1; bin >= 0 && above + bins()[bin].weight < wanted; --bin)
+                above += bins()[bin].weight;
+            return bin >= 0;
+        };
+        if (guessed && (above >= wanted || !find_bin())) {
+            widen(low);
+            above = fill_bins(block_size, true);
+            guessed = false;
+        }
+        if (!guessed && !find_bin()) return false;
+        for (;;) {
+            const Bin found = bins()[bin];
+            enter(bin, bin);
+            // One class, or all that the bin has: where its keys end does not matter.
+            if (found.count == 1 || (!by_mass() && above + found.weight == wanted)) return leave(found.count, found);
+            if (bracket_.low == bracket_.high) {
+                const std::int64_t weight = found.weight / found.count;
+                return leave((wanted - above + weight - 1) / weight, found);
+            }
+            fill_bins(block_size, false);
+            find_bin();
+        }
+    }
+
+    // Leaves what lies above the bracket, and of this bin, which is all of it, the first `count` classes.
+    bool leave(std::int64_t count, const Bin& bin) {
+        Left& left = slice_.left;
+        const std::ptrdiff_t last = count < bin.count ? find(count) : call_.plan.classes - 1;
+        left.last = bracket_.low == left.least ? std::min(left.last, last) : last;
+        left.least = bracket_.low;
+        return true;
+    }
+
+    // The class that is the `count`-th of the bracket's only key.
+    std::ptrdiff_t find(std::int64_t count) {
+        for (std::ptrdiff_t b = 0; b < call_.blocks; ++b) {
+            if (!slice_.has(b, bracket_.low)) continue;
+            const std::ptrdiff_t begin = call_.begin_of(b), end = call_.end_of(b);
+            const T* x = slice_.scores(begin, end, 0);
+            Bin bin = {};
+            sampling<T>().by_number(x, end - begin, slice_.top, call_.temperature, bracket_, lowest_key<T>, false,
+                                    &bin);
+            if (bin.count < count) {
+                count -= bin.count;
+                continue;
+            }
+            for (std::ptrdiff_t c = 0; c < end - begin; ++c)
+                if (key_of(x[c]) == bracket_.low && --count == 0) return begin + c;
+        }
+        return call_.plan.classes - 1;  // another thread has changed the scores
+    }
+};
+
+template <class T>
+void truncate(Slice<T>& slice) {
+    const Truncation& t = slice.call.truncation;
+    bool cut = false;
+    if (t.top_k && *t.top_k < slice.call.plan.classes) cut = Selection<T>(slice).keep_most_probable(*t.top_k);
+    if (t.top_p < 1) {
+        if (cut) slice.measure_left();
+        cut |= Selection<T>(slice).keep_part(t.top_p);
+    }
+    if (t.min_p > 0) {
+        const std::int64_t least = key_from<T>(slice.top + slice.call.temperature * std::log(t.min_p));
+        if (least > slice.left.least) {
+            slice.left = {least, slice.call.plan.classes - 1};
+            cut = true;
+        }
+    }
+    if (cut) slice.measure_left();
+}
+
+// The exponentials of a block, in which a class is found by its share of their sum.
+template <class T>
+class Found {
+  public:
+    explicit Found(double* memory) : e_(reinterpret_cast<T*>(memory)) {}
+
+    T* exponentials() { return e_; }
+
+    void set(std::ptrdiff_t count) {
+        count_ = count;
+        total_ = 0;
+        std::fill(e_ + count, e_ + (count + step_size - 1) / step_size * step_size, T(0));
+        for (std::ptrdiff_t s = 0; s * step_size < count; ++s) {
+            const T* e = e_ + s * step_size;
+            double sums[4] = {};
+            for (std::ptrdiff_t c = 0; c < step_size; c += 4)
+                for (int k = 0; k < 4; ++k) sums[k] += static_cast<double>(e[c + k]);
+            total_ += step_[s] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        }
+    }
+
+    // The first class at which the sum exceeds this part of it, or else the last that is left.
+    std::ptrdiff_t at(double part) const {
+        const double limit = part * total_;
+        double sum = 0;
+        std::ptrdiff_t s = 0;
+        for (; (s + 1) * step_size < count_ && sum + step_[s] <= limit; ++s) sum += step_[s];
+        for (std::ptrdiff_t c = s * step_size; c < count_; ++c) {
+            sum += static_cast<double>(e_[c]);
+            if (sum > limit && e_[c] > 0) return c;
+        }
+        std::ptrdiff_t last = count_ - 1;
+        while (last > 0 && !(e_[last] > 0)) --last;
+        return last;
+    }
+
+  private:
+    T* const e_;
+    std::ptrdiff_t count_ = 0;
+    double step_[block_size / step_size], total_ = 0;
+};
+
+}  // namespace
+
+class Sampler::Work {
+  public:
+    Work(const Slices& slices, double temperature, const Truncation& truncation)
+        : call_(slices, temperature, truncation),
+          threads_(call_.batch.threads_for(call_.plan.count)),
+          max_(allocated<double>(call_.blocks)),
+          sum_(allocated<double>(call_.blocks)),
+          left_(allocated<Left>(call_.truncates ? 1 : 0)) {
+        if (call_.blocks == 0) return;
+        const std::ptrdiff_t size = Team::size(call_);
+        if (!call_.batch.shares_slices(threads_)) {
+            call_.for_slices(threads_, size, [&]<class T>(const Offsets& at, std::ptrdiff_t slice, double* memory) {
+                measure<T>({call_, 1, memory}, at, slice);
+            });
+            return;
+        }
+        Scratch memory(size, threads_);
+        const Team team = {call_, threads_, memory.get()};
+        call_.plan.in_type([&]<class T> {
+            for (std::ptrdiff_t i = 0; i < call_.plan.count; ++i) measure<T>(team, call_.plan.slices.batch.at(i), i);
+        });
+    }
+
+    std::ptrdiff_t find_undefined() const {
+        for (std::ptrdiff_t i = 0; i < call_.plan.count; ++i)
+            if (call_.blocks == 0 || std::isnan(sum_[(i + 1) * call_.blocks - 1])) return i;
+        return -1;
+    }
+
+    void draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const {
+        if (draws == 0) return;
+        call_.for_slices(threads_, 2 * call_.room + draws,
+                         [&]<class T>(const Offsets& at, std::ptrdiff_t slice, double* memory) {
+                             draw_from<T>(at, slice, uniform + slice * draws, draws, to + slice * draws, memory);
+                         });
+    }
+
+  private:
+    const Call call_;
+    const int threads_;
+    // Of each block of each slice, its largest score, and the sum of all that is left up to its end: of the last one,
+    // NaN where there are no probabilities.
+    const std::unique_ptr<double[]> max_, sum_;
+    const std::unique_ptr<Left[]> left_;  // of each slice, if any may have less than all
+
+    template <class Value>
+    std::unique_ptr<Value[]> allocated(std::ptrdiff_t per_slice) const {
+        if (per_slice > 0 && call_.plan.count > PTRDIFF_MAX / 64 / per_slice) throw std::bad_alloc();
+        return std::unique_ptr<Value[]>(new Value[call_.plan.count * per_slice]);
+    }
+
+    template <class T>
+    void measure(const Team& team, const Offsets& at, std::ptrdiff_t i) {
+        double* const sum = sum_.get() + i * call_.blocks;
+        Slice<T> slice(team, at, max_.get() + i * call_.blocks, sum);
+        if (!slice.measure()) {
+            sum[call_.blocks - 1] = std::numeric_limits<double>::quiet_NaN();
+            return;
+        }
+        if (call_.truncates) {
+            truncate(slice);
+            left_[i] = slice.left;
+        }
+        slice.accumulate();
+    }
+
+    // Draws in order of their numbers: so the exponentials of a block are computed once.
+    template <class T>
+    void draw_from(const Offsets& at, std::ptrdiff_t i, const double* uniform, std::ptrdiff_t draws, std::int64_t* to,
+                   double* memory) const {
+        const double *const max = max_.get() + i * call_.blocks, *const sum = sum_.get() + i * call_.blocks;
+        const Left left = call_.truncates ? left_[i] : Left{lowest_key<T>, call_.plan.classes - 1};
+        Found<T> found(memory + call_.room);
+        auto* const order = reinterpret_cast<std::ptrdiff_t*>(memory + 2 * call_.room);
+        std::iota(order, order + draws, std::ptrdiff_t{0});
+        std::sort(order, order + draws, [&](std::ptrdiff_t a, std::ptrdiff_t b) { return uniform[a] < uniform[b]; });
+        std::ptrdiff_t block = -1;
+        for (std::ptrdiff_t d = 0; d < draws; ++d) {
+            const double limit = uniform[order[d]] * sum[call_.blocks - 1];
+            std::ptrdiff_t b = std::upper_bound(sum, sum + call_.blocks, limit) - sum;
+            // Rounded up to the whole, it is in the last block that has anything.
+            if (b == call_.blocks) b = std::lower_bound(sum, sum + call_.blocks, sum[call_.blocks - 1]) - sum;
+            if (b != block) {
+                block = b;
+                left.for_parts(call_.begin_of(b), call_.end_of(b),
+                               [&](std::ptrdiff_t begin, std::ptrdiff_t end, std::int64_t least) {
+                                   sampling<T>().mass(call_.scores<T>(at, begin, end, memory), end - begin, max[b],
+                                                      call_.temperature, least,
+                                                      found.exponentials() + (begin - call_.begin_of(b)));
+                               });
+                found.set(call_.end_of(b) - call_.begin_of(b));
+            }
+            const double before = b > 0 ? sum[b - 1] : 0;
+            to[order[d]] = call_.begin_of(b) + found.at((limit - before) / (sum[b] - before));
+        }
+    }
+};
+
+Sampler::Sampler(const Slices& slices, double temperature, const Truncation& truncation)
+    : work_(std::make_unique<const Work>(slices, temperature, truncation)) {}
+Sampler::~Sampler() = default;
+
+std::ptrdiff_t Sampler::find_undefined() const { return work_->find_undefined(); }
+
+void Sampler::draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const {
+    work_->draw(uniform, draws, to);
+}
+
+}  // namespace fastsoftmax
