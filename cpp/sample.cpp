@@ -25,7 +25,9 @@ constexpr std::ptrdiff_t most_lanes = lanes_of(ElementType::float32);
 // Selection refines a histogram of at most this many bins. Of a slice of many blocks it looks at the first classes of
 // each block before.
 constexpr std::ptrdiff_t most_bins = 2048;
-constexpr std::ptrdiff_t inspected_part = 16, blocks_to_inspect = 8;
+constexpr std::ptrdiff_t inspected_part = 32, blocks_to_inspect = 8;
+// Classes of a block that are collected, if it has no more of the candidates.
+constexpr std::ptrdiff_t most_collected = 512;
 
 template <class T>
 const Sampling<T>& sampling() {
@@ -60,6 +62,9 @@ struct Left {
         if (middle < end) f(middle, end, least + 1);
     }
 };
+
+// The bits at the end of all keys that are of no weight, as the scores are of a half type.
+int grain_of(ElementType type) { return type == ElementType::bfloat16 ? 16 : type == ElementType::float16 ? 13 : 0; }
 
 // What is the same for all slices of a call.
 struct Call {
@@ -111,19 +116,23 @@ struct Call {
 };
 
 // The threads that share a slice, or the one that has it, and the memory of each: two blocks, bins with one more for
-// what lies above them, and of the first a factor for each block.
+// what lies above them, and of the first a factor for each block, and what is collected of it.
 struct Team {
     const Call& call;
     int threads;
     double* memory;
 
     static std::ptrdiff_t size(const Call& call) {
-        return 2 * call.room + (call.truncates ? 2 * (call.bins + 1) : 0) + call.blocks;
+        const std::ptrdiff_t place = sizeof(std::uint16_t), of_block = most_collected + most_collected * place / 8 + 1;
+        return 2 * call.room + call.blocks + (call.truncates ? 2 * (call.bins + 1) + call.blocks * of_block : 0);
     }
     double* buffer(int thread) const { return memory + thread * size(call); }
     double* exponentials(int thread) const { return buffer(thread) + call.room; }
-    Bin* bins(int thread) const { return reinterpret_cast<Bin*>(buffer(thread) + 2 * call.room); }
-    double* factors() const { return memory + size(call) - call.blocks; }
+    double* factors() const { return memory + 2 * call.room; }
+    Bin* bins(int thread) const { return reinterpret_cast<Bin*>(buffer(thread) + 2 * call.room + call.blocks); }
+    double* scores() const { return memory + 2 * call.room + call.blocks + 2 * (call.bins + 1); }
+    std::ptrdiff_t* counts() const { return reinterpret_cast<std::ptrdiff_t*>(scores() + call.blocks * most_collected); }
+    std::uint16_t* places() const { return reinterpret_cast<std::uint16_t*>(counts() + call.blocks); }
 
     // Calls f(block, thread) for each block of a slice.
     template <class F>
@@ -149,18 +158,19 @@ class Slice {
     double top = 0;  // the largest of all
     Left left;
 
-    const T* scores(std::ptrdiff_t begin, std::ptrdiff_t end, int thread) const {
-        return call.scores<T>(at_, begin, end, team.buffer(thread));
-    }
-    bool has(std::ptrdiff_t block, std::int64_t key) const { return key_of(static_cast<T>(max[block])) >= key; }
-
     // Everything once. False if there are no probabilities.
     bool measure() {
+        const Array& array = call.plan.slices.arrays[Role::scores];
+        const Axis& classes = call.plan.slices.classes.last();
+        const bool dense = call.plan.slices.classes.count == 1 && classes.strides[Role::scores] == bytes_of(array.type);
         team.for_blocks([&](std::ptrdiff_t b, int thread) {
-            const std::ptrdiff_t begin = call.begin_of(b), count = call.end_of(b) - begin;
-            const T* x = scores(begin, begin + count, thread);
-            max[b] = sampling<T>().largest(x, count);
-            sum_[b] = sampling<T>().mass(x, count, max[b], call.temperature, lowest_key<T>, nullptr);
+            const std::ptrdiff_t begin = call.begin_of(b), end = call.end_of(b);
+            const T* x = scores(begin, end, thread);
+            max[b] = sampling<T>().largest(x, end - begin);
+            const bool fetches = dense && b + 1 < call.blocks;
+            const std::byte* next = array.data + at_[Role::scores] + end * bytes_of(array.type);
+            sum_[b] = sampling<T>().mass(x, end - begin, max[b], call.temperature, lowest_key<T>, nullptr,
+                                         fetches ? next : nullptr, bytes_of(array.type));
         });
         top = *std::max_element(max, max + call.blocks);
         if (!std::isfinite(top) || std::any_of(sum_, sum_ + call.blocks, [](double s) { return std::isnan(s); }))
@@ -171,15 +181,11 @@ class Slice {
 
     // What is left.
     void measure_left() {
-        team.for_blocks([&](std::ptrdiff_t b, int thread) {
-            sum_[b] = 0;
-            if (!has(b, left.least)) return;
-            left.for_parts(call.begin_of(b), call.end_of(b),
-                           [&](std::ptrdiff_t begin, std::ptrdiff_t end, std::int64_t least) {
-                               sum_[b] += sampling<T>().mass(scores(begin, end, thread), end - begin, max[b],
-                                                             call.temperature, least, nullptr);
-                           });
-        });
+        std::fill_n(sum_, call.blocks, 0);
+        for_left(left.least, block_size,
+                 [&](std::ptrdiff_t b, const T* x, std::ptrdiff_t count, std::int64_t least, int) {
+                     sum_[b] += sampling<T>().mass(x, count, max[b], call.temperature, least, nullptr, nullptr, 0);
+                 });
     }
 
     // The sum of all that is left, relative to the largest exponential.
@@ -191,9 +197,77 @@ class Slice {
         for (std::ptrdiff_t b = 0; b < call.blocks; ++b) sum_[b] = sum += sum_[b] * team.factors()[b];
     }
 
+    // Calls f(block, scores, count, least, thread) for parts that have all that is left of keys from `key` on, of which
+    // those from `least` on are left: from what is collected, or else of so many classes of each block.
+    template <class F>
+    void for_left(std::int64_t key, std::ptrdiff_t classes_of_block, F f) const {
+        if (collected_) {
+            for (std::ptrdiff_t b = 0; b < call.blocks; ++b) {
+                const T* x = collected(b);
+                const std::uint16_t *first = places(b), *end = first + team.counts()[b];
+                const std::ptrdiff_t last = std::min(left.last - call.begin_of(b), block_size);
+                const std::ptrdiff_t some = std::upper_bound(first, end, last) - first, all = end - first;
+                if (some > 0) f(b, x, some, left.least, 0);
+                if (some < all) f(b, x + some, all - some, left.least + 1, 0);
+            }
+            return;
+        }
+        team.for_blocks([&](std::ptrdiff_t b, int thread) {
+            if (!has(b, key)) return;
+            const std::ptrdiff_t first = call.begin_of(b);
+            left.for_parts(first, std::min(first + classes_of_block, call.end_of(b)),
+                           [&](std::ptrdiff_t begin, std::ptrdiff_t end, std::int64_t least) {
+                               f(b, scores(begin, end, thread), end - begin, least, thread);
+                           });
+        });
+    }
+
+    // Collects the classes of keys from `least` on, unless they are too many. From then on only these are looked at.
+    void collect(std::int64_t least) {
+        if (collected_) return;
+        team.for_blocks([&](std::ptrdiff_t b, int thread) {
+            const std::ptrdiff_t begin = call.begin_of(b), end = call.end_of(b);
+            team.counts()[b] = has(b, least)
+                                   ? sampling<T>().collect(scores(begin, end, thread), end - begin, least,
+                                                           most_collected, collected(b), places(b))
+                                   : 0;
+        });
+        collected_ = *std::max_element(team.counts(), team.counts() + call.blocks) <= most_collected;
+    }
+    void drop_collected() { collected_ = false; }
+    bool has_collected() const { return collected_; }
+
+    // The class that is the `count`-th of a key among those up to left.last.
+    std::ptrdiff_t find(std::int64_t key, std::int64_t count) const {
+        for (std::ptrdiff_t b = 0; b < call.blocks; ++b) {
+            if (!has(b, key)) continue;
+            const std::ptrdiff_t begin = call.begin_of(b), end = call.end_of(b);
+            const T* x = collected_ ? collected(b) : scores(begin, end, 0);
+            const std::ptrdiff_t length = collected_ ? team.counts()[b] : end - begin;
+            Bin bin = {};
+            const Bracket bracket = {key, key, 0, 0};
+            sampling<T>().by_number(x, length, top, call.temperature, bracket, key, false, &bin);
+            if (bin.count < count) {
+                count -= bin.count;
+                continue;
+            }
+            for (std::ptrdiff_t i = 0; i < length; ++i)
+                if (key_of(x[i]) == key && --count == 0) return begin + (collected_ ? places(b)[i] : i);
+        }
+        return call.plan.classes - 1;  // another thread has changed the scores
+    }
+
   private:
     const Offsets& at_;
     double* const sum_;
+    bool collected_ = false;
+
+    bool has(std::ptrdiff_t block, std::int64_t key) const { return key_of(static_cast<T>(max[block])) >= key; }
+    const T* scores(std::ptrdiff_t begin, std::ptrdiff_t end, int thread) const {
+        return call.scores<T>(at_, begin, end, team.buffer(thread));
+    }
+    T* collected(std::ptrdiff_t block) const { return reinterpret_cast<T*>(team.scores()) + block * most_collected; }
+    std::uint16_t* places(std::ptrdiff_t block) const { return team.places() + block * most_collected; }
 
     // The exponential of each block's largest score, relative to that of all; in double, as their errors would be those
     // of whole blocks.
@@ -207,7 +281,7 @@ class Slice {
             const std::ptrdiff_t some = std::min(most, call.blocks - b);
             std::copy_n(max + b, some, scores);
             scores[some] = top;
-            sampling<double>().mass(scores, some + 1, top, call.temperature, lowest_key<double>, e);
+            sampling<double>().mass(scores, some + 1, top, call.temperature, lowest_key<double>, e, nullptr, 0);
             for (std::ptrdiff_t i = 0; i < some; ++i) factors[b + i] = e[i] / e[some];
         }
     }
@@ -219,6 +293,7 @@ template <class T>
 class Selection {
   public:
     explicit Selection(Slice<T>& slice) : slice_(slice), call_(slice.call), team_(slice.team) {
+        grain_ = grain_of(call_.plan.type());
         bracket_.weight_bits = 61;
         for (std::ptrdiff_t c = call_.plan.classes; c > 0; c /= 2) --bracket_.weight_bits;
     }
@@ -248,6 +323,7 @@ class Selection {
     typename Sampling<T>::Weigh* weigh_ = nullptr;
     double mass_ = 0;  // of all classes
     Bracket bracket_ = {};
+    int grain_;
 
     bool by_mass() const { return mass_ > 0; }
 
@@ -265,23 +341,19 @@ class Selection {
         return static_cast<std::ptrdiff_t>(keys_between(bracket_.low, bracket_.high) >> bracket_.shift) + 1;
     }
 
-    // Fills the bins from these classes of each block; returns what those above the bracket weigh, if asked.
+    // Fills the bins from so many classes of each block; returns what those above the bracket weigh, if asked.
     std::int64_t fill_bins(std::ptrdiff_t classes_of_block, bool above) {
         const std::uint64_t keys = keys_between(bracket_.low, bracket_.high);
-        for (bracket_.shift = 0; keys >> bracket_.shift >= static_cast<std::uint64_t>(call_.bins);) ++bracket_.shift;
+        bracket_.shift = grain_;
+        while (keys >> bracket_.shift >= static_cast<std::uint64_t>(call_.bins)) ++bracket_.shift;
         const std::ptrdiff_t count = count_bins();
         for (int i = 0; i < team_.threads; ++i) std::fill_n(team_.bins(i), count + 1, Bin{});
-        team_.for_blocks([&](std::ptrdiff_t b, int thread) {
-            if (!slice_.has(b, bracket_.low)) return;
-            Bin* const own = team_.bins(thread);
-            const std::ptrdiff_t first = call_.begin_of(b);
-            slice_.left.for_parts(first, std::min(first + classes_of_block, call_.end_of(b)),
-                                  [&](std::ptrdiff_t begin, std::ptrdiff_t end, std::int64_t least) {
-                                      own->weight +=
-                                          weigh_(slice_.scores(begin, end, thread), end - begin, slice_.top,
-                                                 call_.temperature, bracket_, least, above, own + 1);
-                                  });
-        });
+        slice_.for_left(bracket_.low, classes_of_block,
+                        [&](std::ptrdiff_t, const T* x, std::ptrdiff_t length, std::int64_t least, int thread) {
+                            Bin* const own = team_.bins(thread);
+                            own->weight += weigh_(x, length, slice_.top, call_.temperature, bracket_, least, above,
+                                                  own + 1);
+                        });
         Bin* const all = team_.bins(0);
         for (int i = 1; i < team_.threads; ++i)
             for (std::ptrdiff_t j = 0; j <= count; ++j) {
@@ -329,65 +401,59 @@ class Selection {
     bool select(std::int64_t wanted, std::int64_t low, std::int64_t inspect_from) {
         const std::int64_t top = key_of(static_cast<T>(slice_.top));
         const auto widen = [&](std::int64_t from) {
-            bracket_.low = std::min(std::max(from, slice_.left.least), top);
+            bracket_.low = std::min(std::max(from, slice_.left.least), top) >> grain_ << grain_;
             bracket_.high = top;
         };
-        bool guessed = call_.blocks >= blocks_to_inspect;
-        widen(guessed ? inspect_from : low);
-        if (guessed) narrow(wanted);
-        std::int64_t above = fill_bins(block_size, true);
-        std::ptrdiff_t bin;
+        std::int64_t above = 0;
+        std::ptrdiff_t bin = 0;
         const auto find_bin = [&] {
             for (bin = count_bins() - 1; bin >= 0 && above + bins()[bin].weight < wanted; --bin)
                 above += bins()[bin].weight;
             return bin >= 0;
         };
-        if (guessed && (above >= wanted || !find_bin())) {
-            widen(low);
+        bool found = false;
+        if (!slice_.has_collected() && call_.blocks >= blocks_to_inspect) {
+            widen(inspect_from);
+            narrow(wanted);
+            slice_.collect(bracket_.low);
             above = fill_bins(block_size, true);
-            guessed = false;
+            found = above < wanted && find_bin();
+            if (!found) slice_.drop_collected();
         }
-        if (!guessed && !find_bin()) return false;
+        if (!found) {
+            widen(low);
+            slice_.collect(bracket_.low);
+            above = fill_bins(block_size, true);
+            if (!find_bin()) {
+                slice_.drop_collected();
+                return false;
+            }
+        }
         for (;;) {
-            const Bin found = bins()[bin];
+            const Bin last = bins()[bin];
+            const bool one_key = bracket_.shift == grain_;
             enter(bin, bin);
             // One class, or all that the bin has: where its keys end does not matter.
-            if (found.count == 1 || (!by_mass() && above + found.weight == wanted)) return leave(found.count, found);
-            if (bracket_.low == bracket_.high) {
-                const std::int64_t weight = found.weight / found.count;
-                return leave((wanted - above + weight - 1) / weight, found);
+            if (last.count == 1 || (!by_mass() && above + last.weight == wanted))
+                return leave(bracket_.low, last.count, last.count);
+            if (one_key) {
+                const std::int64_t weight = last.weight / last.count;
+                const std::int64_t key = bracket_.low < 0 ? bracket_.low + (std::int64_t{1} << grain_) - 1 : bracket_.low;
+                return leave(key, (wanted - above + weight - 1) / weight, last.count);
             }
             fill_bins(block_size, false);
             find_bin();
         }
     }
 
-    // Leaves what lies above the bracket, and of this bin, which is all of it, the first `count` classes.
-    bool leave(std::int64_t count, const Bin& bin) {
+    // Leaves what has larger keys than this one, and of this, which `of` classes have, the first `count`.
+    bool leave(std::int64_t key, std::int64_t count, std::int64_t of) {
         Left& left = slice_.left;
-        const std::ptrdiff_t last = count < bin.count ? find(count) : call_.plan.classes - 1;
-        left.last = bracket_.low == left.least ? std::min(left.last, last) : last;
-        left.least = bracket_.low;
+        key = std::max(key, left.least);
+        const std::ptrdiff_t last = count < of ? slice_.find(key, count) : call_.plan.classes - 1;
+        left.last = key == left.least ? std::min(left.last, last) : last;
+        left.least = key;
         return true;
-    }
-
-    // The class that is the `count`-th of the bracket's only key.
-    std::ptrdiff_t find(std::int64_t count) {
-        for (std::ptrdiff_t b = 0; b < call_.blocks; ++b) {
-            if (!slice_.has(b, bracket_.low)) continue;
-            const std::ptrdiff_t begin = call_.begin_of(b), end = call_.end_of(b);
-            const T* x = slice_.scores(begin, end, 0);
-            Bin bin = {};
-            sampling<T>().by_number(x, end - begin, slice_.top, call_.temperature, bracket_, lowest_key<T>, false,
-                                    &bin);
-            if (bin.count < count) {
-                count -= bin.count;
-                continue;
-            }
-            for (std::ptrdiff_t c = 0; c < end - begin; ++c)
-                if (key_of(x[c]) == bracket_.low && --count == 0) return begin + c;
-        }
-        return call_.plan.classes - 1;  // another thread has changed the scores
     }
 };
 
@@ -542,7 +608,7 @@ class Sampler::Work {
                                [&](std::ptrdiff_t begin, std::ptrdiff_t end, std::int64_t least) {
                                    sampling<T>().mass(call_.scores<T>(at, begin, end, memory), end - begin, max[b],
                                                       call_.temperature, least,
-                                                      found.exponentials() + (begin - call_.begin_of(b)));
+                                                      found.exponentials() + (begin - call_.begin_of(b)), nullptr, 0);
                                });
                 found.set(call_.end_of(b) - call_.begin_of(b));
             }

@@ -221,7 +221,10 @@ struct Sampling {
     using Weigh = std::int64_t(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
                                std::int64_t least, bool above, Bin* bins);
     double (*largest)(const T* x, std::ptrdiff_t count);
-    double (*mass)(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to);
+    double (*mass)(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to,
+                   const std::byte* next, std::ptrdiff_t next_bytes);
+    std::ptrdiff_t (*collect)(const T* x, std::ptrdiff_t count, std::int64_t least, std::ptrdiff_t most, T* scores,
+                              std::uint16_t* places);
     Weigh *by_number, *by_mass;
 };
 

@@ -128,8 +128,8 @@ void fill_scatter(Kernels& k) {
 }
 
 template <class T>
-constexpr Sampling<T> sampling_in = {::largest_score<T>, ::mass_of_block<T>, ::weigh_block<T, false>,
-                                     ::weigh_block<T, true>};
+constexpr Sampling<T> sampling_in = {::largest_score<T>, ::mass_of_block<T>, ::collect_scores<T>,
+                                     ::weigh_block<T, false>, ::weigh_block<T, true>};
 
 // With reference exponent_bias the exponential is the plain one, but for its factor, down to the smallest normal
 // number.

@@ -73,23 +73,62 @@ double largest_score(const T* x, std::ptrdiff_t count) {
 
 // The sum of exp((x - max) / temperature) over scores whose key is not below `least`, where `max` is not below any; NaN
 // if one is NaN. Error: 1.7 * 2^-23 (double 2^-52), of an exponential, the one of `max`, and the sum of four. At `to`,
-// if that is not null, their exponentials, in any unit, are left with room for whole packs, 0 for other scores.
+// if that is not null, their exponentials, in any unit, are left with room for whole packs, 0 for other scores. What
+// is at `next`, if that is not null, is fetched meanwhile, so many bytes a score.
 template <class T>
-double mass_of_block(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to) {
+double mass_of_block(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to,
+                     const std::byte* next, std::ptrdiff_t next_bytes) {
     const Pack<T> largest = broadcast(static_cast<T>(max)), lowest = broadcast(score_of<T>(least));
     const OwnExponential<T> exp(largest, temperature);
     constexpr std::uint32_t all = (1ull << Pack<T>::lanes) - 1;
     Doubles<T> sum = doubles<T>(0);
-    for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-        Pack<T, packs> e = broadcast<T, packs>(T(0));
-        if (lane_bits(less(max_of_packs(v), lowest)) != all) {
-            e = select(less(v, repeat<packs>(lowest)), e, rounded_exponentials(exp, v));
-            sum = sum + to_doubles(sum_of_packs(e));
-        }
+    const auto add = [&]<int packs>(Pack<T, packs> e, std::ptrdiff_t i) __attribute__((always_inline)) {
+        sum = sum + to_doubles(sum_of_packs(e));
         if (to) store_pack(to + i, e);
-    });
+    };
+    if (least == key_of(T(-infinity))) {
+        for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+            if (next)
+                unrolled<packs>([&](int k) __attribute__((always_inline)) {
+                    __builtin_prefetch(next + (i + k * Pack<T>::lanes) * next_bytes);
+                });
+            add(rounded_exponentials(exp, v), i);
+        });
+    } else {
+        for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+            const Pack<T, packs> zero = broadcast<T, packs>(T(0));
+            if (lane_bits(less(max_of_packs(v), lowest)) != all)
+                add(select(less(v, repeat<packs>(lowest)), zero, rounded_exponentials(exp, v)), i);
+            else if (to)
+                store_pack(to + i, zero);
+        });
+    }
     const double total = folded_doubles<T>(sum);
     return total == 0 ? 0 : total / static_cast<double>(lane(exp(largest).rounded(), 0));
+}
+
+// The scores whose key is not below `least`, and where they are; returns how many. Beyond `most` nothing is written.
+template <class T>
+std::ptrdiff_t collect_scores(const T* x, std::ptrdiff_t count, std::int64_t least, std::ptrdiff_t most, T* scores,
+                              std::uint16_t* places) {
+    const Pack<T> lowest = broadcast(score_of<T>(least));
+    std::ptrdiff_t found = 0;
+    for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+        constexpr int lanes = Pack<T>::lanes;
+        constexpr std::uint32_t all = (1ull << lanes) - 1;
+        if (lane_bits(less(max_of_packs(v), lowest)) == all) return;
+        std::uint64_t bits = 0;
+        unrolled<packs>([&](int k) __attribute__((always_inline)) {
+            bits |= std::uint64_t{all & ~lane_bits(less(part(v, k), lowest))} << (k * lanes);
+        });
+        for (; bits != 0; bits &= bits - 1, ++found) {
+            if (found >= most) continue;
+            const std::ptrdiff_t place = i + __builtin_ctzll(bits);
+            scores[found] = x[place];
+            places[found] = static_cast<std::uint16_t>(place);
+        }
+    });
+    return found;
 }
 
 // Adds what scores within the bracket weigh to the bins, in order of their keys, but for keys below `least`; returns what
