@@ -1,5 +1,6 @@
 // Sampling: what a draw needs to know of each slice, which classes are left to draw from, and the draws.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -212,7 +213,9 @@ class Slice {
             }
             return;
         }
-        team.for_blocks([&](std::ptrdiff_t b, int thread) {
+        // A part of each block is not worth sharing.
+        const Team one = {call, classes_of_block < block_size ? 1 : team.threads, team.memory};
+        one.for_blocks([&](std::ptrdiff_t b, int thread) {
             if (!has(b, key)) return;
             const std::ptrdiff_t first = call.begin_of(b);
             left.for_parts(first, std::min(first + classes_of_block, call.end_of(b)),
@@ -225,14 +228,16 @@ class Slice {
     // Collects the classes of keys from `least` on, unless they are too many. From then on only these are looked at.
     void collect(std::int64_t least) {
         if (collected_) return;
+        std::atomic<bool> fit = true;
         team.for_blocks([&](std::ptrdiff_t b, int thread) {
             const std::ptrdiff_t begin = call.begin_of(b), end = call.end_of(b);
-            team.counts()[b] = has(b, least)
-                                   ? sampling<T>().collect(scores(begin, end, thread), end - begin, least,
-                                                           most_collected, collected(b), places(b))
-                                   : 0;
+            std::ptrdiff_t& count = team.counts()[b] = 0;
+            if (!fit.load(std::memory_order_relaxed) || !has(b, least)) return;
+            count = sampling<T>().collect(scores(begin, end, thread), end - begin, least, most_collected, collected(b),
+                                          places(b));
+            if (count > most_collected) fit.store(false, std::memory_order_relaxed);
         });
-        collected_ = *std::max_element(team.counts(), team.counts() + call.blocks) <= most_collected;
+        collected_ = fit;
     }
     void drop_collected() { collected_ = false; }
     bool has_collected() const { return collected_; }
@@ -370,7 +375,7 @@ class Selection {
         bracket_.low = advanced(bracket_.low, keys(first));
     }
 
-    // Narrows the bracket to where the last class to be left lies, by all that some classes tell: four times their
+    // Narrows the bracket to where the last class to be left lies, by all that some classes tell: three times their
     // standard error.
     void narrow(std::int64_t wanted) {
         fill_bins(block_size / inspected_part, false);
@@ -379,13 +384,12 @@ class Selection {
         double below = 0, above = 0;
         for (std::ptrdiff_t j = 0; j < count; ++j) above += static_cast<double>(bins()[j].weight) * inspected_part;
         std::ptrdiff_t from = 0, to = count - 1;
-        double weight = 1;
         for (std::ptrdiff_t j = 0; j < count; ++j) {
             // At the lower edge of this bin: by number, what lies above is estimated; by mass, what lies below.
-            if (bins()[j].count > 0)
-                weight = static_cast<double>(bins()[j].weight) / static_cast<double>(bins()[j].count);
+            if (bins()[j].count == 0) continue;
+            const double weight = static_cast<double>(bins()[j].weight) / static_cast<double>(bins()[j].count);
             const double known = by_mass() ? mass_ - below : above, spread = by_mass() ? below : above;
-            const double margin = 4 * std::sqrt(inspected_part * weight * spread) + inspected_part * weight;
+            const double margin = 3 * std::sqrt(inspected_part * weight * spread) + inspected_part * weight;
             if (known - margin >= target) from = j;
             if (known + margin < target) {
                 to = std::max<std::ptrdiff_t>(j - 1, 0);

@@ -107,7 +107,7 @@ double mass_of_block(const T* x, std::ptrdiff_t count, double max, double temper
     return total == 0 ? 0 : total / static_cast<double>(lane(exp(largest).rounded(), 0));
 }
 
-// The scores whose key is not below `least`, and where they are; returns how many. Beyond `most` nothing is written.
+// The scores whose key is not below `least`, and where they are; returns how many, or some number beyond `most`.
 template <class T>
 std::ptrdiff_t collect_scores(const T* x, std::ptrdiff_t count, std::int64_t least, std::ptrdiff_t most, T* scores,
                               std::uint16_t* places) {
@@ -116,13 +116,16 @@ std::ptrdiff_t collect_scores(const T* x, std::ptrdiff_t count, std::int64_t lea
     for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
         constexpr int lanes = Pack<T>::lanes;
         constexpr std::uint32_t all = (1ull << lanes) - 1;
-        if (lane_bits(less(max_of_packs(v), lowest)) == all) return;
+        if (found > most || lane_bits(less(max_of_packs(v), lowest)) == all) return;
         std::uint64_t bits = 0;
         unrolled<packs>([&](int k) __attribute__((always_inline)) {
             bits |= std::uint64_t{all & ~lane_bits(less(part(v, k), lowest))} << (k * lanes);
         });
         for (; bits != 0; bits &= bits - 1, ++found) {
-            if (found >= most) continue;
+            if (found >= most) {
+                found = most + 1;
+                return;
+            }
             const std::ptrdiff_t place = i + __builtin_ctzll(bits);
             scores[found] = x[place];
             places[found] = static_cast<std::uint16_t>(place);
@@ -138,6 +141,7 @@ template <class T, bool by_mass>
 std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
                          std::int64_t least, bool above, Bin* bins) {
     constexpr int lanes = Pack<T>::lanes;
+    constexpr std::uint32_t all = (1ull << lanes) - 1;
     const Pack<T> low = broadcast(score_of<T>(least > bracket.low ? least : bracket.low));
     const Pack<T> high = broadcast(score_of<T>(bracket.high));
     const OwnExponential<T> exp(broadcast(static_cast<T>(max)), temperature);
@@ -146,29 +150,30 @@ std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double te
         lane(power_of_two(broadcast(double(bracket.weight_bits - ExpConstants<T>::exponent_bias - 1))), 0);
     Doubles<T> mass = doubles<T>(0);
     std::int64_t others = 0;
-    for_packs(x, 0, count, T(-infinity), [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-        const std::uint32_t below = lane_bits(less(v, low));
-        constexpr std::uint32_t all = (1ull << lanes) - 1;
-        if (below == all) return;
-        const Mask<T> beyond = less(high, v);
-        const std::uint32_t bits_beyond = lane_bits(beyond);
-        std::uint32_t within = all & ~(below | bits_beyond);
+    for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
+        if (lane_bits(less(max_of_packs(v), low)) == all) return;
+        std::uint64_t within = 0, beyond = 0;
+        unrolled<packs>([&](int k) __attribute__((always_inline)) {
+            const std::uint32_t bits = lane_bits(less(high, part(v, k)));
+            beyond |= std::uint64_t{bits} << (k * lanes);
+            within |= std::uint64_t{all & ~(lane_bits(less(part(v, k), low)) | bits)} << (k * lanes);
+        });
         if (within == 0 && !above) return;
-        T scores[lanes], exponentials[lanes];
+        T exponentials[packs * lanes];
         if constexpr (by_mass) {
-            const Pack<T> e = exp(v).rounded();
-            mass = mass + to_doubles(select(beyond, e, broadcast(T(0))));
+            const Pack<T, packs> e = rounded_exponentials(exp, v);
+            const Pack<T, packs> e_beyond = select(less(repeat<packs>(high), v), e, broadcast<T, packs>(T(0)));
+            mass = mass + to_doubles(sum_of_packs(e_beyond));
             store_pack(exponentials, e);
         } else {
-            others += __builtin_popcount(bits_beyond);
+            others += __builtin_popcountll(beyond);
         }
-        store_pack(scores, v);
         for (; within != 0; within &= within - 1) {
-            const int i = __builtin_ctz(within);
-            Bin& bin = bins[fastsoftmax::keys_between(bracket.low, key_of(scores[i])) >> bracket.shift];
+            const int k = __builtin_ctzll(within);
+            Bin& bin = bins[fastsoftmax::keys_between(bracket.low, key_of(x[i + k])) >> bracket.shift];
             ++bin.count;
             if constexpr (by_mass)
-                bin.weight += static_cast<std::int64_t>(static_cast<double>(exponentials[i]) * unit);
+                bin.weight += static_cast<std::int64_t>(static_cast<double>(exponentials[k]) * unit);
             else
                 ++bin.weight;
         }
