@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 FLOATING = [np.dtype("float16"), bfloat16, np.dtype("float32"), np.dtype("float64")]
@@ -350,6 +350,18 @@ class Inputs:
 
 Call = Callable[[ModuleType, Inputs, int], Any]
 
+
+class GivenNumbers(np.random.Generator):
+    """Its random numbers are these, over and over: of one number, each slice gets the same."""
+
+    def __init__(self, numbers: ArrayLike) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._numbers = np.asarray(numbers, np.float64)
+
+    def random(self, size: int) -> NDArray:  # type: ignore[override]
+        return np.resize(self._numbers, size)
+
+
 TRANSFORMS: dict[str, Call] = {
     "softmax": lambda fs, a, axis: fs.softmax(a.x, axis),
     "softmax, temperature": lambda fs, a, axis: fs.softmax(a.x, axis, temperature=0.7),
@@ -408,7 +420,28 @@ LOSSES: dict[str, Call] = {
     ),
 }
 
-CALLS = TRANSFORMS | REDUCTIONS | LOSSES
+
+def _draws(**options: Any) -> Call:
+    """Two draws of each slice; -1 for all where one has no probabilities."""
+
+    def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
+        chosen = {k: getattr(a, v) if isinstance(v, str) else v for k, v in options.items()}
+        try:
+            drawn = fs.sample(a.x, GivenNumbers([0.3, 0.8]), axis, size=2, **chosen)
+        except ValueError:
+            drawn = np.full((*np.delete(a.x.shape, axis), 2), -1)
+        return drawn[..., 0], drawn[..., 1]
+
+    return call
+
+
+DRAWS: dict[str, Call] = {
+    "sample": _draws(),
+    "sample, top_k": _draws(top_k=3),
+    "sample, all": _draws(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01, where="where"),
+}
+
+CALLS = TRANSFORMS | REDUCTIONS | LOSSES | DRAWS
 
 # With an `out`: of the result's dtype, of a wider one, of the reduced shape; or an argument itself.
 

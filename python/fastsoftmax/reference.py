@@ -186,7 +186,7 @@ def sample(
     )
     batch = reduced_shape(x.shape, axes)
     d = _shifted(x, axes, temperature, mask, FLOAT64)
-    rows = np.moveaxis(d, axes, range(-len(axes), 0)).reshape(*batch, -1)
+    rows = np.moveaxis(d, axes[0], -1) if axes else d.reshape(1)
     undefined = ~(rows.max(axis=-1, initial=-inf) == 0.0)  # NaN, where there is nothing finite or a NaN
     if undefined.any():
         refuse_slice(x, axes, mask, int(np.argmax(undefined)))
