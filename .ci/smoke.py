@@ -21,6 +21,7 @@ def check(dtype: type, tolerance: float) -> None:
         "log_softmax": (x,),
         "logsumexp": (x, -1),
         "entropy": (x,),
+        "sample": (x, np.random.default_rng(1)),
         "softmax_grad": (reference.softmax(x), dy),
         "log_softmax_grad": (reference.log_softmax(x), dy),
         "cross_entropy": (x, targets),

@@ -433,7 +433,8 @@ class Selection {
                 return false;
             }
         }
-        for (;;) {
+        // Another thread may change the scores: then it need not be right, but it has to end.
+        do {
             const Bin last = bins()[bin];
             const bool one_key = bracket_.shift == grain_;
             enter(bin, bin);
@@ -441,13 +442,13 @@ class Selection {
             if (last.count == 1 || (!by_mass() && above + last.weight == wanted))
                 return leave(bracket_.low, last.count, last.count);
             if (one_key) {
-                const std::int64_t weight = last.weight / last.count;
+                const std::int64_t weight = std::max<std::int64_t>(last.weight / last.count, 1);
                 const std::int64_t key = bracket_.low < 0 ? bracket_.low + (std::int64_t{1} << grain_) - 1 : bracket_.low;
                 return leave(key, (wanted - above + weight - 1) / weight, last.count);
             }
             fill_bins(block_size, false);
-            find_bin();
-        }
+        } while (find_bin());
+        return leave(bracket_.low, 1, 1);
     }
 
     // Leaves what has larger keys than this one, and of this, which `of` classes have, the first `count`.

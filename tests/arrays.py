@@ -422,14 +422,26 @@ LOSSES: dict[str, Call] = {
 
 
 def _draws(**options: Any) -> Call:
-    """Two draws of each slice; -1 for all where one has no probabilities."""
+    """Two draws of each slice; -1 where it has no probabilities."""
+    masked = options.pop("masked", False)
+
+    def of_slices(fs: ModuleType, x: NDArray, axis: int, where: NDArray | None) -> NDArray:
+        try:
+            drawn: NDArray = fs.sample(x, GivenNumbers([0.3, 0.8]), axis, size=2, where=where, **options)
+        except ValueError:
+            if x.ndim < 2:
+                return np.array([-1, -1])
+            # The slices of an axis of the batch, apart.
+            axis %= x.ndim
+            k = 1 if axis == 0 else 0
+            n = x.shape[k]
+            masks = [None] * n if where is None else np.moveaxis(where, k, 0)
+            apart = zip(np.moveaxis(x, k, 0), masks, strict=True)
+            drawn = np.stack([of_slices(fs, some, max(axis - 1, 0), mask) for some, mask in apart])
+        return drawn
 
     def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
-        chosen = {k: getattr(a, v) if isinstance(v, str) else v for k, v in options.items()}
-        try:
-            drawn = fs.sample(a.x, GivenNumbers([0.3, 0.8]), axis, size=2, **chosen)
-        except ValueError:
-            drawn = np.full((*np.delete(a.x.shape, axis), 2), -1)
+        drawn = of_slices(fs, a.x, axis, a.where if masked else None)
         return drawn[..., 0], drawn[..., 1]
 
     return call
@@ -438,7 +450,7 @@ def _draws(**options: Any) -> Call:
 DRAWS: dict[str, Call] = {
     "sample": _draws(),
     "sample, top_k": _draws(top_k=3),
-    "sample, all": _draws(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01, where="where"),
+    "sample, all": _draws(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01, masked=True),
 }
 
 CALLS = TRANSFORMS | REDUCTIONS | LOSSES | DRAWS

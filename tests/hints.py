@@ -181,6 +181,21 @@ assert_type(fs.entropy(lists, keepdims=True), NDArray[np.float64])
 assert_type(fs.entropy(half, None, dtype=np.float32), np.float32)
 assert_type(fs.entropy(half, 0, keepdims=True, where=mask, dtype=np.float64), NDArray[np.float64])
 
+# Draws: an array, if it is sure to have an axis.
+
+random = np.random.default_rng(0)
+assert_type(fs.sample(1.0, random), np.intp)
+assert_type(fs.sample(single, random), Any)
+assert_type(fs.sample(single, random, size=None, top_k=np.int64(5)), Any)
+assert_type(fs.sample(single, random, 0, size=3, temperature=2, top_p=0.9, min_p=np.float32(0.1)), NDArray[np.intp])
+assert_type(fs.sample(lists, random, size=np.uint8(3), where=mask), NDArray[np.intp])
+refused(lambda: fs.sample(single))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, 0))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, random, None))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, random, size=(2, 3)))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, random, top_k=2.5))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, random, top_p="0.9"))  # type: ignore[call-overload]
+
 # Losses: a scalar unless reduction="none"; of half precision in float32.
 
 assert_type(fs.cross_entropy(double, labels), np.float64)

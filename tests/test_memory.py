@@ -6,7 +6,7 @@ from pathlib import Path
 import fastsoftmax as fs
 import numpy as np
 import pytest
-from arrays import LAYOUTS, Inputs, bfloat16
+from arrays import LAYOUTS, GivenNumbers, Inputs, bfloat16
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ROWS, CLASSES = 2048, 2048
@@ -68,6 +68,11 @@ CALLS = {
     "entropy, all axes": lambda a, out: fs.entropy(a.x, None, temperature=2),
     "entropy, first axis": lambda a, out: fs.entropy(a.x, 0),
     "entropy, where": lambda a, out: fs.entropy(a.x, where=a.where),
+    "sample": lambda a, out: fs.sample(a.x, GivenNumbers([0.5])),
+    "sample, all": lambda a, out: fs.sample(
+        a.x, GivenNumbers([0.5]), size=2, temperature=2, top_k=30, top_p=0.9, min_p=0.01, where=a.where
+    ),
+    "sample, first axis": lambda a, out: fs.sample(a.x, GivenNumbers([0.5]), 0, top_p=0.5),
     "softmax_grad": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, out=out),
     "softmax_grad, where": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, where=a.where, out=out),
     "softmax_grad, first axis": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, 0, out=out),
@@ -107,11 +112,21 @@ def test_peak_memory_grows_by_a_few_rows_whatever_the_dtype(name, dtype):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_peak_memory_grows_by_a_few_rows_with_few_classes(name):
-    if "first axis" not in name:
+    if "first axis" not in name and "sample" not in name:  # which keeps some numbers of each slice
         measure(CALLS[name], (ROWS * CLASSES // 4, 4), np.dtype("float32"), LAYOUTS["c"])
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "entropy", "softmax_grad", "cross_entropy"])
+def test_draws_keep_a_few_numbers_of_each_slice(rng):
+    x = np.ones((2**18, 4), np.float32)
+    fs.sample(x[:99], rng, top_k=2)
+    assert peak_growth(lambda: fs.sample(x, rng)) <= LIMIT + 4 * 8 * len(x)
+    assert peak_growth(lambda: fs.sample(x, rng, top_k=2, top_p=0.7)) <= LIMIT + 6 * 8 * len(x)
+
+
+LONG = ["softmax", "log_softmax", "logsumexp", "entropy", "sample", "softmax_grad", "cross_entropy"]
+
+
+@pytest.mark.parametrize("name", LONG)
 def test_a_long_slice_needs_no_copy_of_itself(name):
     measure(CALLS[name], (1, ROWS * CLASSES), np.dtype("float32"), LAYOUTS["c"])
 
@@ -124,6 +139,7 @@ def test_integers_are_not_converted_beforehand(dtype):
     assert peak_growth(lambda: fs.softmax(x, out=out)) <= LIMIT
     assert peak_growth(lambda: fs.logsumexp(x)) <= LIMIT
     assert peak_growth(lambda: fs.entropy(x)) <= LIMIT
+    assert peak_growth(lambda: fs.sample(x, GivenNumbers([0.5]), top_k=9)) <= LIMIT
     assert peak_growth(lambda: fs.cross_entropy(x, targets)) <= LIMIT
 
 
@@ -165,6 +181,8 @@ FEW_LONG_SLICES = {
     "log_softmax": lambda x, dy, out, targets: fs.log_softmax(x, 0, out=out),
     "logsumexp": lambda x, dy, out, targets: fs.logsumexp(x, 0),
     "entropy": lambda x, dy, out, targets: fs.entropy(x, 0),
+    "sample": lambda x, dy, out, targets: fs.sample(x, GivenNumbers([0.5]), 0),
+    "sample, top_p": lambda x, dy, out, targets: fs.sample(x, GivenNumbers([0.5]), 0, top_p=0.5),
     "softmax_grad": lambda x, dy, out, targets: fs.softmax_grad(x, dy, 0, out=out),
     "log_softmax_grad": lambda x, dy, out, targets: fs.log_softmax_grad(x, dy, 0, out=out),
     "cross_entropy": lambda x, dy, out, targets: fs.cross_entropy(x, targets, 0),

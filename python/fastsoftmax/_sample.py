@@ -90,7 +90,7 @@ def sample(
     array([2, 0])
     >>> fs.sample(logits, rng, size=6, top_k=2)
     array([[1, 1, 2, 2, 2, 2],
-           [1, 1, 1, 0, 1, 0]])
+           [0, 1, 1, 0, 1, 0]])
     """
     array, axes, draws, *options, mask = sample_arguments(
         x, rng, axis, size, temperature, top_k, top_p, min_p, where

@@ -148,6 +148,12 @@ std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double te
     // The largest exponential is below 2^(exponent_bias + 1).
     const double unit =
         lane(power_of_two(broadcast(double(bracket.weight_bits - ExpConstants<T>::exponent_bias - 1))), 0);
+    // Another thread may put anything where scores are read twice.
+    const auto bin_of = [&](T score) __attribute__((always_inline)) {
+        const std::uint64_t keys = fastsoftmax::keys_between(bracket.low, key_of(score));
+        const std::uint64_t most = fastsoftmax::keys_between(bracket.low, bracket.high);
+        return (keys < most ? keys : most) >> bracket.shift;
+    };
     Doubles<T> mass = doubles<T>(0);
     std::int64_t others = 0;
     for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
@@ -170,7 +176,7 @@ std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double te
         }
         for (; within != 0; within &= within - 1) {
             const int k = __builtin_ctzll(within);
-            Bin& bin = bins[fastsoftmax::keys_between(bracket.low, key_of(x[i + k])) >> bracket.shift];
+            Bin& bin = bins[bin_of(x[i + k])];
             ++bin.count;
             if constexpr (by_mass)
                 bin.weight += static_cast<std::int64_t>(static_cast<double>(exponentials[k]) * unit);
