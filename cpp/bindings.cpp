@@ -327,7 +327,7 @@ py::object sample(const py::array& x, py::handle rng, const ClassAxes& axes, con
     const std::ptrdiff_t draws = size.value_or(1);
     py::array result = b.draws(size);
     std::optional<Sampler> sampler;
-    run(b.slices, [&] { sampler.emplace(b.slices, temperature, Truncation{top_k, top_p, min_p}); });
+    run(b.slices, [&] { sampler.emplace(b.slices, temperature, Truncation{top_k.value_or(INT64_MAX), top_p, min_p}); });
     const std::ptrdiff_t undefined = sampler->find_undefined();
     if (undefined >= 0) return py::int_(undefined);
     const py::array numbers = uniform(rng, result.size());

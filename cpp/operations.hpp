@@ -57,13 +57,6 @@ std::ptrdiff_t find_invalid_label(const Slices& slices, std::ptrdiff_t classes,
 std::ptrdiff_t find_invalid_label(const std::int64_t* labels, std::ptrdiff_t count, std::ptrdiff_t classes,
                                   const std::optional<std::int64_t>& ignore_index);
 
-// What is left to draw from, each of what the one before left.
-struct Truncation {
-    std::optional<std::int64_t> top_k;  // so many of the most probable classes
-    double top_p = 1;                   // the fewest of them whose sum reaches this
-    double min_p = 0;                   // those of at least this times the largest probability
-};
-
 // Draws classes by their probabilities. Made, it has visited every slice, and knows what a draw needs of each: a few
 // numbers for each block of classes.
 class Sampler {
@@ -79,6 +72,8 @@ class Sampler {
 
   private:
     class Work;
+    class OfBlocks;
+    class OfFewClasses;
     const std::unique_ptr<const Work> work_;
 };
 

@@ -1,6 +1,7 @@
 // Sampling: what a draw needs to know of each slice, which classes are left to draw from, and the draws.
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -74,8 +75,7 @@ struct Call {
           plan(batch.plan),
           temperature(temperature_),
           truncation(truncation_),
-          truncates((truncation.top_k && *truncation.top_k < plan.classes) || truncation.top_p < 1 ||
-                    truncation.min_p > 0),
+          truncates(truncation.top_k < plan.classes || truncation.top_p < 1 || truncation.min_p > 0),
           blocks((plan.classes + block_size - 1) / block_size),
           room(std::min((plan.classes + step_size - 1) / step_size * step_size, block_size) + most_lanes),
           bins(std::clamp<std::ptrdiff_t>(2 * plan.classes, 16, most_bins)) {}
@@ -312,9 +312,7 @@ class Selection {
         weigh_ = sampling<T>().by_mass;
         const double total = slice_.total();
         mass_ = total * static_cast<double>(weight_of(key_of(static_cast<T>(slice_.top))));
-        // What falls short by rounding alone reaches it.
-        constexpr double almost = 1 - (sizeof(T) == 4 ? 0x1p-21 : 0x1p-46);
-        const auto wanted = static_cast<std::int64_t>(part * almost * mass_) + 1;
+        const auto wanted = static_cast<std::int64_t>(part * sums_reach<T> * mass_) + 1;
         // Classes of less than this, all together, are less than what need not be left.
         const double least = (1 - part) * total / static_cast<double>(call_.plan.classes);
         const auto key_at = [&](double e) { return key_from<T>(slice_.top + call_.temperature * std::log(e)); };
@@ -466,7 +464,7 @@ template <class T>
 void truncate(Slice<T>& slice) {
     const Truncation& t = slice.call.truncation;
     bool cut = false;
-    if (t.top_k && *t.top_k < slice.call.plan.classes) cut = Selection<T>(slice).keep_most_probable(*t.top_k);
+    if (t.top_k < slice.call.plan.classes) cut = Selection<T>(slice).keep_most_probable(t.top_k);
     if (t.top_p < 1) {
         if (cut) slice.measure_left();
         cut |= Selection<T>(slice).keep_part(t.top_p);
@@ -528,8 +526,21 @@ class Found {
 class Sampler::Work {
   public:
     Work(const Slices& slices, double temperature, const Truncation& truncation)
-        : call_(slices, temperature, truncation),
-          threads_(call_.batch.threads_for(call_.plan.count)),
+        : call_(slices, temperature, truncation), threads_(call_.batch.threads_for(call_.plan.count)) {}
+    virtual ~Work() = default;
+
+    virtual std::ptrdiff_t find_undefined() const = 0;
+    virtual void draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const = 0;
+
+  protected:
+    const Call call_;
+    const int threads_;
+};
+
+class Sampler::OfBlocks : public Work {
+  public:
+    OfBlocks(const Slices& slices, double temperature, const Truncation& truncation)
+        : Work(slices, temperature, truncation),
           max_(allocated<double>(call_.blocks)),
           sum_(allocated<double>(call_.blocks)),
           left_(allocated<Left>(call_.truncates ? 1 : 0)) {
@@ -548,13 +559,13 @@ class Sampler::Work {
         });
     }
 
-    std::ptrdiff_t find_undefined() const {
+    std::ptrdiff_t find_undefined() const override {
         for (std::ptrdiff_t i = 0; i < call_.plan.count; ++i)
             if (call_.blocks == 0 || std::isnan(sum_[(i + 1) * call_.blocks - 1])) return i;
         return -1;
     }
 
-    void draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const {
+    void draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const override {
         if (draws == 0) return;
         call_.for_slices(threads_, 2 * call_.room + draws,
                          [&]<class T>(const Offsets& at, std::ptrdiff_t slice, double* memory) {
@@ -563,8 +574,6 @@ class Sampler::Work {
     }
 
   private:
-    const Call call_;
-    const int threads_;
     // Of each block of each slice, its largest score, and the sum of all that is left up to its end: of the last one,
     // NaN where there are no probabilities.
     const std::unique_ptr<double[]> max_, sum_;
@@ -623,8 +632,58 @@ class Sampler::Work {
     }
 };
 
+// Slices of few classes are visited twice, in tiles, and nothing is kept of them meanwhile.
+class Sampler::OfFewClasses : public Work {
+  public:
+    OfFewClasses(const Slices& slices, double temperature, const Truncation& truncation)
+        : Work(slices, temperature, truncation) {
+        for_tiles([&]<class T>(const T* tile, std::ptrdiff_t slice, int count) {
+            const std::uint32_t undefined = sampling<T>().undefined(tile, call_.plan.classes) & ((1u << count) - 1);
+            if (undefined == 0) return;
+            const std::ptrdiff_t here = slice + std::countr_zero(undefined);
+            for (std::ptrdiff_t first = undefined_; first < 0 || here < first;)
+                if (undefined_.compare_exchange_weak(first, here)) break;
+        });
+    }
+
+    std::ptrdiff_t find_undefined() const override { return undefined_; }
+
+    void draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const override {
+        for_tiles([&]<class T>(const T* tile, std::ptrdiff_t slice, int count) {
+            sampling<T>().draw(tile, call_.plan.classes, count, call_.temperature, call_.truncation,
+                               uniform + slice * draws, draws, to + slice * draws);
+        });
+    }
+
+  private:
+    std::atomic<std::ptrdiff_t> undefined_ = -1;  // the first
+
+    // Calls f.operator()<T>(tile, slice, count) for tiles of so many slices.
+    template <class F>
+    void for_tiles(F f) const {
+        const Plan& plan = call_.plan;
+        Scratch memory = call_.batch.memory_for_runs(threads_);
+        call_.batch.for_runs(0, plan.units, threads_, plan.at_once, memory,
+                             [&](const Offsets& first, std::ptrdiff_t position, std::ptrdiff_t length, double* own) {
+                                 std::byte* const tiles = plan.workspace(own).x;
+                                 call_.batch.transport.gather(Role::scores, first, length, tiles);
+                                 plan.in_type([&]<class T> {
+                                     for (std::ptrdiff_t i = 0; i < length; i += plan.unit)
+                                         f.template operator()<T>(
+                                             reinterpret_cast<const T*>(tiles) + i * plan.classes, position + i,
+                                             static_cast<int>(std::min(plan.unit, length - i)));
+                                 });
+                             });
+    }
+};
+
 Sampler::Sampler(const Slices& slices, double temperature, const Truncation& truncation)
-    : work_(std::make_unique<const Work>(slices, temperature, truncation)) {}
+    : work_([&]() -> std::unique_ptr<const Work> {
+          const std::ptrdiff_t classes = slices.classes.size();
+          if (0 < classes && classes <= few_classes)
+              return std::make_unique<const OfFewClasses>(slices, temperature, truncation);
+          return std::make_unique<const OfBlocks>(slices, temperature, truncation);
+      }()) {}
 Sampler::~Sampler() = default;
 
 std::ptrdiff_t Sampler::find_undefined() const { return work_->find_undefined(); }

@@ -215,6 +215,17 @@ struct Bin {
     std::int64_t weight, count;
 };
 
+// What is left to draw from, each of what the one before left: so many of the most probable classes; the fewest of them
+// whose sum reaches this; those of at least this times the largest probability.
+struct Truncation {
+    std::int64_t top_k = INT64_MAX;
+    double top_p = 1, min_p = 0;
+};
+
+// A sum that is short of another by rounding alone reaches it: this times it.
+template <class T>
+constexpr double sums_reach = 1 - (sizeof(T) == 4 ? 0x1p-21 : 0x1p-46);
+
 // What sampling needs of blocks of scores of T.
 template <class T>
 struct Sampling {
@@ -226,6 +237,10 @@ struct Sampling {
     std::ptrdiff_t (*collect)(const T* x, std::ptrdiff_t count, std::int64_t least, std::ptrdiff_t most, T* scores,
                               std::uint16_t* places);
     Weigh *by_number, *by_mass;
+    // Tiles of few classes.
+    std::uint32_t (*undefined)(const T* tile, std::ptrdiff_t classes);
+    void (*draw)(const T* tile, std::ptrdiff_t classes, int count, double temperature, const Truncation& truncation,
+                 const double* uniform, std::ptrdiff_t draws, std::int64_t* to);
 };
 
 struct SamplingKernel {

@@ -129,7 +129,8 @@ void fill_scatter(Kernels& k) {
 
 template <class T>
 constexpr Sampling<T> sampling_in = {::largest_score<T>, ::mass_of_block<T>, ::collect_scores<T>,
-                                     ::weigh_block<T, false>, ::weigh_block<T, true>};
+                                     ::weigh_block<T, false>, ::weigh_block<T, true>, ::undefined_in_tile<T>,
+                                     ::draw_from_tile<T>};
 
 // With reference exponent_bias the exponential is the plain one, but for its factor, down to the smallest normal
 // number.

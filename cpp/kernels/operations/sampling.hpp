@@ -11,6 +11,8 @@ using fastsoftmax::Bin;
 using fastsoftmax::Bracket;
 using fastsoftmax::key_of;
 using fastsoftmax::score_of;
+using fastsoftmax::sums_reach;
+using fastsoftmax::Truncation;
 
 constexpr int packs_summed = 4;
 
@@ -185,6 +187,106 @@ std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double te
         }
     });
     return by_mass ? static_cast<std::int64_t>(folded_doubles<T>(mass) * unit) : others;
+}
+
+// Slices of few classes, a slice a lane.
+
+FASTSOFTMAX_INLINE Mask<float> narrow_mask(Mask<double, 2> mask) { return to_int32(mask); }
+FASTSOFTMAX_INLINE Mask<double> narrow_mask(Mask<double> mask) { return mask; }
+
+// The lanes of a tile that have no probabilities.
+template <class T>
+std::uint32_t undefined_in_tile(const T* tile, std::ptrdiff_t classes) {
+    Pack<T> largest = broadcast(T(-infinity));
+    Mask<T> numbers = equal(largest, largest);
+    for (std::ptrdiff_t c = 0; c < classes; ++c) {
+        const Pack<T> x = load_pack<T>(tile + c * Pack<T>::lanes);
+        largest = max(x, largest);
+        numbers = numbers & equal(x, x);
+    }
+    const Pack<T> end = broadcast(T(infinity));
+    return ~lane_bits(numbers & less(-end, largest) & less(largest, end));
+}
+
+// Of the exponentials of a tile, those of classes that are not left become 0. `top`: the largest of each slice.
+template <class T>
+FASTSOFTMAX_INLINE void truncate_tile(const T* tile, T* kept, std::ptrdiff_t classes, Pack<T> top,
+                                      const Truncation& truncation) {
+    constexpr int lanes = Pack<T>::lanes;
+    const Pack<T> zero = broadcast(T(0));
+    // Calls f(j, mask) for all other classes, and in which lanes they are more probable, or as much and before.
+    const auto for_before = [&](std::ptrdiff_t c, auto f) __attribute__((always_inline)) {
+        const Pack<T> x = load_pack<T>(tile + c * lanes);
+        for (std::ptrdiff_t j = 0; j < classes; ++j) {
+            const Pack<T> other = load_pack<T>(tile + j * lanes);
+            const Mask<T> larger = less(x, other);
+            f(j, j < c ? larger | equal(x, other) : larger);
+        }
+    };
+    if (truncation.top_k < classes)
+        for (std::ptrdiff_t c = 0; c < classes; ++c) {
+            Mask<T> rank = broadcast(Integer<T>(0));
+            for_before(c, [&](std::ptrdiff_t, Mask<T> before) __attribute__((always_inline)) { rank = rank - before; });
+            const Mask<T> left = less(rank, broadcast(static_cast<Integer<T>>(truncation.top_k)));
+            store_pack(kept + c * lanes, select(left, load_pack<T>(kept + c * lanes), zero));
+        }
+    if (truncation.top_p < 1) {
+        Doubles<T> sum = doubles<T>(0);
+        for (std::ptrdiff_t c = 0; c < classes; ++c) sum = sum + to_doubles(load_pack<T>(kept + c * lanes));
+        const Doubles<T> wanted = sum * doubles<T>(truncation.top_p * sums_reach<T>);
+        T part[lanes * fastsoftmax::few_classes];
+        for (std::ptrdiff_t c = 0; c < classes; ++c) {
+            Doubles<T> before = doubles<T>(0);
+            for_before(c, [&](std::ptrdiff_t j, Mask<T> more) __attribute__((always_inline)) {
+                before = before + to_doubles(select(more, load_pack<T>(kept + j * lanes), zero));
+            });
+            const Mask<T> left = narrow_mask(less(before, wanted));
+            store_pack(part + c * lanes, select(left, load_pack<T>(kept + c * lanes), zero));
+        }
+        copy_elements(kept, part, classes * lanes);
+    }
+    if (truncation.min_p > 0)
+        for (std::ptrdiff_t c = 0; c < classes; ++c) {
+            const Pack<T> e = load_pack<T>(kept + c * lanes);
+            store_pack(kept + c * lanes, select(less(e, top * broadcast(static_cast<T>(truncation.min_p))), zero, e));
+        }
+}
+
+// Classes of the first `count` slices of a tile, which have probabilities: for each slice, one for each of its numbers.
+template <class T>
+void draw_from_tile(const T* tile, std::ptrdiff_t classes, int count, double temperature, const Truncation& truncation,
+                    const double* uniform, std::ptrdiff_t draws, std::int64_t* to) {
+    constexpr int lanes = Pack<T>::lanes;
+    Pack<T> largest = broadcast(T(-infinity));
+    for (std::ptrdiff_t c = 0; c < classes; ++c) largest = max(load_pack<T>(tile + c * lanes), largest);
+    const OwnExponential<T> exp(largest, temperature);
+    T kept[lanes * fastsoftmax::few_classes];
+    for (std::ptrdiff_t c = 0; c < classes; ++c)
+        store_pack(kept + c * lanes, exp(load_pack<T>(tile + c * lanes)).rounded());
+    truncate_tile(tile, kept, classes, exp(largest).rounded(), truncation);
+    Doubles<T> total = doubles<T>(0);
+    for (std::ptrdiff_t c = 0; c < classes; ++c) total = total + to_doubles(load_pack<T>(kept + c * lanes));
+    const Mask<T> one = broadcast(Integer<T>(1));
+    for (std::ptrdiff_t d = 0; d < draws; ++d) {
+        double numbers[lanes] = {};
+        for (int i = 0; i < count; ++i) numbers[i] = uniform[i * draws + d];
+        const Doubles<T> limit = load_doubles<T>(numbers) * total;
+        Doubles<T> sum = doubles<T>(0);
+        Mask<T> found = broadcast(Integer<T>(0));
+        for (std::ptrdiff_t c = 0; c < classes; ++c) {
+            sum = sum + to_doubles(load_pack<T>(kept + c * lanes));
+            found = found + (one + narrow_mask(less(limit, sum)));
+        }
+        Integer<T> drawn[lanes];
+        store_pack(drawn, found);
+        for (int i = 0; i < count; ++i) {
+            std::ptrdiff_t c = drawn[i];
+            // A number that is rounded up to the whole takes the last that is left.
+            if (c == classes)
+                for (--c; c > 0 && !(kept[c * lanes + i] > 0);) --c;
+            to[i * draws + d] = c;
+        }
+    }
 }
 
 }  // namespace
