@@ -68,6 +68,12 @@ struct Left {
 // The bits at the end of all keys that are of no weight, as the scores are of a half type.
 int grain_of(ElementType type) { return type == ElementType::bfloat16 ? 16 : type == ElementType::float16 ? 13 : 0; }
 
+// Where the scores of a slice are: in the array, and perhaps gathered with its neighbours' in a tile.
+struct Source {
+    Offsets at;
+    const void* lane;
+};
+
 // What is the same for all slices of a call.
 struct Call {
     Call(const Slices& slices, double temperature_, const Truncation& truncation_)
@@ -94,23 +100,35 @@ struct Call {
 
     // Scores of a slice, where they are or in a buffer.
     template <class T>
-    const T* scores(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, double* buffer) const {
+    const T* scores(const Source& source, std::ptrdiff_t begin, std::ptrdiff_t end, double* buffer) const {
+        const std::ptrdiff_t place = source.at[Role::scores];
         if (plan.loop == Loop::rows && plan.type() == plan.computed())
-            return reinterpret_cast<const T*>(plan.slices.arrays[Role::scores].data + at[Role::scores]) + begin;
-        batch.transport.gather_block(Role::scores, at, begin, end, buffer);
-        return reinterpret_cast<const T*>(buffer);
+            return reinterpret_cast<const T*>(plan.slices.arrays[Role::scores].data + place) + begin;
+        auto* const to = reinterpret_cast<T*>(buffer);
+        if (const auto* lane = static_cast<const T*>(source.lane))
+            for (std::ptrdiff_t c = begin; c < end; ++c) to[c - begin] = lane[c * plan.lanes()];
+        else
+            batch.transport.gather_block(Role::scores, source.at, begin, end, to);
+        return to;
     }
 
-    // Calls f.operator()<T>(offsets, slice, memory) for each slice, on `threads` threads.
+    // Calls f.operator()<T>(source, slice, memory) for each slice, on `threads` threads.
     template <class F>
     void for_slices(int threads, std::ptrdiff_t doubles, F f) const {
         Scratch memory = batch.memory_for_runs(threads, doubles);
         batch.for_runs(0, plan.units, threads, plan.at_once, memory,
                        [&](const Offsets& first, std::ptrdiff_t position, std::ptrdiff_t length, double* own) {
+                           const Workspace workspace = plan.workspace(own);
+                           const bool tiles = plan.loop == Loop::tiles;
+                           if (tiles) batch.transport.gather(Role::scores, first, length, workspace.x);
                            plan.in_type([&]<class T> {
-                               for (std::ptrdiff_t i = 0; i < length; ++i)
-                                   f.template operator()<T>(plan.slices.batch.moved(first, i), position + i,
-                                                            plan.workspace(own).extra);
+                               const auto* x = reinterpret_cast<const T*>(workspace.x);
+                               for (std::ptrdiff_t i = 0; i < length; ++i) {
+                                   const std::ptrdiff_t lane = i % plan.lanes();
+                                   const Source source = {plan.slices.batch.moved(first, i),
+                                                          tiles ? x + (i - lane) * plan.classes + lane : nullptr};
+                                   f.template operator()<T>(source, position + i, workspace.extra);
+                               }
                            });
                        });
     }
@@ -150,8 +168,8 @@ struct Team {
 template <class T>
 class Slice {
   public:
-    Slice(const Team& team_, const Offsets& at, double* max_, double* sum)
-        : team(team_), call(team.call), max(max_), left{lowest_key<T>, call.plan.classes - 1}, at_(at), sum_(sum) {}
+    Slice(const Team& team_, const Source& source, double* max_, double* sum)
+        : team(team_), call(team.call), max(max_), left{lowest_key<T>, call.plan.classes - 1}, source_(source), sum_(sum) {}
 
     const Team& team;
     const Call& call;
@@ -169,7 +187,7 @@ class Slice {
             const T* x = scores(begin, end, thread);
             max[b] = sampling<T>().largest(x, end - begin);
             const bool fetches = dense && b + 1 < call.blocks;
-            const std::byte* next = array.data + at_[Role::scores] + end * bytes_of(array.type);
+            const std::byte* next = array.data + source_.at[Role::scores] + end * bytes_of(array.type);
             sum_[b] = sampling<T>().mass(x, end - begin, max[b], call.temperature, lowest_key<T>, nullptr,
                                          fetches ? next : nullptr, bytes_of(array.type));
         });
@@ -263,13 +281,13 @@ class Slice {
     }
 
   private:
-    const Offsets& at_;
+    const Source& source_;
     double* const sum_;
     bool collected_ = false;
 
     bool has(std::ptrdiff_t block, std::int64_t key) const { return key_of(static_cast<T>(max[block])) >= key; }
     const T* scores(std::ptrdiff_t begin, std::ptrdiff_t end, int thread) const {
-        return call.scores<T>(at_, begin, end, team.buffer(thread));
+        return call.scores<T>(source_, begin, end, team.buffer(thread));
     }
     T* collected(std::ptrdiff_t block) const { return reinterpret_cast<T*>(team.scores()) + block * most_collected; }
     std::uint16_t* places(std::ptrdiff_t block) const { return team.places() + block * most_collected; }
@@ -547,15 +565,15 @@ class Sampler::OfBlocks : public Work {
         if (call_.blocks == 0) return;
         const std::ptrdiff_t size = Team::size(call_);
         if (!call_.batch.shares_slices(threads_)) {
-            call_.for_slices(threads_, size, [&]<class T>(const Offsets& at, std::ptrdiff_t slice, double* memory) {
-                measure<T>({call_, 1, memory}, at, slice);
+            call_.for_slices(threads_, size, [&]<class T>(const Source& source, std::ptrdiff_t slice, double* memory) {
+                measure<T>({call_, 1, memory}, source, slice);
             });
             return;
         }
         Scratch memory(size, threads_);
         const Team team = {call_, threads_, memory.get()};
         call_.plan.in_type([&]<class T> {
-            for (std::ptrdiff_t i = 0; i < call_.plan.count; ++i) measure<T>(team, call_.plan.slices.batch.at(i), i);
+            for (std::ptrdiff_t i = 0; i < call_.plan.count; ++i) measure<T>(team, {call_.plan.slices.batch.at(i), nullptr}, i);
         });
     }
 
@@ -568,8 +586,8 @@ class Sampler::OfBlocks : public Work {
     void draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const override {
         if (draws == 0) return;
         call_.for_slices(threads_, 2 * call_.room + draws,
-                         [&]<class T>(const Offsets& at, std::ptrdiff_t slice, double* memory) {
-                             draw_from<T>(at, slice, uniform + slice * draws, draws, to + slice * draws, memory);
+                         [&]<class T>(const Source& source, std::ptrdiff_t slice, double* memory) {
+                             draw_from<T>(source, slice, uniform + slice * draws, draws, to + slice * draws, memory);
                          });
     }
 
@@ -586,9 +604,9 @@ class Sampler::OfBlocks : public Work {
     }
 
     template <class T>
-    void measure(const Team& team, const Offsets& at, std::ptrdiff_t i) {
+    void measure(const Team& team, const Source& source, std::ptrdiff_t i) {
         double* const sum = sum_.get() + i * call_.blocks;
-        Slice<T> slice(team, at, max_.get() + i * call_.blocks, sum);
+        Slice<T> slice(team, source, max_.get() + i * call_.blocks, sum);
         if (!slice.measure()) {
             sum[call_.blocks - 1] = std::numeric_limits<double>::quiet_NaN();
             return;
@@ -602,7 +620,7 @@ class Sampler::OfBlocks : public Work {
 
     // Draws in order of their numbers: so the exponentials of a block are computed once.
     template <class T>
-    void draw_from(const Offsets& at, std::ptrdiff_t i, const double* uniform, std::ptrdiff_t draws, std::int64_t* to,
+    void draw_from(const Source& source, std::ptrdiff_t i, const double* uniform, std::ptrdiff_t draws, std::int64_t* to,
                    double* memory) const {
         const double *const max = max_.get() + i * call_.blocks, *const sum = sum_.get() + i * call_.blocks;
         const Left left = call_.truncates ? left_[i] : Left{lowest_key<T>, call_.plan.classes - 1};
@@ -620,7 +638,7 @@ class Sampler::OfBlocks : public Work {
                 block = b;
                 left.for_parts(call_.begin_of(b), call_.end_of(b),
                                [&](std::ptrdiff_t begin, std::ptrdiff_t end, std::int64_t least) {
-                                   sampling<T>().mass(call_.scores<T>(at, begin, end, memory), end - begin, max[b],
+                                   sampling<T>().mass(call_.scores<T>(source, begin, end, memory), end - begin, max[b],
                                                       call_.temperature, least,
                                                       found.exponentials() + (begin - call_.begin_of(b)), nullptr, 0);
                                });
