@@ -84,7 +84,7 @@ struct Call {
           truncates(truncation.top_k < plan.classes || truncation.top_p < 1 || truncation.min_p > 0),
           blocks((plan.classes + block_size - 1) / block_size),
           room(std::min((plan.classes + step_size - 1) / step_size * step_size, block_size) + most_lanes),
-          bins(std::clamp<std::ptrdiff_t>(2 * plan.classes, 16, most_bins)) {}
+          bins(std::clamp<std::ptrdiff_t>(plan.classes / 4, 32, most_bins)) {}
 
     const Batch batch;
     const Plan& plan;
