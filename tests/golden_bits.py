@@ -128,7 +128,8 @@ GOLDEN_DTYPES = [*FLOATING, *(np.dtype(name) for name in dict.fromkeys(dtype.nam
 
 def bits(a: NDArray) -> bytes:
     """In C order; all NaN are one."""
-    a = np.where(np.isnan(a), np.asarray(np.nan, a.dtype), a)
+    if a.dtype.kind != "i":
+        a = np.where(np.isnan(a), np.asarray(np.nan, a.dtype), a)
     return a.astype(a.dtype.newbyteorder("<")).tobytes() if a.dtype != bfloat16 else a.view("<u2").tobytes()
 
 
