@@ -31,8 +31,9 @@ GAINS = ((1_000_000, 1.8), (100_000, 1.5), (0, 1 / ALONE))
 LEGEND = (
     "Wanted: 1.5 times as fast as the fastest other, 3 times with up to 32 classes or a class axis that is not the "
     "last; at most 1.4 times the time of exp, 2 times with up to 99 classes or such an axis; a call on fewer than 1000 "
-    "numbers in 1 µs or 1.3 times the time of np.exp; entropy in at most 1.5 times the time of logsumexp, sample in 1.3 times, 3 with top_k or top_p; with two "
-    "threads 1.8 times as fast as with one, or as much as exp gains if that is less, and with any number never slower. "
+    "numbers in 1 µs or 1.3 times the time of np.exp; entropy in at most 1.5 times the time of logsumexp, "
+    "sample in 1.3, with top_k or top_p in 3; with two threads 1.8 times as "
+    "fast as with one, or as much as exp gains if that is less, and with any number never slower. "
     "[NOTES.md](NOTES.md) says what bounds the cases of each kind, and what was tried."
 )
 BUSY_LEGEND = (

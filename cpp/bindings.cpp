@@ -332,7 +332,8 @@ py::object sample(const py::array& x, py::handle rng, const ClassAxes& axes, con
     if (undefined >= 0) return py::int_(undefined);
     const py::array numbers = uniform(rng, result.size());
     run(b.slices, [&] {
-        sampler->draw(static_cast<const double*>(numbers.data()), draws, static_cast<std::int64_t*>(result.mutable_data()));
+        sampler->draw(static_cast<const double*>(numbers.data()), draws,
+                      static_cast<std::int64_t*>(result.mutable_data()));
     });
     return finished(result, true);
 }
@@ -488,8 +489,7 @@ PyMethodDef methods[] = {
         "log_softmax", "log_softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<reduce>("logsumexp", "logsumexp($module, x, out, dtype, axes, b, where, keepdims, return_sign, /)\n--\n\n"),
     method<entropy>("entropy", "entropy($module, x, out, dtype, axes, temperature, where, keepdims, /)\n--\n\n"),
-    method<sample>("sample",
-                   "sample($module, x, rng, axes, size, temperature, top_k, top_p, min_p, where, /)\n--\n\n"),
+    method<sample>("sample", "sample($module, x, rng, axes, size, temperature, top_k, top_p, min_p, where, /)\n--\n\n"),
     method<transform_gradient<Operation::softmax_grad>>(
         "softmax_grad", "softmax_grad($module, y, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<transform_gradient<Operation::log_softmax_grad>>(

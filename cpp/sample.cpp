@@ -150,7 +150,9 @@ struct Team {
     double* factors() const { return memory + 2 * call.room; }
     Bin* bins(int thread) const { return reinterpret_cast<Bin*>(buffer(thread) + 2 * call.room + call.blocks); }
     double* scores() const { return memory + 2 * call.room + call.blocks + 2 * (call.bins + 1); }
-    std::ptrdiff_t* counts() const { return reinterpret_cast<std::ptrdiff_t*>(scores() + call.blocks * most_collected); }
+    std::ptrdiff_t* counts() const {
+        return reinterpret_cast<std::ptrdiff_t*>(scores() + call.blocks * most_collected);
+    }
     std::uint16_t* places() const { return reinterpret_cast<std::uint16_t*>(counts() + call.blocks); }
 
     // Calls f(block, thread) for each block of a slice.
@@ -169,7 +171,12 @@ template <class T>
 class Slice {
   public:
     Slice(const Team& team_, const Source& source, double* max_, double* sum)
-        : team(team_), call(team.call), max(max_), left{lowest_key<T>, call.plan.classes - 1}, source_(source), sum_(sum) {}
+        : team(team_),
+          call(team.call),
+          max(max_),
+          left{lowest_key<T>, call.plan.classes - 1},
+          source_(source),
+          sum_(sum) {}
 
     const Team& team;
     const Call& call;
@@ -372,8 +379,8 @@ class Selection {
         slice_.for_left(bracket_.low, classes_of_block,
                         [&](std::ptrdiff_t, const T* x, std::ptrdiff_t length, std::int64_t least, int thread) {
                             Bin* const own = team_.bins(thread);
-                            own->weight += weigh_(x, length, slice_.top, call_.temperature, bracket_, least, above,
-                                                  own + 1);
+                            own->weight +=
+                                weigh_(x, length, slice_.top, call_.temperature, bracket_, least, above, own + 1);
                         });
         Bin* const all = team_.bins(0);
         for (int i = 1; i < team_.threads; ++i)
@@ -459,7 +466,8 @@ class Selection {
                 return leave(bracket_.low, last.count, last.count);
             if (one_key) {
                 const std::int64_t weight = std::max<std::int64_t>(last.weight / last.count, 1);
-                const std::int64_t key = bracket_.low < 0 ? bracket_.low + (std::int64_t{1} << grain_) - 1 : bracket_.low;
+                const std::int64_t key =
+                    bracket_.low < 0 ? bracket_.low + (std::int64_t{1} << grain_) - 1 : bracket_.low;
                 return leave(key, (wanted - above + weight - 1) / weight, last.count);
             }
             fill_bins(block_size, false);
@@ -573,7 +581,8 @@ class Sampler::OfBlocks : public Work {
         Scratch memory(size, threads_);
         const Team team = {call_, threads_, memory.get()};
         call_.plan.in_type([&]<class T> {
-            for (std::ptrdiff_t i = 0; i < call_.plan.count; ++i) measure<T>(team, {call_.plan.slices.batch.at(i), nullptr}, i);
+            for (std::ptrdiff_t i = 0; i < call_.plan.count; ++i)
+                measure<T>(team, {call_.plan.slices.batch.at(i), nullptr}, i);
         });
     }
 
@@ -620,8 +629,8 @@ class Sampler::OfBlocks : public Work {
 
     // Draws in order of their numbers: so the exponentials of a block are computed once.
     template <class T>
-    void draw_from(const Source& source, std::ptrdiff_t i, const double* uniform, std::ptrdiff_t draws, std::int64_t* to,
-                   double* memory) const {
+    void draw_from(const Source& source, std::ptrdiff_t i, const double* uniform, std::ptrdiff_t draws,
+                   std::int64_t* to, double* memory) const {
         const double *const max = max_.get() + i * call_.blocks, *const sum = sum_.get() + i * call_.blocks;
         const Left left = call_.truncates ? left_[i] : Left{lowest_key<T>, call_.plan.classes - 1};
         Found<T> found(memory + call_.room);
@@ -687,9 +696,9 @@ class Sampler::OfFewClasses : public Work {
                                  call_.batch.transport.gather(Role::scores, first, length, tiles);
                                  plan.in_type([&]<class T> {
                                      for (std::ptrdiff_t i = 0; i < length; i += plan.unit)
-                                         f.template operator()<T>(
-                                             reinterpret_cast<const T*>(tiles) + i * plan.classes, position + i,
-                                             static_cast<int>(std::min(plan.unit, length - i)));
+                                         f.template operator()<T>(reinterpret_cast<const T*>(tiles) + i * plan.classes,
+                                                                  position + i,
+                                                                  static_cast<int>(std::min(plan.unit, length - i)));
                                  });
                              });
     }

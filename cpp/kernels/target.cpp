@@ -128,7 +128,7 @@ void fill_scatter(Kernels& k) {
 }
 
 template <class T>
-constexpr Sampling<T> sampling_in = {::largest_score<T>, ::mass_of_block<T>, ::collect_scores<T>,
+constexpr Sampling<T> sampling_in = {::largest_score<T>,      ::mass_of_block<T>,     ::collect_scores<T>,
                                      ::weigh_block<T, false>, ::weigh_block<T, true>, ::undefined_in_tile<T>,
                                      ::draw_from_tile<T>};
 

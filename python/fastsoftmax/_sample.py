@@ -92,9 +92,7 @@ def sample(
     array([[1, 1, 2, 2, 2, 2],
            [0, 1, 1, 0, 1, 0]])
     """
-    array, axes, draws, *options, mask = sample_arguments(
-        x, rng, axis, size, temperature, top_k, top_p, min_p, where
-    )
+    array, axes, draws, *options, mask = sample_arguments(x, rng, axis, size, temperature, top_k, top_p, min_p, where)
     result = _core.sample(array, rng, axes, draws, *options, mask)
     if type(result) is int:
         refuse_slice(array, axes, mask, result)

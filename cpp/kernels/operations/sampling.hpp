@@ -136,8 +136,8 @@ std::ptrdiff_t collect_scores(const T* x, std::ptrdiff_t count, std::int64_t lea
     return found;
 }
 
-// Adds what scores within the bracket weigh to the bins, in order of their keys, but for keys below `least`; returns what
-// those above it weigh, if asked. The weight of a score is 1, or its exponential relative to `max` in units of
+// Adds what scores within the bracket weigh to the bins, in order of their keys, but for keys below `least`; returns
+// what those above it weigh, if asked. The weight of a score is 1, or its exponential relative to `max` in units of
 // 2^-weight_bits, nearly.
 template <class T, bool by_mass>
 std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
