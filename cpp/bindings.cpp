@@ -319,8 +319,8 @@ py::array uniform(py::handle rng, py::ssize_t draws) {
 }
 
 // The draws; or the position of the first slice that has no probabilities.
-py::object sample(const py::array& x, py::handle rng, const ClassAxes& axes, const MaybeIndex& size, double temperature,
-                  const MaybeIndex& top_k, double top_p, double min_p, const MaybeArray& where) {
+py::object sample(const py::array& x, const ClassAxes& axes, const MaybeIndex& size, double temperature,
+                  const MaybeIndex& top_k, double top_p, double min_p, const MaybeArray& where, py::handle rng) {
     Builder b(x, axes);
     b.set(Role::scores, x);
     b.set(Role::mask, where);
@@ -489,7 +489,7 @@ PyMethodDef methods[] = {
         "log_softmax", "log_softmax($module, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<reduce>("logsumexp", "logsumexp($module, x, out, dtype, axes, b, where, keepdims, return_sign, /)\n--\n\n"),
     method<entropy>("entropy", "entropy($module, x, out, dtype, axes, temperature, where, keepdims, /)\n--\n\n"),
-    method<sample>("sample", "sample($module, x, rng, axes, size, temperature, top_k, top_p, min_p, where, /)\n--\n\n"),
+    method<sample>("sample", "sample($module, x, axes, size, temperature, top_k, top_p, min_p, where, rng, /)\n--\n\n"),
     method<transform_gradient<Operation::softmax_grad>>(
         "softmax_grad", "softmax_grad($module, y, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<transform_gradient<Operation::log_softmax_grad>>(

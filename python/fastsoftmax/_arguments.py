@@ -692,7 +692,7 @@ def sample_arguments(
     min_p: Any,
     where: ArrayLike | None,
 ) -> tuple[Array, tuple[int, ...], int | None, float, int | None, float, float, Array | None]:
-    """The arguments of sample; None of `top_k` keeps all."""
+    """The arguments of sample, in the order in which the core takes them, which wants `rng` besides."""
     array = x if type(x) is ndarray else to_array(x, "x")
     if array.dtype not in _result_dtypes:
         result_dtype(array.dtype, "x")

@@ -51,7 +51,6 @@ def entropy(
 ) -> Any: ...
 def sample(
     x: _Array,
-    rng: np.random.Generator,  # asked once, when all slices are found to have probabilities
     axes: tuple[int, ...],
     size: int | None,  # None: one draw of each slice, without an axis
     temperature: float,
@@ -59,6 +58,7 @@ def sample(
     top_p: float,
     min_p: float,
     where: _Array | None,
+    rng: np.random.Generator,  # asked once, when all slices are found to have probabilities
     /,
 ) -> Any:
     """The classes drawn; or an int, the position of the first slice, in C order, that has no probabilities."""

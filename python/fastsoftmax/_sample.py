@@ -92,8 +92,9 @@ def sample(
     array([[1, 1, 2, 2, 2, 2],
            [0, 1, 1, 0, 1, 0]])
     """
-    array, axes, draws, *options, mask = sample_arguments(x, rng, axis, size, temperature, top_k, top_p, min_p, where)
-    result = _core.sample(array, rng, axes, draws, *options, mask)
+    arguments = sample_arguments(x, rng, axis, size, temperature, top_k, top_p, min_p, where)
+    result = _core.sample(*arguments, rng)
     if type(result) is int:
+        array, axes, *_, mask = arguments
         refuse_slice(array, axes, mask, result)
     return result

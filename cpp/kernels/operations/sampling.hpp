@@ -31,9 +31,12 @@ FASTSOFTMAX_INLINE Pack<T, packs> rounded_exponentials(const Exp& exp, Pack<T, p
     if constexpr (packs == packs_at_once || packs == 1) {
         return exp(x).rounded();
     } else {
-        Pack<T, packs> e;
-        unrolled<packs>([&](int k) __attribute__((always_inline)) { set_part(e, k, exp(part(x, k)).rounded()); });
-        return e;
+        // A loop, so that the code is there once: it may be long where a pack is several registers.
+        constexpr int lanes = Pack<T>::lanes;
+        T e[packs * lanes];
+        store_pack(e, x);
+        for (int k = 0; k < packs; ++k) store_pack(e + k * lanes, exp(load_pack<T>(e + k * lanes)).rounded());
+        return load_pack<T, packs>(e);
     }
 }
 
