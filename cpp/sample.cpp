@@ -135,14 +135,14 @@ struct Call {
 };
 
 // The threads that share a slice, or the one that has it, and the memory of each: two blocks, bins with one more for
-// what lies above them, and of the first a factor for each block, and what is collected of it.
+// what lies above them, and of the first a factor for each block, and what is collected of it and lies above that.
 struct Team {
     const Call& call;
     int threads;
     double* memory;
 
     static std::ptrdiff_t size(const Call& call) {
-        const std::ptrdiff_t place = sizeof(std::uint16_t), of_block = most_collected + most_collected * place / 8 + 1;
+        const std::ptrdiff_t place = sizeof(std::uint16_t), of_block = most_collected + most_collected * place / 8 + 2;
         return 2 * call.room + call.blocks + (call.truncates ? 2 * (call.bins + 1) + call.blocks * of_block : 0);
     }
     double* buffer(int thread) const { return memory + thread * size(call); }
@@ -153,7 +153,8 @@ struct Team {
     std::ptrdiff_t* counts() const {
         return reinterpret_cast<std::ptrdiff_t*>(scores() + call.blocks * most_collected);
     }
-    std::uint16_t* places() const { return reinterpret_cast<std::uint16_t*>(counts() + call.blocks); }
+    double* above() const { return reinterpret_cast<double*>(counts() + call.blocks); }
+    std::uint16_t* places() const { return reinterpret_cast<std::uint16_t*>(above() + call.blocks); }
 
     // Calls f(block, thread) for each block of a slice.
     template <class F>
@@ -207,7 +208,7 @@ class Slice {
 
     // What is left.
     void measure_left() {
-        std::fill_n(sum_, call.blocks, 0);
+        for (std::ptrdiff_t b = 0; b < call.blocks; ++b) sum_[b] = collected_ && all_above_ ? team.above()[b] : 0;
         for_left(left.least, block_size,
                  [&](std::ptrdiff_t b, const T* x, std::ptrdiff_t count, std::int64_t least, int) {
                      sum_[b] += sampling<T>().mass(x, count, max[b], call.temperature, least, nullptr, nullptr, 0);
@@ -250,21 +251,31 @@ class Slice {
         });
     }
 
-    // Collects the classes of keys from `least` on, unless they are too many. From then on only these are looked at.
-    void collect(std::int64_t least) {
+    // Collects the classes within the bracket, unless they are too many. From then on only these are looked at: what
+    // lies above is left, and only its sum is taken.
+    void collect(const Bracket& bracket) {
         if (collected_) return;
+        all_above_ = bracket.high < key_of(static_cast<T>(top));
         std::atomic<bool> fit = true;
         team.for_blocks([&](std::ptrdiff_t b, int thread) {
             const std::ptrdiff_t begin = call.begin_of(b), end = call.end_of(b);
             std::ptrdiff_t& count = team.counts()[b] = 0;
-            if (!fit.load(std::memory_order_relaxed) || !has(b, least)) return;
-            count = sampling<T>().collect(scores(begin, end, thread), end - begin, least, most_collected, collected(b),
-                                          places(b));
+            team.above()[b] = 0;
+            if (!fit.load(std::memory_order_relaxed) || !has(b, bracket.low)) return;
+            count =
+                sampling<T>().collect(scores(begin, end, thread), end - begin, max[b], call.temperature, bracket,
+                                      most_collected, collected(b), places(b), all_above_ ? team.above() + b : nullptr);
             if (count > most_collected) fit.store(false, std::memory_order_relaxed);
         });
         collected_ = fit;
     }
+    // The sum of what lies above what is collected, relative to the largest exponential.
+    double above() const { return std::inner_product(team.above(), team.above() + call.blocks, team.factors(), 0.0); }
     void drop_collected() { collected_ = false; }
+    void leave_from(std::int64_t least) {
+        left = {least, call.plan.classes - 1};
+        collected_ = collected_ && !all_above_;
+    }
     bool has_collected() const { return collected_; }
 
     // The class that is the `count`-th of a key among those up to left.last.
@@ -290,7 +301,7 @@ class Slice {
   private:
     const Source& source_;
     double* const sum_;
-    bool collected_ = false;
+    bool collected_ = false, all_above_ = false;
 
     bool has(std::ptrdiff_t block, std::int64_t key) const { return key_of(static_cast<T>(max[block])) >= key; }
     const T* scores(std::ptrdiff_t begin, std::ptrdiff_t end, int thread) const {
@@ -336,7 +347,8 @@ class Selection {
     bool keep_part(double part) {
         weigh_ = sampling<T>().by_mass;
         const double total = slice_.total();
-        mass_ = total * static_cast<double>(weight_of(key_of(static_cast<T>(slice_.top))));
+        unit_ = static_cast<double>(weight_of(key_of(static_cast<T>(slice_.top))));
+        mass_ = total * unit_;
         const auto wanted = static_cast<std::int64_t>(part * sums_reach<T> * mass_) + 1;
         // Classes of less than this, all together, are less than what need not be left.
         const double least = (1 - part) * total / static_cast<double>(call_.plan.classes);
@@ -349,7 +361,7 @@ class Selection {
     const Call& call_;
     const Team& team_;
     typename Sampling<T>::Weigh* weigh_ = nullptr;
-    double mass_ = 0;  // of all classes
+    double mass_ = 0, unit_ = 0;  // of all classes; of the largest
     Bracket bracket_ = {};
     int grain_;
 
@@ -399,8 +411,8 @@ class Selection {
     }
 
     // Narrows the bracket to where the last class to be left lies, by all that some classes tell: three times their
-    // standard error.
-    void narrow(std::int64_t wanted) {
+    // standard error. Whether many may be above its lower end.
+    bool narrow(std::int64_t wanted) {
         fill_bins(block_size / inspected_part, false);
         const auto target = static_cast<double>(wanted);
         const std::ptrdiff_t count = count_bins();
@@ -421,7 +433,10 @@ class Selection {
             below += static_cast<double>(bins()[j].weight) * inspected_part;
             above -= static_cast<double>(bins()[j].weight) * inspected_part;
         }
+        std::int64_t candidates = 0;
+        for (std::ptrdiff_t j = from; j < count; ++j) candidates += bins()[j].count * inspected_part;
         enter(from, to);
+        return candidates > call_.blocks * most_collected / 2;
     }
 
     // `wanted` of those from key `low` on, which are enough unless all are left.
@@ -441,15 +456,20 @@ class Selection {
         bool found = false;
         if (!slice_.has_collected() && call_.blocks >= blocks_to_inspect) {
             widen(inspect_from);
-            narrow(wanted);
-            slice_.collect(bracket_.low);
+            const Bracket whole = bracket_;
+            const bool many = narrow(wanted);
+            Bracket collected = bracket_;
+            if (!(by_mass() && many)) collected.high = whole.high;
+            slice_.collect(collected);
             above = fill_bins(block_size, true);
+            if (slice_.has_collected() && collected.high < whole.high)
+                above = static_cast<std::int64_t>(slice_.above() * unit_);
             found = above < wanted && find_bin();
             if (!found) slice_.drop_collected();
         }
         if (!found) {
             widen(low);
-            slice_.collect(bracket_.low);
+            slice_.collect(bracket_);
             above = fill_bins(block_size, true);
             if (!find_bin()) {
                 slice_.drop_collected();
@@ -498,7 +518,7 @@ void truncate(Slice<T>& slice) {
     if (t.min_p > 0) {
         const std::int64_t least = key_from<T>(slice.top + slice.call.temperature * std::log(t.min_p));
         if (least > slice.left.least) {
-            slice.left = {least, slice.call.plan.classes - 1};
+            slice.leave_from(least);
             cut = true;
         }
     }

@@ -234,8 +234,8 @@ struct Sampling {
     double (*largest)(const T* x, std::ptrdiff_t count);
     double (*mass)(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to,
                    const std::byte* next, std::ptrdiff_t next_bytes);
-    std::ptrdiff_t (*collect)(const T* x, std::ptrdiff_t count, std::int64_t least, std::ptrdiff_t most, T* scores,
-                              std::uint16_t* places);
+    std::ptrdiff_t (*collect)(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
+                              std::ptrdiff_t most, T* scores, std::uint16_t* places, double* above);
     Weigh *by_number, *by_mass;
     // Tiles of few classes.
     std::uint32_t (*undefined)(const T* tile, std::ptrdiff_t classes);

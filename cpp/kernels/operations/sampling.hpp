@@ -112,30 +112,41 @@ double mass_of_block(const T* x, std::ptrdiff_t count, double max, double temper
     return total == 0 ? 0 : total / static_cast<double>(lane(exp(largest).rounded(), 0));
 }
 
-// The scores whose key is not below `least`, and where they are; returns how many, or some number beyond `most`.
+// The scores within the bracket, and where they are; returns how many, or some number beyond `most`. Of those above it,
+// unless `above` is null, the sum that mass_of_block gives.
 template <class T>
-std::ptrdiff_t collect_scores(const T* x, std::ptrdiff_t count, std::int64_t least, std::ptrdiff_t most, T* scores,
-                              std::uint16_t* places) {
-    const Pack<T> lowest = broadcast(score_of<T>(least));
+std::ptrdiff_t collect_scores(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
+                              std::ptrdiff_t most, T* scores, std::uint16_t* places, double* above) {
+    constexpr int lanes = Pack<T>::lanes;
+    constexpr std::uint32_t all = (1ull << lanes) - 1;
+    const Pack<T> largest = broadcast(static_cast<T>(max));
+    const Pack<T> low = broadcast(score_of<T>(bracket.low)), high = broadcast(score_of<T>(bracket.high));
+    const OwnExponential<T> exp(largest, temperature);
+    Doubles<T> sum = doubles<T>(0);
     std::ptrdiff_t found = 0;
     for_groups(x, count, [&]<int packs>(Pack<T, packs> v, std::ptrdiff_t i) __attribute__((always_inline)) {
-        constexpr int lanes = Pack<T>::lanes;
-        constexpr std::uint32_t all = (1ull << lanes) - 1;
-        if (found > most || lane_bits(less(max_of_packs(v), lowest)) == all) return;
-        std::uint64_t bits = 0;
+        if (found > most || lane_bits(less(max_of_packs(v), low)) == all) return;
+        std::uint64_t within = 0, beyond = 0;
         unrolled<packs>([&](int k) __attribute__((always_inline)) {
-            bits |= std::uint64_t{all & ~lane_bits(less(part(v, k), lowest))} << (k * lanes);
+            const std::uint32_t bits = lane_bits(less(high, part(v, k)));
+            beyond |= std::uint64_t{bits} << (k * lanes);
+            within |= std::uint64_t{all & ~(lane_bits(less(part(v, k), low)) | bits)} << (k * lanes);
         });
-        for (; bits != 0; bits &= bits - 1, ++found) {
+        if (above && beyond != 0) {
+            const Pack<T, packs> zero = broadcast<T, packs>(T(0)), e = rounded_exponentials(exp, v);
+            sum = sum + to_doubles(sum_of_packs(select(less(repeat<packs>(high), v), e, zero)));
+        }
+        for (; within != 0; within &= within - 1, ++found) {
             if (found >= most) {
                 found = most + 1;
                 return;
             }
-            const std::ptrdiff_t place = i + __builtin_ctzll(bits);
+            const std::ptrdiff_t place = i + __builtin_ctzll(within);
             scores[found] = x[place];
             places[found] = static_cast<std::uint16_t>(place);
         }
     });
+    if (above) *above = folded_doubles<T>(sum) / static_cast<double>(lane(exp(largest).rounded(), 0));
     return found;
 }
 
