@@ -23,6 +23,7 @@ def check(dtype: type, tolerance: float) -> None:
         "entropy": (x,),
         "log_softmax_at": (x, targets),
         "log_softmax_top_k": (x, 5),
+        "sample": (x, np.random.default_rng(1)),
         "softmax_grad": (reference.softmax(x), dy),
         "log_softmax_grad": (reference.log_softmax(x), dy),
         "cross_entropy": (x, targets),

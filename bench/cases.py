@@ -19,6 +19,9 @@ Operation = Literal[
     "entropy",
     "log_softmax_at",
     "log_softmax_top_k",
+    "sample",
+    "sample_top_k",
+    "sample_top_p",
     "softmax_grad",
     "log_softmax_grad",
     "cross_entropy",
@@ -35,6 +38,10 @@ PREALLOCATE_BYTES = 4 * 2**20
 
 # The limits of smaller cases are not those of a loop but of a call.
 CALL_ELEMENTS = 1000
+
+# What draws leave.
+TOP_K = 50
+TOP_P = 0.9
 
 # The vocabulary step: the width of a token's features, and how many tokens' logits exist at one time.
 FEATURES = 64
@@ -56,7 +63,7 @@ class Case:
     @property
     def name(self) -> str:
         operation = self.operation.replace("_with_grad", " + gradient").replace("_grad", " gradient")
-        words = [operation.replace("_step", " step")]
+        words = [operation.replace("_step", " step").replace("sample_", "sample ")]
         if self.dtype != "float32":
             words.append(self.dtype)
         if self.strided:
@@ -107,8 +114,15 @@ class Case:
     @property
     def signature(self) -> dict[str, bool]:
         """The signature of the core's operation that computes it."""
+        if self.draws:
+            return {"second": False, "labels": False, "output": False}
         both = self.operation in ("cross_entropy_with_grad", "vocabulary_step")
         return SIGNATURES["cross_entropy_grad" if both else self.operation]
+
+    @property
+    def draws(self) -> bool:
+        """Whether the result is random: a class of each slice."""
+        return self.operation.startswith("sample")
 
     @property
     def has_loss(self) -> bool:
@@ -178,6 +192,7 @@ class Workload:
         if self.case.result:
             return self.case.result != "new"
         fits = self.case.operation not in ("cross_entropy", "vocabulary_step", "log_softmax_top_k")
+        fits = fits and not self.case.draws
         return fits and math.prod(self.result_shape) * self.dtype.itemsize >= PREALLOCATE_BYTES
 
     @cached_property
@@ -285,6 +300,17 @@ GROUPS: dict[str, list[Case]] = {
         Case("cross_entropy_with_grad", (512, 32_000)),
         Case("cross_entropy_with_grad", (16, 128_256)),
     ],
+    "Draws": [
+        *(
+            Case(operation, shape, dtype=dtype)
+            for shape in ((1, 128_256), (64, 128_256))
+            for dtype in ("float32", "float16", "bfloat16")
+            for operation in ("logsumexp", "sample", "sample_top_k", "sample_top_p")
+        ),
+        Case("sample", (100_000, 10)),
+        Case("sample", (4096, 1000)),
+        Case("sample", (4, 19, 128, 128), axis=1),
+    ],
     "Other dtypes": [
         *(
             case
@@ -330,6 +356,7 @@ QUICK = frozenset(
         Case("entropy", (4096, 1000)),
         Case("log_softmax_at", (4096, 1000)),
         Case("log_softmax_top_k", (4096, 1000), k=5),
+        Case("sample_top_p", (1, 128_256)),
         Case("cross_entropy", (16, 128_256)),
         Case("cross_entropy_with_grad", (100_000, 10)),
         Case("cross_entropy_with_grad", (4096, 1000)),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import CHUNK, Array, Workload
+from .cases import CHUNK, TOP_K, TOP_P, Array, Workload
 
 Call = Callable[[], Any]
 
@@ -71,6 +71,10 @@ class NumpyApi(Contender):
         case = work.case
         if case.operation == "vocabulary_step":
             return partial(self._vocabulary_step, work.features, work.weights, work.targets)
+        if case.draws:
+            options: dict[str, Any] = {"sample_top_k": {"top_k": TOP_K}, "sample_top_p": {"top_p": TOP_P}}
+            rng = np.random.default_rng(20)
+            return partial(self._module.sample, work.x, rng, case.axis, **options.get(case.operation, {}))
         function = getattr(self._module, case.operation)
         out: dict[str, Any] = {"out": work.out} if work.preallocates else {}
         if case.keywords:

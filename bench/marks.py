@@ -14,7 +14,14 @@ from .race import OURS, CaseResult, Run
 FEW = 32  # classes
 CALL_SECONDS = 1e-6
 # How many times as long as logsumexp of the same scores.
-OF_LOGSUMEXP = {"entropy": 1.5, "log_softmax_at": 1.1, "log_softmax_top_k": 1.5}
+OF_LOGSUMEXP = {
+    "entropy": 1.5,
+    "log_softmax_at": 1.1,
+    "log_softmax_top_k": 1.5,
+    "sample": 1.3,
+    "sample_top_k": 3.0,
+    "sample_top_p": 3.0,
+}
 # The noise in a ratio of two loops that take the same time.
 NOISE = 0.05
 # From here on, several threads have to be worth while.
@@ -32,9 +39,9 @@ LEGEND = (
     "Wanted: 1.5 times as fast as the fastest other, 3 times with up to 32 classes or a class axis that is not the "
     "last; at most 1.4 times the time of exp, 2 times with up to 99 classes or such an axis; a call on fewer than 1000 "
     "numbers in 1 µs or 1.3 times the time of np.exp; entropy and the k largest in at most 1.5 times the time of "
-    "logsumexp, log-probabilities at indices in 1.1 times; with two threads 1.8 times as fast as with one, or as much "
-    "as exp gains if that is less, and with any number never slower. [NOTES.md](NOTES.md) says what bounds the cases "
-    "of each kind, and what was tried."
+    "logsumexp, log-probabilities at indices in 1.1 times, sample in 1.3, with top_k or top_p in 3; with two threads "
+    "1.8 times as fast as with one, or as much as exp gains if that is less, and with any number never slower. "
+    "[NOTES.md](NOTES.md) says what bounds the cases of each kind, and what was tried."
 )
 BUSY_LEGEND = (
     "Wanted of fastsoftmax: beside processes that spin, at most 1.1 times the median with one thread, 1.2 times the "

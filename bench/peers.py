@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Array, Case, Operation, Workload
+from .cases import TOP_K, TOP_P, Array, Case, Operation, Workload
 from .contenders import Call, Contender, Unsupported
 
 
@@ -51,6 +51,8 @@ class Torch(Contender):
                 return partial(self._at, x, targets.unsqueeze(case.axis), case.axis)
             case "log_softmax_top_k":
                 return partial(self._top, x, case.k, case.axis)
+            case "sample" | "sample_top_k" | "sample_top_p":
+                return partial(getattr(self, f"_{case.operation}"), x.movedim(case.axis, -1).reshape(-1, case.classes))
             case "softmax_grad" | "log_softmax_grad":
                 forward = case.operation.removesuffix("_grad")
                 y = getattr(torch, forward)(x, case.axis)
@@ -78,6 +80,28 @@ class Torch(Contender):
     def _top(x: Any, k: int, axis: int) -> Any:
         """Without the indices, which differ where scores are equal."""
         return x.topk(k, axis).values - x.logsumexp(axis, keepdim=True)
+
+    @staticmethod
+    def _sample(x: Any) -> Any:
+        import torch
+
+        return torch.multinomial(torch.softmax(x, -1), 1)
+
+    @staticmethod
+    def _sample_top_k(x: Any) -> Any:
+        import torch
+
+        scores, classes = torch.topk(x, TOP_K)
+        return classes.gather(-1, torch.multinomial(torch.softmax(scores, -1), 1))
+
+    @staticmethod
+    def _sample_top_p(x: Any) -> Any:
+        import torch
+
+        scores, classes = torch.sort(x, descending=True)
+        p = torch.softmax(scores, -1, dtype=torch.float32)
+        p = p.masked_fill(p.cumsum(-1) - p >= TOP_P, 0)
+        return classes.gather(-1, torch.multinomial(p, 1))
 
     @staticmethod
     def _with_gradient(loss_of: Call, x: Any, axis: int) -> Call:
@@ -275,6 +299,8 @@ class Jax(Contender):
             arrays = [work.x, work.targets] if case.has_loss or case.operation == "log_softmax_at" else [work.x]
         if case.operation in ("softmax_grad", "log_softmax_grad"):
             arrays = [np.asarray(getattr(jax.nn, case.operation.removesuffix("_grad"))(work.x, case.axis)), work.dy]
+        if case.draws:
+            arrays.append(jax.random.key(0))
         inputs = [jax.numpy.asarray(array) for array in arrays]
         return lambda: jax.block_until_ready(compiled(*inputs))
 
@@ -316,6 +342,22 @@ class Jax(Contender):
         def step(features: Any, weights: Any, targets: Any) -> Any:
             return loss(features @ weights.T, targets)
 
+        def sample(x: Any, key: Any) -> Any:
+            return jax.random.categorical(key, x, axis)
+
+        def sample_top_k(x: Any, key: Any) -> Any:
+            scores, classes = jax.lax.top_k(jnp.moveaxis(x, axis, -1), TOP_K)
+            drawn = jax.random.categorical(key, scores)
+            return jnp.take_along_axis(classes, drawn[..., None], -1)
+
+        def sample_top_p(x: Any, key: Any) -> Any:
+            x = jnp.moveaxis(x, axis, -1)
+            classes = jnp.argsort(-x, -1)
+            scores = jnp.take_along_axis(x, classes, -1)
+            p = jax.nn.softmax(scores.astype(jnp.float32))
+            drawn = jax.random.categorical(key, jnp.where(jnp.cumsum(p, -1) - p < TOP_P, scores, -jnp.inf))
+            return jnp.take_along_axis(classes, drawn[..., None], -1)
+
         function: Callable[..., Any]
         match operation:
             case "softmax" | "log_softmax" | "logsumexp":
@@ -326,6 +368,12 @@ class Jax(Contender):
                 function = at
             case "log_softmax_top_k":
                 function = top
+            case "sample":
+                function = sample
+            case "sample_top_k":
+                function = sample_top_k
+            case "sample_top_p":
+                function = sample_top_p
             case "cross_entropy":
                 function = loss if reduction == "mean" else losses
             case "cross_entropy_with_grad":

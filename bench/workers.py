@@ -16,7 +16,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import numpy as np
 
-from .cases import Array, Case, Workload
+from .cases import TOP_K, TOP_P, Array, Case, Workload
 from .contenders import Call, Contender, definition
 
 SAMPLE_SECONDS = 2e-4  # a sample repeats its call until it lasts this long
@@ -85,6 +85,9 @@ class Station:
             # Copied, as the reference may write to the same array.
             got = tuple(np.array(part) for part in self.contender.arrays(self.call()))
             self.work.renew()
+            if case.draws:
+                _check_draws(self.contender.name, got[0], self.work)
+                return self.work.preallocates
             _compare(self.contender.name, got, _right(self.work), case.dtype)
         return self.work.preallocates
 
@@ -239,6 +242,22 @@ def _compare(name: str, got: tuple[Array, ...], wanted: tuple[Array, ...], dtype
             if not np.allclose(wide_a, wide_b, relative, absolute * largest, equal_nan=True):
                 worst = np.max(np.abs(wide_a - wide_b))
                 raise Disagreement(f"{name} disagrees with the reference by up to {worst:.2g}")
+
+
+def _check_draws(name: str, drawn: Array, work: Workload) -> None:
+    """Each class drawn is among those that are left; of equal scores any may be."""
+    case = work.case
+    rows = np.moveaxis(work.x, case.axis, -1).reshape(-1, case.classes).astype(np.float64)
+    if drawn.size != len(rows) or drawn.min() < 0 or drawn.max() >= case.classes:
+        raise Disagreement(f"{name} draws no class of each slice")
+    for row, c in zip(rows, drawn.reshape(-1), strict=True):
+        larger = row[row > row[c]]
+        if case.operation == "sample_top_k" and larger.size >= TOP_K:
+            raise Disagreement(f"{name} draws a class of rank {larger.size}")
+        if case.operation == "sample_top_p":
+            part = np.exp(larger - row.max()).sum() / np.exp(row - row.max()).sum()
+            if part > TOP_P + 1e-3:
+                raise Disagreement(f"{name} draws a class below {part:.4f} of the probability")
 
 
 def _blocks(a: Array, b: Array, size: int = 2**20) -> list[tuple[Array, Array]]:

@@ -194,6 +194,16 @@ class Builder {
         return empty(dtype, count, shape);
     }
 
+    // A new array for class indices: `size` a slice on a last axis, or one without.
+    py::array draws(const MaybeIndex& size) const {
+        py::ssize_t shape[most_axes + 1];
+        int count = 0;
+        for (int d = 0; d < all_.ndim(); ++d)
+            if (!class_axes_[d]) shape[count++] = all_.shape(d);
+        if (size) shape[count++] = *size;
+        return empty(py::dtype::of<std::int64_t>(), count, shape);
+    }
+
     static py::array empty(py::dtype dtype, int axes, const py::ssize_t* shape) {
         const auto& numpy = py::detail::npy_api::get();
         PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(), axes, shape, nullptr,
@@ -336,6 +346,38 @@ py::tuple log_softmax_top_k(const py::array& x, std::int64_t k, const py::dtype&
     b.slices.own.append(own);
     run(b.slices, [&] { compute_top(Operation::log_softmax_top_k, b.slices, temperature); });
     return py::make_tuple(values, labels);
+}
+
+// One number in [0, 1) for each draw, in their order.
+py::array uniform(py::handle rng, py::ssize_t draws) {
+    const py::object drawn = rng.attr("random")(draws);
+    if (!py::isinstance<py::array_t<double, py::array::c_style>>(drawn))
+        throw py::type_error("rng.random(n) has to return an array of float64");
+    auto numbers = py::reinterpret_borrow<py::array>(drawn);
+    const auto* begin = static_cast<const double*>(numbers.data());
+    if (numbers.size() != draws || !std::all_of(begin, begin + draws, [](double u) { return 0 <= u && u < 1; }))
+        throw py::value_error("rng.random(n) has to return n numbers in [0, 1)");
+    return numbers;
+}
+
+// The draws; or the position of the first slice that has no probabilities.
+py::object sample(const py::array& x, const ClassAxes& axes, const MaybeIndex& size, double temperature,
+                  const MaybeIndex& top_k, double top_p, double min_p, const MaybeArray& where, py::handle rng) {
+    Builder b(x, axes);
+    b.set(Role::scores, x);
+    b.set(Role::mask, where);
+    const std::ptrdiff_t draws = size.value_or(1);
+    py::array result = b.draws(size);
+    std::optional<Sampler> sampler;
+    run(b.slices, [&] { sampler.emplace(b.slices, temperature, Truncation{top_k.value_or(INT64_MAX), top_p, min_p}); });
+    const std::ptrdiff_t undefined = sampler->find_undefined();
+    if (undefined >= 0) return py::int_(undefined);
+    const py::array numbers = uniform(rng, result.size());
+    run(b.slices, [&] {
+        sampler->draw(static_cast<const double*>(numbers.data()), draws,
+                      static_cast<std::int64_t*>(result.mutable_data()));
+    });
+    return finished(result, true);
 }
 
 Reduction reduction_of(std::string_view name) {
@@ -498,6 +540,7 @@ PyMethodDef methods[] = {
                            "log_softmax_at($module, x, indices, out, dtype, axis, temperature, where, /)\n--\n\n"),
     method<log_softmax_top_k>("log_softmax_top_k",
                               "log_softmax_top_k($module, x, k, dtype, axis, temperature, where, /)\n--\n\n"),
+    method<sample>("sample", "sample($module, x, axes, size, temperature, top_k, top_p, min_p, where, rng, /)\n--\n\n"),
     method<transform_gradient<Operation::softmax_grad>>(
         "softmax_grad", "softmax_grad($module, y, dy, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<transform_gradient<Operation::log_softmax_grad>>(

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 
 #include "slices.hpp"
@@ -62,5 +63,25 @@ std::ptrdiff_t find_invalid_label(const Slices& slices, std::ptrdiff_t classes,
 // The same of labels one after another.
 std::ptrdiff_t find_invalid_label(const std::int64_t* labels, std::ptrdiff_t count, std::ptrdiff_t classes,
                                   const std::optional<std::int64_t>& ignore_index);
+
+// Draws classes by their probabilities. Made, it has visited every slice, and knows what a draw needs of each: a few
+// numbers for each block of classes.
+class Sampler {
+  public:
+    Sampler(const Slices& slices, double temperature, const Truncation& truncation);
+    ~Sampler();
+
+    // The first slice, in C order, that has no probabilities: a NaN, +inf, or nothing that takes part; -1: none.
+    std::ptrdiff_t find_undefined() const;
+
+    // `draws` classes of each slice, in C order, from as many numbers in [0, 1).
+    void draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const;
+
+  private:
+    class Work;
+    class OfBlocks;
+    class OfFewClasses;
+    const std::unique_ptr<const Work> work_;
+};
 
 }  // namespace fastsoftmax

@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 FLOATING = [np.dtype("float16"), bfloat16, np.dtype("float32"), np.dtype("float64")]
@@ -352,6 +352,18 @@ class Inputs:
 
 Call = Callable[[ModuleType, Inputs, int], Any]
 
+
+class GivenNumbers(np.random.Generator):
+    """Its random numbers are these, over and over: of one number, each slice gets the same."""
+
+    def __init__(self, numbers: ArrayLike) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._numbers = np.asarray(numbers, np.float64)
+
+    def random(self, size: int) -> NDArray:  # type: ignore[override]
+        return np.resize(self._numbers, size)
+
+
 TRANSFORMS: dict[str, Call] = {
     "softmax": lambda fs, a, axis: fs.softmax(a.x, axis),
     "softmax, temperature": lambda fs, a, axis: fs.softmax(a.x, axis, temperature=0.7),
@@ -437,7 +449,40 @@ LOSSES: dict[str, Call] = {
     ),
 }
 
-CALLS = TRANSFORMS | REDUCTIONS | PICKS | LOSSES
+
+def _draws(**options: Any) -> Call:
+    """Two draws of each slice; -1 where it has no probabilities."""
+    masked = options.pop("masked", False)
+
+    def of_slices(fs: ModuleType, x: NDArray, axis: int, where: NDArray | None) -> NDArray:
+        try:
+            drawn: NDArray = fs.sample(x, GivenNumbers([0.3, 0.8]), axis, size=2, where=where, **options)
+        except ValueError:
+            if x.ndim < 2:
+                return np.array([-1, -1])
+            # The slices of an axis of the batch, apart.
+            axis %= x.ndim
+            k = 1 if axis == 0 else 0
+            n = x.shape[k]
+            masks = [None] * n if where is None else np.moveaxis(where, k, 0)
+            apart = zip(np.moveaxis(x, k, 0), masks, strict=True)
+            drawn = np.stack([of_slices(fs, some, max(axis - 1, 0), mask) for some, mask in apart])
+        return drawn
+
+    def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
+        drawn = of_slices(fs, a.x, axis, a.where if masked else None)
+        return drawn[..., 0], drawn[..., 1]
+
+    return call
+
+
+DRAWS: dict[str, Call] = {
+    "sample": _draws(),
+    "sample, top_k": _draws(top_k=3),
+    "sample, all": _draws(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01, masked=True),
+}
+
+CALLS = TRANSFORMS | REDUCTIONS | PICKS | LOSSES | DRAWS
 
 # With an `out`: of the result's dtype, of a wider one, of the reduced shape; or an argument itself.
 

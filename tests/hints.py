@@ -200,6 +200,21 @@ assert_type(fs.log_softmax_top_k(brain, 1), tuple[NDArray[Any], NDArray[np.intp]
 refused(lambda: fs.log_softmax_at(single, labels, (0, 1)))  # type: ignore[call-overload]
 refused(lambda: fs.log_softmax_top_k(single, 1.5))  # type: ignore[call-overload]
 
+# Draws: an array, if it is sure to have an axis.
+
+random = np.random.default_rng(0)
+assert_type(fs.sample(1.0, random), np.intp)
+assert_type(fs.sample(single, random), Any)
+assert_type(fs.sample(single, random, size=None, top_k=np.int64(5)), Any)
+assert_type(fs.sample(single, random, 0, size=3, temperature=2, top_p=0.9, min_p=np.float32(0.1)), NDArray[np.intp])
+assert_type(fs.sample(lists, random, size=np.uint8(3), where=mask), NDArray[np.intp])
+refused(lambda: fs.sample(single))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, 0))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, random, None))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, random, size=(2, 3)))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, random, top_k=2.5))  # type: ignore[call-overload]
+refused(lambda: fs.sample(single, random, top_p="0.9"))  # type: ignore[call-overload]
+
 # Losses: a scalar unless reduction="none"; of half precision in float32.
 
 assert_type(fs.cross_entropy(double, labels), np.float64)

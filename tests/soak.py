@@ -146,6 +146,23 @@ def largest() -> Calls:
     return [*calls, lambda: f(LARGE.x, 100), lambda: f(HUGE, 2)]
 
 
+def draws() -> Calls:
+    f, rng = fs.sample, np.random.default_rng(0)
+    calls: Calls = []
+    for a in some_inputs():
+        calls += [
+            lambda x=a.x: f(x, rng),
+            lambda x=a.x: f(x, rng, 0, size=3, temperature=2, top_k=5, top_p=0.9, min_p=0.01),
+            lambda a=a: f(a.x, rng, where=a.where, top_p=0.5),
+            lambda x=a.x: f(x, rng, x.ndim),
+            lambda x=a.x: f(x, None),
+            lambda x=a.x: f(x * np.nan, rng),
+            lambda x=a.x: f(x, rng, top_k=0),
+            lambda x=a.x: f(x, rng, size=-1),
+        ]
+    return [*calls, lambda: f(LARGE.x, rng), lambda: f(HUGE, rng, top_k=50)]
+
+
 def losses(f: Any, into: bool = False) -> Calls:
     calls: Calls = []
     for a in some_inputs():
@@ -203,6 +220,7 @@ FUNCTIONS: dict[str, Callable[[], Calls]] = {
     "entropy": entropies,
     "log_softmax_at": picks_at,
     "log_softmax_top_k": largest,
+    "sample": draws,
     "softmax_grad": lambda: gradients(fs.softmax_grad),
     "log_softmax_grad": lambda: gradients(fs.log_softmax_grad),
     "cross_entropy": lambda: losses(fs.cross_entropy),

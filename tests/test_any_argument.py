@@ -283,6 +283,11 @@ SENSIBLE: dict[str, list[Callable[[tuple[int, ...], dict[str, Any]], Any]]] = {
     "ignore_index": [lambda s, a: 0, lambda s, a: -100, lambda s, a: np.uint8(1)],
     "label_smoothing": [lambda s, a: 0.1, lambda s, a: 1],
     "reduction": [lambda s, a: "none", lambda s, a: "sum", lambda s, a: "mean"],
+    "rng": [lambda s, a: np.random.default_rng(0), lambda s, a: np.random.Generator(np.random.Philox(3))],
+    "size": [lambda s, a: 3, lambda s, a: 0, lambda s, a: np.uint8(1)],
+    "top_k": [lambda s, a: 2, lambda s, a: 100],
+    "top_p": [lambda s, a: 0.7, lambda s, a: 1, lambda s, a: np.float32(0.1)],
+    "min_p": [lambda s, a: 0.05, lambda s, a: 0, lambda s, a: 1],
     "upstream": [lambda s, a: -1.5, lambda s, a: normal(s[:-1]), lambda s, a: np.longdouble(2)],
 }
 NUMBERS = ("x", "y", "logp", "logits", "dy", "b", "targets", "weight", "upstream")

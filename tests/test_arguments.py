@@ -11,7 +11,7 @@ import fastsoftmax as fs
 import ml_dtypes
 import numpy as np
 import pytest
-from arrays import INTEGERS, assert_all_same_bits, assert_same_bits, bfloat16
+from arrays import INTEGERS, GivenNumbers, assert_all_same_bits, assert_same_bits, bfloat16
 from fastsoftmax import reference
 from numpy.exceptions import AxisError
 
@@ -37,7 +37,8 @@ PICKS = {
     "log_softmax_at": lambda **o: fs.log_softmax_at(**{"x": X, "indices": INDICES} | o),
     "log_softmax_top_k": lambda **o: fs.log_softmax_top_k(**{"x": X, "k": 2} | o),
 }
-FUNCTIONS = TRANSFORMS | PICKS | LOSSES
+DRAWS = {"sample": lambda **o: fs.sample(**{"x": X, "rng": GivenNumbers([0.5])} | o)}
+FUNCTIONS = TRANSFORMS | PICKS | LOSSES | DRAWS
 INPUTS = {
     "softmax": ["x"],
     "log_softmax": ["x"],
@@ -50,10 +51,11 @@ INPUTS = {
     "cross_entropy": ["logits"],
     "cross_entropy_grad": ["logits"],
     "cross_entropy_with_grad": ["logits"],
+    "sample": ["x"],
 }
 GRADIENTS = ["cross_entropy_grad", "cross_entropy_with_grad"]
 REDUCED = ["logsumexp", "entropy", "log_softmax_at"]  # one number a slice
-WITHOUT_OUT = ["cross_entropy", "log_softmax_top_k"]
+WITH_OUT = [name for name in FUNCTIONS if name not in ("cross_entropy", "log_softmax_top_k", "sample")]
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 each_transform = pytest.mark.parametrize("name", TRANSFORMS)
 each_with_where = pytest.mark.parametrize("name", [*TRANSFORMS, *PICKS])
@@ -65,7 +67,7 @@ def refuses(name, error, match=None, /, **options):
     with pytest.raises(error, match=match) as raised:
         FUNCTIONS[name](**options)
     assert type(raised.value) is error
-    if name not in WITHOUT_OUT and "out" not in options:
+    if name in WITH_OUT and "out" not in options:
         out = np.full(3 if name in REDUCED else (3, 4), SENTINEL)
         with pytest.raises(error, match=match):
             FUNCTIONS[name](**options, out=out)
@@ -92,6 +94,7 @@ def refuses(name, error, match=None, /, **options):
         "temperature=1.0, reduction='mean', upstream=None, out=None)",
         "cross_entropy_with_grad": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
         "temperature=1.0, reduction='mean', upstream=None, out=None)",
+        "sample": "(x, rng, axis=-1, *, size=None, temperature=1.0, top_k=None, top_p=None, min_p=None, where=None)",
     }.items(),
 )
 def test_signatures_are_those_of_the_contract_here_and_in_the_reference(name, parameters):
@@ -260,6 +263,8 @@ def test_a_number_has_no_mask(masked):
         lambda: fs.logsumexp(X, keepdims=masked),
         lambda: fs.entropy(X, keepdims=masked),
         lambda: fs.log_softmax_top_k(X, masked),
+        lambda: fs.sample(X, GivenNumbers([0.5]), size=masked),
+        lambda: fs.sample(X, GivenNumbers([0.5]), top_p=masked),
         lambda: fs.set_num_threads(masked),
     ):
         with pytest.raises(TypeError):
@@ -432,6 +437,8 @@ def test_views_of_shapes_beyond_all_memory_are_refused(dtype, power):
         lambda: fs.entropy(x),
         lambda: fs.log_softmax_at(x, 0),
         lambda: fs.log_softmax_top_k(x[None], 2),
+        lambda: fs.sample(x, GivenNumbers([0.5])),
+        lambda: fs.sample(x, GivenNumbers([0.5]), top_k=3, top_p=0.5),
         lambda: fs.cross_entropy(x, 0),
         lambda: fs.cross_entropy(x[None], [0], label_smoothing=0.1),
         lambda: fs.cross_entropy_grad(x, 0),
@@ -604,9 +611,6 @@ def test_what_is_no_dtype_is_a_type_error(name):
 
 
 # out
-
-
-WITH_OUT = [n for n in FUNCTIONS if n not in WITHOUT_OUT]
 
 
 @pytest.mark.parametrize("name", WITH_OUT)

@@ -6,7 +6,7 @@ from pathlib import Path
 import fastsoftmax as fs
 import numpy as np
 import pytest
-from arrays import LAYOUTS, Inputs, bfloat16
+from arrays import LAYOUTS, GivenNumbers, Inputs, bfloat16
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ROWS, CLASSES = 2048, 2048
@@ -75,6 +75,11 @@ CALLS = {
     "log_softmax_top_k": lambda a, out: fs.log_softmax_top_k(a.x, 1 + a.x.shape[1] // 1000),
     "log_softmax_top_k, first axis": lambda a, out: fs.log_softmax_top_k(a.x, 4, 0),
     "log_softmax_top_k, where": lambda a, out: fs.log_softmax_top_k(a.x, 1, where=a.where),
+    "sample": lambda a, out: fs.sample(a.x, GivenNumbers([0.5])),
+    "sample, all": lambda a, out: fs.sample(
+        a.x, GivenNumbers([0.5]), size=2, temperature=2, top_k=30, top_p=0.9, min_p=0.01, where=a.where
+    ),
+    "sample, first axis": lambda a, out: fs.sample(a.x, GivenNumbers([0.5]), 0, top_p=0.5),
     "softmax_grad": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, out=out),
     "softmax_grad, where": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, where=a.where, out=out),
     "softmax_grad, first axis": lambda a, out: fs.softmax_grad(a.probabilities, a.dy, 0, out=out),
@@ -114,8 +119,15 @@ def test_peak_memory_grows_by_a_few_rows_whatever_the_dtype(name, dtype):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_peak_memory_grows_by_a_few_rows_with_few_classes(name):
-    if "first axis" not in name:
+    if "first axis" not in name and "sample" not in name:  # which keeps some numbers of each slice
         measure(CALLS[name], (ROWS * CLASSES // 4, 4), np.dtype("float32"), LAYOUTS["c"])
+
+
+def test_draws_keep_a_few_numbers_of_each_slice(rng):
+    x = np.ones((2**18, 4), np.float32)
+    fs.sample(x[:99], rng, top_k=2)
+    assert peak_growth(lambda: fs.sample(x, rng)) <= LIMIT + 4 * 8 * len(x)
+    assert peak_growth(lambda: fs.sample(x, rng, top_k=2, top_p=0.7)) <= LIMIT + 6 * 8 * len(x)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +139,7 @@ def test_peak_memory_grows_by_a_few_rows_with_few_classes(name):
         "entropy",
         "log_softmax_at, several",
         "log_softmax_top_k",
+        "sample",
         "softmax_grad",
         "cross_entropy",
     ],
@@ -143,6 +156,7 @@ def test_integers_are_not_converted_beforehand(dtype):
     assert peak_growth(lambda: fs.softmax(x, out=out)) <= LIMIT
     assert peak_growth(lambda: fs.logsumexp(x)) <= LIMIT
     assert peak_growth(lambda: fs.entropy(x)) <= LIMIT
+    assert peak_growth(lambda: fs.sample(x, GivenNumbers([0.5]), top_k=9)) <= LIMIT
     assert peak_growth(lambda: fs.cross_entropy(x, targets)) <= LIMIT
 
 
@@ -186,6 +200,8 @@ FEW_LONG_SLICES = {
     "entropy": lambda x, dy, out, targets: fs.entropy(x, 0),
     "log_softmax_at": lambda x, dy, out, targets: fs.log_softmax_at(x, targets, 0),
     "log_softmax_top_k": lambda x, dy, out, targets: fs.log_softmax_top_k(x, 50, 0),
+    "sample": lambda x, dy, out, targets: fs.sample(x, GivenNumbers([0.5]), 0),
+    "sample, top_p": lambda x, dy, out, targets: fs.sample(x, GivenNumbers([0.5]), 0, top_p=0.5),
     "softmax_grad": lambda x, dy, out, targets: fs.softmax_grad(x, dy, 0, out=out),
     "log_softmax_grad": lambda x, dy, out, targets: fs.log_softmax_grad(x, dy, 0, out=out),
     "cross_entropy": lambda x, dy, out, targets: fs.cross_entropy(x, targets, 0),

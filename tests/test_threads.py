@@ -392,7 +392,7 @@ def test_the_gil_stays_off(environment):
     assert got.stdout.split() == ["False"], got.stderr
 
 
-@pytest.mark.parametrize("name", ["softmax", "logsumexp", "entropy", "softmax_grad", "indices"])
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "entropy", "softmax_grad", "indices", "sample"])
 def test_other_python_threads_run_while_a_kernel_does(name):
     inputs = Inputs.normal((12_000, 1000), np.float64)
     ticks, stop = [], threading.Event()

@@ -216,6 +216,50 @@ struct WeighedKernel {
     WeighedSum (*round_exact)(ExactSum& sum);
 };
 
+// Scores of a range of keys (keys.hpp), in as many bins of 2^shift keys as it takes.
+struct Bracket {
+    std::int64_t low, high;  // both are within
+    int shift;
+    int weight_bits;  // an exponential weighs less than 2^weight_bits
+};
+struct Bin {
+    std::int64_t weight, count;
+};
+
+// What is left to draw from, each of what the one before left: so many of the most probable classes; the fewest of them
+// whose sum reaches this; those of at least this times the largest probability.
+struct Truncation {
+    std::int64_t top_k = INT64_MAX;
+    double top_p = 1, min_p = 0;
+};
+
+// A sum that is short of another by rounding alone reaches it: this times it.
+template <class T>
+constexpr double sums_reach = 1 - (sizeof(T) == 4 ? 0x1p-21 : 0x1p-46);
+
+// What sampling needs of blocks of scores of T.
+template <class T>
+struct Sampling {
+    using Weigh = std::int64_t(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
+                               std::int64_t least, bool above, Bin* bins);
+    double (*largest)(const T* x, std::ptrdiff_t count);
+    double (*mass)(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to,
+                   const std::byte* next, std::ptrdiff_t next_bytes);
+    std::ptrdiff_t (*collect)(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
+                              std::ptrdiff_t most, T* scores, std::uint16_t* places, double* above);
+    Weigh *by_number, *by_mass;
+    // Tiles of few classes.
+    std::uint32_t (*undefined)(const T* tile, std::ptrdiff_t classes);
+    void (*draw)(const T* tile, std::ptrdiff_t classes, int count, double temperature, const Truncation& truncation,
+                 const double* uniform, std::ptrdiff_t draws, std::int64_t* to);
+};
+
+struct SamplingKernel {
+    Signature signature;
+    Sampling<float> in_float;
+    Sampling<double> in_double;
+};
+
 // Elements of any type to rows and tiles of T, and back. Strides in bytes.
 template <class T>
 struct Conversions {
@@ -287,6 +331,7 @@ struct Kernels {
     const char* name;
     Table<Operation, Kernel, operations> of;
     WeighedKernel weighed;
+    SamplingKernel sampling;
     Conversions<float> to_float;
     Conversions<double> to_double;
     Table<ElementType, GatherAt, element_types> gather_at;

@@ -103,4 +103,6 @@ constexpr Signature weighed_signature = {.name = "weighed_logsumexp",
                                          .masked_scores = -infinity,
                                          .state = sizeof(fastsoftmax::WeighedSum) / sizeof(double)};
 
+constexpr Signature sampling_signature = {.name = "sample", .masked_scores = -infinity};
+
 }  // namespace

@@ -9,6 +9,7 @@
 #include "operations/gradient_loops.hpp"
 #include "operations/log_probabilities.hpp"
 #include "operations/logs.hpp"
+#include "operations/sampling.hpp"
 #include "operations/selection.hpp"
 #include "operations/softmax.hpp"
 #include "operations/weighed_cross_entropy.hpp"
@@ -146,6 +147,11 @@ void fill_scatter(Kernels& k) {
     k.to_double.scatter_tiles[element] = ::scatter_tiles<E, double>;
 }
 
+template <class T>
+constexpr Sampling<T> sampling_in = {::largest_score<T>,      ::mass_of_block<T>,     ::collect_scores<T>,
+                                     ::weigh_block<T, false>, ::weigh_block<T, true>, ::undefined_in_tile<T>,
+                                     ::draw_from_tile<T>};
+
 // With reference exponent_bias the exponential is the plain one, but for its factor, down to the smallest normal
 // number.
 template <class T>
@@ -204,6 +210,7 @@ Kernels make_kernels() {
     fill_scatter<double, ElementType::float64>(k);
     k.weighed = {weighed_signature,  ::measure_weighed, ::merge_weighed,
                  ::conclude_weighed, ::add_exactly,     ::round_exact};
+    k.sampling = {sampling_signature, sampling_in<float>, sampling_in<double>};
     k.float_functions = {plain_exp<float>, plain_log1p<float>};
     k.double_functions = {plain_exp<double>, plain_log1p<double>};
     return k;

@@ -6,6 +6,7 @@ from ._core import __version__
 from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
 from ._picks import log_softmax_at, log_softmax_top_k
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
+from ._sample import sample
 from ._transforms import entropy, log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "logsumexp",
     "num_threads",
     "reference",
+    "sample",
     "set_num_threads",
     "show_config",
     "softmax",

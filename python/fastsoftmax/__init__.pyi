@@ -33,6 +33,7 @@ __all__ = [
     "logsumexp",
     "num_threads",
     "reference",
+    "sample",
     "set_num_threads",
     "show_config",
     "softmax",
@@ -346,6 +347,25 @@ def log_softmax_top_k(
     x: ArrayLike, k: SupportsIndex, axis: SupportsIndex = -1, *, temperature: SupportsFloat = 1.0,
     where: ArrayLike | None = None, dtype: DTypeLike | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.intp]]: ...
+
+@overload
+def sample(
+    x: _Scalar, rng: np.random.Generator, axis: SupportsIndex = -1, *, size: None = None,
+    temperature: SupportsFloat = 1.0, top_k: SupportsIndex | None = None, top_p: SupportsFloat | None = None,
+    min_p: SupportsFloat | None = None, where: ArrayLike | None = None,
+) -> np.intp: ...
+@overload
+def sample(
+    x: ArrayLike, rng: np.random.Generator, axis: SupportsIndex = -1, *, size: SupportsIndex,
+    temperature: SupportsFloat = 1.0, top_k: SupportsIndex | None = None, top_p: SupportsFloat | None = None,
+    min_p: SupportsFloat | None = None, where: ArrayLike | None = None,
+) -> NDArray[np.intp]: ...
+@overload
+def sample(
+    x: ArrayLike, rng: np.random.Generator, axis: SupportsIndex = -1, *, size: SupportsIndex | None = None,
+    temperature: SupportsFloat = 1.0, top_k: SupportsIndex | None = None, top_p: SupportsFloat | None = None,
+    min_p: SupportsFloat | None = None, where: ArrayLike | None = None,
+) -> Any: ...
 
 @overload
 def softmax_grad(

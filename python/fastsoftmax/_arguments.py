@@ -725,3 +725,62 @@ def to_upstream(upstream: ArrayLike | None, reduction: str, batch: tuple[int, ..
         expected = f", or shape {batch}" if reduction == "none" else f", as reduction is {reduction!r}"
         raise ValueError(f"upstream has shape {array.shape}; expected one number" + expected)
     return array
+
+
+def sample_arguments(
+    x: ArrayLike,
+    rng: Any,
+    axis: SupportsIndex,
+    size: Any,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    min_p: Any,
+    where: ArrayLike | None,
+) -> tuple[Array, tuple[int, ...], int | None, float, int | None, float, float, Array | None]:
+    """The arguments of sample, in the order in which the core takes them, which wants `rng` besides."""
+    array = x if type(x) is ndarray else to_array(x, "x")
+    if array.dtype not in _result_dtypes:
+        result_dtype(array.dtype, "x")
+    if not isinstance(rng, np.random.Generator):
+        raise TypeError(f"rng is {shown(rng)}; expected a numpy.random.Generator, as numpy.random.default_rng() makes")
+    number = to_integer(axis, "axis")
+    axes = () if array.ndim == 0 and number in (-1, 0) else (to_axis(number, array.ndim),)
+    draws = None if size is None else _to_count(size, "size", 0)
+    k = None if top_k is None else _to_count(top_k, "top_k", 1)
+    p = 1.0 if top_p is None else _number(top_p, "top_p")
+    if not 0.0 < p <= 1.0:
+        raise ValueError(f"top_p is {shown(top_p)}; expected a number in (0, 1]")
+    m = 0.0 if min_p is None else _number(min_p, "min_p")
+    if not 0.0 <= m <= 1.0:
+        raise ValueError(f"min_p is {shown(min_p)}; expected a number in [0, 1]")
+    mask = None if where is None else to_mask(where, array.shape)
+    return array, axes, draws, to_temperature(temperature), k, p, m, mask
+
+
+def _to_count(value: Any, name: str, least: int) -> int:
+    """An integer from `least` on; one beyond 63 bits counts as the largest of these."""
+    count = to_integer(value, name)
+    if count < least:
+        raise ValueError(f"{name} is {shown(value)}; expected an integer of at least {least}")
+    return min(count, (1 << 63) - 1)
+
+
+def refuse_slice(x: Array, axes: tuple[int, ...], mask: Array | None, position: int) -> NoReturn:
+    """Say why there is nothing to draw from in the slice at `position` of the batch."""
+    place = iter(np.unravel_index(position, reduced_shape(x.shape, axes)))
+    index = tuple(slice(None) if k in axes else int(next(place)) for k in range(x.ndim))
+    scores = x[index] if mask is None else x[index][mask[index]]
+    with np.errstate(all="ignore"):
+        if scores.size == 0:
+            found = "no classes" if mask is None or mask[index].size == 0 else "no class that where lets take part"
+        elif np.isnan(scores).any():
+            found = "a NaN"
+        elif (scores == inf).any():
+            found = "+inf"
+        else:
+            found = "nothing but -inf"
+    shown_index = ", ".join(":" if k in axes else str(i) for k, i in enumerate(index))
+    raise ValueError(
+        f"x{f'[{shown_index}]' if index else ''} has {found}; expected finite scores or -inf, and one finite at least"
+    )

@@ -72,6 +72,20 @@ def log_softmax_top_k(
 ) -> tuple[_Array, _Array]:
     """Log-probabilities and their classes (intp): x's shape with extent k along `axis`."""
 
+def sample(
+    x: _Array,
+    axes: tuple[int, ...],
+    size: int | None,  # None: one draw of each slice, without an axis
+    temperature: float,
+    top_k: int | None,
+    top_p: float,
+    min_p: float,
+    where: _Array | None,
+    rng: np.random.Generator,  # asked once, when all slices are found to have probabilities
+    /,
+) -> Any:
+    """The classes drawn; or an int, the position of the first slice, in C order, that has no probabilities."""
+
 def softmax_grad(
     y: _Array,
     dy: _Array,

@@ -25,7 +25,9 @@ from ._arguments import (
     loss_arguments,
     one_pass_arguments,
     reduced_shape,
+    refuse_slice,
     result_dtype,
+    sample_arguments,
     to_flag,
     to_indices,
     to_k,
@@ -44,6 +46,7 @@ __all__ = [
     "log_softmax_grad",
     "log_softmax_top_k",
     "logsumexp",
+    "sample",
     "softmax",
     "softmax_grad",
 ]
@@ -214,6 +217,48 @@ def log_softmax_top_k(
     # By the last of these first; what is equal in both keeps its order.
     order = np.lexsort((-scores, ~present), axis=axis).take(np.arange(k), axis)
     return np.take_along_axis(logp, order, axis), order
+
+
+@_quiet
+def sample(
+    x: ArrayLike,
+    rng: np.random.Generator,
+    axis: SupportsIndex = -1,
+    *,
+    size: SupportsIndex | None = None,
+    temperature: SupportsFloat = 1.0,
+    top_k: SupportsIndex | None = None,
+    top_p: SupportsFloat | None = None,
+    min_p: SupportsFloat | None = None,
+    where: ArrayLike | None = None,
+) -> Any:
+    """The first class c with p_0 + ... + p_c > u, with p = softmax(x / temperature) of the classes that are left."""
+    x, axes, draws, temperature, k, least_sum, least_ratio, mask = sample_arguments(
+        x, rng, axis, size, temperature, top_k, top_p, min_p, where
+    )
+    batch = reduced_shape(x.shape, axes)
+    d = _shifted(x, axes, temperature, mask, FLOAT64)
+    rows = np.moveaxis(d, axes[0], -1) if axes else d.reshape(1)
+    undefined = ~(rows.max(axis=-1, initial=-inf) == 0.0)  # NaN, where there is nothing finite or a NaN
+    if undefined.any():
+        refuse_slice(x, axes, mask, int(np.argmax(undefined)))
+    one = 1 if draws is None else draws
+    u = rng.random(undefined.size * one).reshape(*batch, one)
+    result = np.empty(u.shape, np.intp)
+    for place in np.ndindex(batch):
+        e = np.exp(rows[place])
+        order = np.argsort(-rows[place], kind="stable")  # by falling probability, equal ones by index
+        left = order[:k]
+        if least_sum < 1.0:
+            sums = np.cumsum(e[left])
+            enough = np.searchsorted(sums, least_sum * sums[-1] * (1.0 - 1e-12)) + 1  # what rounding takes is no matter
+            left = left[:enough]
+        left = np.sort(left[e[left] >= least_ratio])
+        left = left[e[left] > 0.0]
+        sums = np.cumsum(e[left])
+        drawn = np.searchsorted(sums, u[place] * sums[-1], side="right")
+        result[place] = left[np.minimum(drawn, left.size - 1)]
+    return result if draws is not None else result[..., 0][()]
 
 
 @_quiet

@@ -9,6 +9,7 @@ from . import log_softmax_at as log_softmax_at
 from . import log_softmax_grad as log_softmax_grad
 from . import log_softmax_top_k as log_softmax_top_k
 from . import logsumexp as logsumexp
+from . import sample as sample
 from . import softmax as softmax
 from . import softmax_grad as softmax_grad
 
@@ -22,6 +23,7 @@ __all__ = [
     "log_softmax_grad",
     "log_softmax_top_k",
     "logsumexp",
+    "sample",
     "softmax",
     "softmax_grad",
 ]

@@ -334,7 +334,8 @@ class Case {
         if (signature().second) return run_gradient();
         if (signature().output) return run_transform();
         if (operation_ == entropy) return run_entropy();
-        return given_.ConsumeBool() ? run_weighed() : run_logsumexp();
+        const int which = in_range(0, 2);
+        return which == 0 ? run_logsumexp() : which == 1 ? run_weighed() : run_sample();
     }
 
   private:
@@ -899,6 +900,63 @@ class Case {
         }
         slices_.arrays[value] = slices_.arrays[label] = {};
         check_all_untouched();
+    }
+
+    void run_sample() {
+        choose_temperature();
+        Memory& x = make_input(scores, score_type());
+        fill(x);
+        choose_mask();
+        keep();
+        Truncation left;
+        if (given_.ConsumeBool()) left.top_k = in_range(1, 60);
+        if (rarely()) left.top_p = in_range(1, 255) / 255.0;
+        if (rarely()) left.min_p = in_range(0, 255) / 255.0;
+        const Sampler sampler(slices_, temperature_, left);
+        std::vector<Slice> all;
+        std::ptrdiff_t undefined = -1;
+        for (std::ptrdiff_t b = 0; b < batch_; ++b) {
+            all.emplace_back(slice_of(scores, b, -infinity), temperature_);
+            if (undefined < 0 && !all.back().defined()) undefined = b;
+        }
+        if (sampler.find_undefined() != undefined)
+            fail("wrong slice", "undefined", undefined, 0, sampler.find_undefined(), undefined, 0);
+        if (undefined < 0) {
+            const std::ptrdiff_t draws = in_range(0, 3);
+            std::vector<double> numbers(static_cast<std::size_t>(batch_ * draws));
+            for (double& u : numbers) u = rarely() ? 1 - 0x1p-53 : std::ldexp(static_cast<double>(random() >> 11), -53);
+            std::vector<std::int64_t> drawn(numbers.size(), -1);
+            sampler.draw(numbers.data(), draws, drawn.data());
+            for (std::size_t i = 0; i < drawn.size(); ++i)
+                check_draw(all[i / static_cast<std::size_t>(draws)], i / draws, drawn[i], numbers[i], left);
+        }
+        check_all_untouched();
+    }
+
+    // The definition, as far as rounding lets it be told.
+    void check_draw(const Slice& s, std::ptrdiff_t b, std::int64_t drawn, double u, const Truncation& left) const {
+        const auto c = static_cast<std::size_t>(drawn);
+        if (drawn < 0 || drawn >= classes_ || !(s.exponential[c] > 0)) fail("no class", "draw", b, drawn, u, 0, 0);
+        const auto lies_higher = [&](std::size_t other) {
+            const Real a = s.distance[other].high, d = s.distance[c].high;
+            return a > d || (a == d && s.distance[other].low > s.distance[c].low);
+        };
+        Real before = 0, higher = 0;
+        std::int64_t rank = 0;
+        for (std::size_t k = 0; k < s.exponential.size(); ++k) {
+            if (k < c) before += s.softmax(k);
+            if (!lies_higher(k)) continue;
+            higher += s.softmax(k);
+            ++rank;
+        }
+        constexpr Real rounding = 1e-4L;
+        if (rank >= left.top_k) fail("beyond top_k", "draw", b, drawn, u, static_cast<Real>(left.top_k), 0);
+        const bool all_left = left.top_k >= classes_;
+        if (all_left && higher > left.top_p + rounding) fail("beyond top_p", "draw", b, drawn, higher, left.top_p, 0);
+        if (s.exponential[c] < left.min_p * (1 - rounding)) fail("below min_p", "draw", b, drawn, u, left.min_p, 0);
+        if (!all_left || left.top_p < 1 || left.min_p > 0) return;
+        if (before > u + rounding || before + s.softmax(c) < u - rounding)
+            fail("elsewhere", "draw", b, drawn, u, before, 0);
     }
 
     void run_weighed() {
