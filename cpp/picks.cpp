@@ -137,7 +137,8 @@ class Selector {
     }
     // Twice what is kept and a group, so that what is dropped makes up for the work.
     static std::ptrdiff_t room(const Plan& plan, std::ptrdiff_t k) {
-        return std::min(2 * k, plan.classes) + most_packs_of_group * plan.lanes();
+        const std::ptrdiff_t packs = (plan.classes + plan.lanes() - 1) / plan.lanes();
+        return std::min(2 * k, plan.classes) + std::min(most_packs_of_group, packs) * plan.lanes();
     }
 
     static bool precedes(const Pick& a, const Pick& b) {
@@ -207,7 +208,7 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
     const Plan& plan = batch.plan;
     const Transport& transport = batch.transport;
     const std::ptrdiff_t k = plan.slices.own.size(), classes = plan.classes, lanes = plan.lanes();
-    const std::ptrdiff_t together = std::max<std::ptrdiff_t>(picks_at_once / k, 1);
+    const std::ptrdiff_t together = std::clamp<std::ptrdiff_t>(picks_at_once / k, 1, plan.at_once);
     const std::ptrdiff_t row_bytes = classes * bytes_of(plan.loop == Loop::rows ? plan.type() : plan.computed());
     const std::ptrdiff_t of_row = (std::min(classes, block_classes) * plan.width() + 7) / 8;
     const std::ptrdiff_t of_picks = together * k + most_lanes;

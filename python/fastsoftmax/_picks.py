@@ -146,7 +146,7 @@ def log_softmax_top_k(
     >>> indices
     array([1, 3, 0])
     >>> log_probabilities.round(4)
-    array([-0.7838, -0.7838, -2.7838])
+    array([-0.7817, -0.7817, -2.7817])
     """
     array, axis, temperature, mask, dtype = one_pass_arguments(x, axis, temperature, where, dtype)
     result: tuple[Array, Array] = _core.log_softmax_top_k(
