@@ -9,7 +9,6 @@
 #include <numeric>
 
 #include "batch.hpp"
-#include "kernels/keys.hpp"
 #include "operations.hpp"
 #include "targets.hpp"
 

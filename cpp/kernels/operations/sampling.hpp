@@ -3,7 +3,6 @@
 #pragma once
 
 #include "../exponentials.hpp"
-#include "../keys.hpp"
 
 namespace {
 
