@@ -38,21 +38,26 @@ BOUNDS = {
     "entropy": Bound(4, 4, 0.51),
     "cross_entropy": Bound(2, 2, 2),
     "cross_entropy_grad": Bound(3, 3, 0.52),
+    "cross_entropy_hess": Bound(3, 3, 0.52),
     "softmax, temperature": Bound(2, 2, 0.51),
     "log_softmax, temperature": Bound(2, 2, 0.51),
     "entropy, temperature": Bound(4, 4, 0.51),
     "cross_entropy, temperature": Bound(2, 2, 2),
     "cross_entropy_grad, temperature": Bound(3, 3, 0.52),
+    "cross_entropy_hess, temperature": Bound(3, 3, 0.52),
     "softmax, where": Bound(2, 2, 0.51),
     "log_softmax, where": Bound(2, 2, 0.51),
     "logsumexp, where": Bound(1, 1, 0.51, "the larger of the result and the largest logit"),
     "entropy, where": Bound(4, 4, 0.51),
     "cross_entropy, weight": Bound(2, 2, 2),
     "cross_entropy_grad, weight": Bound(4, 4, 0.52, _TERMS),
+    "cross_entropy_hess, weight": Bound(3, 3, 0.52),
     "cross_entropy, label_smoothing": Bound(4, 4, 4),
     "cross_entropy_grad, label_smoothing": Bound(4, 4, 0.52, _TERMS),
+    "cross_entropy_hess, label_smoothing": Bound(3, 3, 0.52),
     "cross_entropy, probabilities": Bound(4, 4, 4),
     "cross_entropy_grad, probabilities": Bound(4, 4, 0.52, _TERMS),
+    "cross_entropy_hess, probabilities": Bound(3, 3, 0.52),
     "softmax_grad": Bound(2, 3, 0.51, "|y| (|dy| + sum |y dy|)"),
     "log_softmax_grad": Bound(2, 2, 0.51, "|dy| + exp(logp) sum |dy|"),
     "softmax_grad, temperature": Bound(3, 3, 0.51, "|y| (|dy| + sum |y dy|) / temperature"),
@@ -70,10 +75,12 @@ def plain(fs: Any, x: NDArray, axis: int, exact: Slices) -> Checks:
     yield "logsumexp", ulp_error(fs.logsumexp(x, axis), exact.logsumexp, _larger(exact))
     yield "entropy", ulp_error(fs.entropy(x, axis), exact.entropy)
     targets = some_targets(exact)
-    loss, grad = fs.cross_entropy_with_grad(x, targets, axis, reduction="none")
+    loss, grad, hess = fs.cross_entropy_with_grad_hess(x, targets, axis, reduction="none")
     share = exact.one_hot(targets)
     yield "cross_entropy", ulp_error(loss, exact.cross_entropy(share))
     yield "cross_entropy_grad", ulp_error(exact.seen(grad), exact.cross_entropy_grad(share))
+    # The coefficients add up to 1, also if the target is not among the classes looked at.
+    yield "cross_entropy_hess", ulp_error(exact.seen(hess), exact.softmax * exact.others)
 
 
 def largest_zero(fs: Any, x: NDArray, axis: int) -> Checks:
@@ -90,10 +97,11 @@ def temperature(fs: Any, x: NDArray, axis: int, t: float) -> Checks:
     yield "log_softmax, temperature", ulp_error(fs.log_softmax(x, axis, temperature=t), exact.log_softmax)
     yield "entropy, temperature", ulp_error(fs.entropy(x, axis, temperature=t), exact.entropy)
     targets = some_targets(exact)
-    loss, grad = fs.cross_entropy_with_grad(x, targets, axis, temperature=t, reduction="none")
+    loss, grad, hess = fs.cross_entropy_with_grad_hess(x, targets, axis, temperature=t, reduction="none")
     share = exact.one_hot(targets)
     yield "cross_entropy, temperature", ulp_error(loss, exact.cross_entropy(share))
     yield "cross_entropy_grad, temperature", ulp_error(grad, exact.cross_entropy_grad(share))
+    yield "cross_entropy_hess, temperature", ulp_error(hess, exact.cross_entropy_hess(share))
 
 
 def where(fs: Any, x: NDArray, axis: int) -> Checks:
@@ -120,7 +128,7 @@ def targets(fs: Any, x: NDArray, axis: int) -> Checks:
         ("probabilities", a.probabilities, weight | smoothing),
     ):
         share = shares(x.shape, axis, chosen, **options)
-        loss, grad = fs.cross_entropy_with_grad(x, chosen, axis, reduction="none", **options)
+        loss, grad, hess = fs.cross_entropy_with_grad_hess(x, chosen, axis, reduction="none", **options)
         error = ulp_error(loss, exact.cross_entropy(share))
         # -log p is rounded before it is weighed, which is felt where it is subnormal, or beyond the largest number.
         minus_log = np.where(share == 0, 1, -exact.log_softmax)
@@ -128,6 +136,7 @@ def targets(fs: Any, x: NDArray, axis: int) -> Checks:
         yield f"cross_entropy, {name}", np.where(np.any(lost & (minus_log != 0), axis), 0, error)
         terms = np.maximum(exact.softmax * share.sum(axis, keepdims=True), share)
         yield f"cross_entropy_grad, {name}", ulp_error(grad, exact.cross_entropy_grad(share), terms)
+        yield f"cross_entropy_hess, {name}", ulp_error(hess, exact.cross_entropy_hess(share))
 
 
 def gradients(fs: Any, x: NDArray, axis: int) -> Checks:

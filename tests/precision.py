@@ -121,6 +121,10 @@ class Slices:
         total = np.sum(share, axis=self.axis, keepdims=True)
         return (self.softmax * (total - share) - share * self.others) / self.temperature
 
+    def cross_entropy_hess(self, share: Exact) -> Exact:
+        total = np.sum(share, axis=self.axis, keepdims=True)
+        return total * self.softmax * self.others / self.temperature**2
+
 
 def softmax_grad(y: NDArray, dy: NDArray, axis: int, temperature: float = 1) -> tuple[Exact, Exact]:
     """And its condition, of which it is a difference."""

@@ -64,6 +64,7 @@ struct Signature {
     bool second = false;               // reads a second array with the class axis beside the scores
     PerSlice labels = PerSlice::none;  // reads labels of each slice, and their coefficients
     bool output = false;               // writes an array with the class axis
+    bool second_output = false;        // and another one, if there is an array for it
     PerSlice value = PerSlice::none;   // writes numbers of each slice
     PerSlice sign = PerSlice::none;    // writes their signs, if there is an array for them
     double masked_scores = 0;          // what stands for a masked entry of the scores; of `second` it is 0
@@ -99,6 +100,7 @@ struct Run {
     Strided x;             // scores; of the gradients of the transforms: y or logp
     Strided dy;            // gradients of the transforms
     Strided out;           // none for logsumexp, entropy and the loss
+    Strided second_out;    // none unless asked for: the Hessian
     void* kept = nullptr;  // where rows or lines may keep exponentials
     bool stream = false;   // the results of all runs are too large for the caches
     Ahead scores_ahead, dy_ahead, results_ahead;
@@ -108,9 +110,11 @@ struct Run {
     // Cross-entropy: loss = chosen * -log p[label] + sum over classes of terms * -log p; its gradient times `scale`.
     const std::int64_t* label = nullptr;  // null: only `terms`; an entry that is no class: an ignored slice
     const double* chosen = nullptr;
-    const double* scale = nullptr;     // only of the gradient
-    const double* exponent = nullptr;  // of a power of two that multiplies it besides; null: none
-    const void* terms = nullptr;       // of the type computed in, one a class for all slices; null: none
+    const double* scale = nullptr;         // only of the gradient
+    const double* exponent = nullptr;      // of a power of two that multiplies it besides; null: none
+    const double* second_scale = nullptr;  // likewise of the Hessian
+    const double* second_exponent = nullptr;
+    const void* terms = nullptr;  // of the type computed in, one a class for all slices; null: none
     double sum_of_terms = 0;
     bool own_terms = false;  // or one a class for each slice, in rows or tiles as the scores are
 };
@@ -126,6 +130,7 @@ struct Statistics {
     double only;         // of softmax: the only exponential that is not 0
     double weighed[2];   // of the entropy: the sum of exponentials times (the largest score - theirs) / temperature
     double label_score;  // of a loss: read before anything is written
+    double others[2];    // with a Hessian: the sum of all but the largest score's, where that may be above half of it
     bool several;        // of softmax: there are several
     bool near;           // the fixed reference suits it
     bool value_near;     // or, of a loss, at least its value

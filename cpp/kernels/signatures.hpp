@@ -64,6 +64,7 @@ template <>
 constexpr Signature signature<Operation::cross_entropy_grad> = {.name = "cross_entropy_grad",
                                                                 .labels = PerSlice::one,
                                                                 .output = true,
+                                                                .second_output = true,
                                                                 .value = PerSlice::one,
                                                                 .masked_scores = -infinity,
                                                                 .keeps_exponentials = true,

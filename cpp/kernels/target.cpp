@@ -28,7 +28,7 @@ template <class Op, class E>
 void few_own_rows(const Run& run) {
     using T = Compute<E>;
     T tile[Pack<T>::lanes * few_classes], kept[Pack<T>::lanes * few_classes];
-    copied_tiles<Op, E>(run, sizeof(E), sizeof(E), tile, kept);
+    copied_tiles<Op, E>(run, sizeof(E), sizeof(E), sizeof(E), tile, kept);
 }
 
 template <class Op, class E>
@@ -48,7 +48,8 @@ void lines(const Run& run) {
     if constexpr (tries_fixed<Op>)
         near_lines<Op, T>(run);
     else
-        copied_tiles<Op, T>(run, run.x.class_stride, run.out.class_stride, kept, kept + Pack<T>::lanes * run.classes);
+        copied_tiles<Op, T>(run, run.x.class_stride, run.out.class_stride, run.second_out.class_stride, kept,
+                            kept + Pack<T>::lanes * run.classes);
 }
 
 template <class Op, class T>

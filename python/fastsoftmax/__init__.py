@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ._core import __version__
-from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
+from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, cross_entropy_with_grad_hess
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
 from ._transforms import entropy, log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
 
@@ -12,6 +12,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_hess",
     "entropy",
     "get_num_threads",
     "log_softmax",

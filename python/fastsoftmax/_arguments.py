@@ -457,6 +457,17 @@ def _overlaps_itself(array: Array) -> bool:
     return False
 
 
+def hess_outs(out: Any) -> tuple[Any, Any]:
+    """The two elements of an `out` for gradient and Hessian, which do not overlap."""
+    if out is None:
+        return None, None
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"out is {shown(out)}; expected a tuple of two arrays or None, for gradient and Hessian")
+    if isinstance(out[0], ndarray) and _overlap(np.asarray(out[0]), out[1]):
+        raise ValueError("out has two arrays that overlap each other; expected each to have its own memory")
+    return out
+
+
 def work_array(
     out: Array,
     shape: tuple[int, ...],

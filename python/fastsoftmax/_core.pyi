@@ -87,6 +87,22 @@ def cross_entropy(
 ) -> tuple[Any, Any]:
     """The loss and the gradient, None where not asked for."""
 
+def cross_entropy_with_grad_hess(
+    logits: _Array,
+    targets: _Array,
+    axis: int,
+    weight: _Array | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    temperature: float,
+    reduction: str,
+    dtype: _DType,
+    upstream: float | _Array,
+    out: _Array | None,
+    hess_out: _Array | None,  # beside the logits
+    /,
+) -> tuple[Any, _Array, _Array]: ...
+
 def same_shape(a: _Array, b: _Array, /) -> bool: ...
 def find_invalid_target(targets: _Array, logits: _Array, axis: int, ignore_index: int | None, /) -> int | None:
     """The C-order position of the first index that is neither that of a class nor `ignore_index`, None if there is

@@ -8,6 +8,7 @@ from . import _core
 from ._arguments import (
     Array,
     delivered,
+    hess_outs,
     loss_arguments,
     reduced_shape,
     to_upstream,
@@ -237,6 +238,92 @@ def cross_entropy_with_grad(
     """
     return _differentiate(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, upstream, out, True
+    )
+
+
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None,
+    out: tuple[Array | None, Array | None] | None = None,
+) -> tuple[Any, Array, Array]:
+    """The cross-entropy, its gradient and the diagonal of its Hessian with respect to the logits.
+
+    Parameters
+    ----------
+    logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
+        As for `cross_entropy`.
+    upstream : float or array_like, optional
+        As for `cross_entropy_with_grad`: a factor of gradient and Hessian.
+    out : tuple of two ndarrays or None, optional
+        Receive the gradient and the Hessian: their shape and dtype, any strides. They may not overlap each other.
+        ``out=(logits, None)`` turns the logits into their gradient in place.
+
+    Returns
+    -------
+    loss : scalar or ndarray
+        As from `cross_entropy`.
+    grad : ndarray
+        As from `cross_entropy_grad`.
+    hess : ndarray
+        The second derivatives by each of the logits, in their shape and dtype (float64 for integers).
+
+    Raises
+    ------
+    TypeError
+        As `cross_entropy_grad`; or if `out` is no tuple of two.
+    ValueError
+        As `cross_entropy_grad`; or if the two arrays in `out` overlap.
+    numpy.exceptions.AxisError
+        If `axis` is out of range.
+
+    See Also
+    --------
+    cross_entropy, cross_entropy_grad, cross_entropy_with_grad
+
+    Notes
+    -----
+    Loss and gradient are those of `cross_entropy_with_grad`, bit for bit. In the notation of `cross_entropy_grad`, a
+    sample has the second derivatives
+
+        h_c = u p_c (1 - p_c) sum_k a_k / T^2
+
+    of which 1 - p_c does not cancel where p_c is near 1. NaN, ignored samples and empty input are as in
+    `cross_entropy_grad`.
+
+    Boosting takes them as they are, or twice as large, as XGBoost does.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> loss, grad, hess = fs.cross_entropy_with_grad_hess([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]], [0, 1])
+    >>> hess.round(4)
+    array([[0.0659, 0.0506, 0.0201],
+           [0.0835, 0.1221, 0.0835]])
+    """
+    arguments = loss_arguments(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction)
+    logits, targets, axis, weight, dtype = *arguments[:4], arguments[8]
+    factor = to_upstream(upstream, reduction, reduced_shape(logits.shape, (axis,)))
+    grad_out, hess_out = hess_outs(out)
+    works = [
+        None if given is None else work_array(given, logits.shape, dtype, in_place, inputs)
+        for given, in_place, inputs in (
+            (grad_out, (logits,), (targets, weight, factor)),
+            (hess_out, (), (logits, targets, weight, factor)),
+        )
+    ]
+    loss, grad, hess = _core.cross_entropy_with_grad_hess(*arguments, factor, *works)
+    return (
+        loss,
+        grad if works[0] is grad_out else delivered(grad, grad_out),
+        hess if works[1] is hess_out else delivered(hess, hess_out),
     )
 
 

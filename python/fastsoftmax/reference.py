@@ -20,6 +20,7 @@ from ._arguments import (
     Flag,
     check_out,
     delivered,
+    hess_outs,
     logsumexp_arguments,
     loss_arguments,
     reduced_shape,
@@ -33,6 +34,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_hess",
     "entropy",
     "log_softmax",
     "log_softmax_grad",
@@ -215,7 +217,7 @@ def cross_entropy(
     reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> Any:
     """-sum_c a_c log p_c, with a_c = w_c ((1 - e) q_c + e / C), reduced over the batch."""
-    loss, _ = _cross_entropy(
+    loss, _, _ = _cross_entropy(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, False
     )
     return loss
@@ -237,7 +239,7 @@ def cross_entropy_grad(
 ) -> Array:
     """`upstream` (p_c sum_k a_k - a_c) / temperature, divided by what the mean divides by."""
     grad: Array
-    _, grad = _cross_entropy(
+    _, grad, _ = _cross_entropy(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, False, True, upstream, out
     )
     return grad
@@ -258,9 +260,30 @@ def cross_entropy_with_grad(
     out: Array | None = None,
 ) -> tuple[Any, Array]:
     """cross_entropy and cross_entropy_grad."""
-    return _cross_entropy(
+    loss, grad, _ = _cross_entropy(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, True, upstream, out
     )
+    return loss, grad
+
+
+@_quiet
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None,
+    out: tuple[Array | None, Array | None] | None = None,
+) -> tuple[Any, Array, Array]:
+    """cross_entropy, cross_entropy_grad and `upstream` p_c (1 - p_c) sum_k a_k / temperature^2, divided likewise."""
+    grad_out, hess_out = hess_outs(out)
+    options = (logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, True)
+    return _cross_entropy(*options, upstream, grad_out, True, hess_out)
 
 
 def _cross_entropy(
@@ -276,8 +299,10 @@ def _cross_entropy(
     with_grad: bool,
     upstream: ArrayLike | None = None,
     out: Array | None = None,
-) -> tuple[Any, Any]:
-    """Loss and gradient, where asked for. Batch-shaped arrays keep the class axis, with extent 1, up to the end."""
+    with_hess: bool = False,
+    hess_out: Array | None = None,
+) -> tuple[Any, Any, Any]:
+    """Loss, gradient and the Hessian's diagonal, where asked for. Batch-shaped arrays keep the class axis, with extent 1, up to the end."""
     x, targets, axis, weight, ignore_index, e, temperature, reduction, dtype = loss_arguments(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
     )
@@ -285,6 +310,8 @@ def _cross_entropy(
     upstream = to_upstream(upstream, reduction, batch)
     if out is not None:
         check_out(out, x.shape, dtype)
+    if hess_out is not None:
+        check_out(hess_out, x.shape, dtype)
 
     d = _shifted(x, (axis,), temperature, None, dtype)
     working = d.dtype
@@ -311,7 +338,7 @@ def _cross_entropy(
         a = w.reshape(class_shape) * ((1.0 - e) * targets.astype(working) + e / classes)
     scale = (float(divisor) or nan) if reduction == "mean" else 1.0
 
-    loss = grad = None
+    loss = grad = hess = None
     if with_loss:
         logp_a = logp if chosen is None else np.take_along_axis(logp, chosen, axis)
         terms = np.where((a == 0.0) & (logp_a == -inf), 0.0, a * -logp_a)
@@ -319,7 +346,9 @@ def _cross_entropy(
         reduced = losses.reshape(batch) if reduction == "none" else losses.sum() / scale
         loss = _delivered(reduced, FLOAT32 if dtype.itemsize == 2 else dtype, None)
     if with_grad:
-        g = np.exp(logp) * a.sum(axis=axis, keepdims=True)
+        p = np.exp(logp)
+        g = p * a.sum(axis=axis, keepdims=True)
+        h = g * (1 - p) / temperature
         if chosen is None:
             g -= a
         else:
@@ -327,4 +356,7 @@ def _cross_entropy(
         u = np.expand_dims(upstream, axis) if isinstance(upstream, np.ndarray) else upstream
         g = np.asarray(u, FLOAT64) * g / scale / temperature
         grad = _delivered(np.where(ignored, 0.0, g), dtype, out)
-    return loss, grad
+        if with_hess:
+            h = np.asarray(u, FLOAT64) * h / scale / temperature
+            hess = _delivered(np.where(ignored, 0.0, h), dtype, hess_out)
+    return loss, grad, hess

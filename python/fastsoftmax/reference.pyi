@@ -3,6 +3,7 @@
 from . import cross_entropy as cross_entropy
 from . import cross_entropy_grad as cross_entropy_grad
 from . import cross_entropy_with_grad as cross_entropy_with_grad
+from . import cross_entropy_with_grad_hess as cross_entropy_with_grad_hess
 from . import entropy as entropy
 from . import log_softmax as log_softmax
 from . import log_softmax_grad as log_softmax_grad
@@ -14,6 +15,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_hess",
     "entropy",
     "log_softmax",
     "log_softmax_grad",

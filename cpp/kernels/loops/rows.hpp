@@ -224,7 +224,8 @@ class RowLoop {
           padded_(run.classes <= most_padded),
           // Where the end of a result may reach into the next row, which is written later.
           dense_(padded_ && run.x.data != run.out.data &&
-                 run.out.slice_stride == run.classes * static_cast<std::ptrdiff_t>(sizeof(E))) {
+                 run.out.slice_stride == run.classes * static_cast<std::ptrdiff_t>(sizeof(E))),
+          second_dense_(run.second_out.slice_stride == run.out.slice_stride) {
         const std::ptrdiff_t bytes = width_ * static_cast<std::ptrdiff_t>(sizeof(T));
         const std::ptrdiff_t fit = padded_ ? lanes : Op::bytes_together / bytes;
         together_ = fit < 1 ? 1 : fit < lanes ? fit : lanes;
@@ -251,7 +252,7 @@ class RowLoop {
   private:
     const Run& run_;
     std::ptrdiff_t width_;
-    bool padded_, dense_, fetches_;
+    bool padded_, dense_, second_dense_, fetches_;
     std::ptrdiff_t together_;
     alignas(pack_bytes) T scratch_[Sum::keeps ? lanes * most_padded : 1];
 
@@ -307,6 +308,10 @@ class RowLoop {
         }
         Results results = sums.template results<Op>(group, exp);
         if constexpr (Exp::is_fixed) set_far(results, far);
+        if constexpr (may_write_second<Op>)
+            if (run_.second_out.data)
+                for (int i = 0; i < some.count; ++i)
+                    if (results.near >> i & 1) results.see_row(i, kept(some, i), run_.classes);
         return results;
     }
 
@@ -316,8 +321,13 @@ class RowLoop {
                 if (!(results.near >> i & 1)) continue;
                 const auto row = results.row(i);
                 E* const to = some.out(i);
+                const bool whole = dense_ && i + 1 < some.count;
+                if constexpr (may_write_second<Op>)
+                    if (run_.second_out.data)
+                        write_packs_of(kept(some, i), some.second_out(i), run_.classes, results.second_row(i),
+                                       whole && second_dense_);
                 if constexpr (Sum::keeps)
-                    write_packs_of(kept(some, i), to, run_.classes, row, dense_ && i + 1 < some.count);
+                    write_packs_of(kept(some, i), to, run_.classes, row, whole);
                 else
                     write_packs_of(some.x(i), to, run_.classes, row, false);
                 results.finish_row(
@@ -368,10 +378,17 @@ void own_rows_of(const Run& run) {
             E* out = reinterpret_cast<E*>(row.out.data);
             row.slices = 1;
             row.x.data = row.out.data = reinterpret_cast<std::byte*>(floats);
-            row.kept = floats + (run.classes + lanes - 1) / lanes * lanes;
+            const std::ptrdiff_t width = (run.classes + lanes - 1) / lanes * lanes;
+            row.kept = floats + width;
+            E* const second_out = reinterpret_cast<E*>(row.second_out.data);
+            if (second_out) {
+                row.second_out.data = reinterpret_cast<std::byte*>(floats + width);
+                row.kept = floats + 2 * width;
+            }
             read_elements(x, run.classes, floats);
             own_rows<Op, T>(row);
             if constexpr (Op::writes) write_elements(floats, run.classes, out);
+            if (second_out) write_elements(floats + width, run.classes, second_out);
         }
     }
 }
@@ -431,6 +448,38 @@ FASTSOFTMAX_INLINE Compute<E>* kept_of_block(const Run& run) {
         return static_cast<Compute<E>*>(run.kept);
 }
 
+// What a second output needs of a block besides: the largest score, and the sum of all others, if the label is not the
+// largest and that exponential may be above half of the sum; else none, and the sum of all.
+template <class T, class Exp, class E>
+FASTSOFTMAX_ONCE void see_block(const Group<T>& group, const Exp& exp, const E* x, std::ptrdiff_t count,
+                                Statistics& s) {
+    const auto size = [&](T score) __attribute__((always_inline)) {
+        const Growth<T, 1> e = exp(broadcast(score));
+        return static_cast<double>(lane(e.rounded(), 0));
+    };
+    const std::int64_t label = group.run.label[group.first] - group.run.origin;
+    const bool has_label = 0 <= label && label < count;
+    Pack<T> largest_in_lanes = broadcast(T(-infinity));
+    for_packs(x, 0, count, T(-infinity), [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
+        largest_in_lanes = max(v, largest_in_lanes);
+    });
+    const T largest = fold_max(largest_in_lanes), label_score = has_label ? to_compute(x[label]) : T(-infinity);
+    s.max = -infinity;
+    s.others[0] = s.rest[0];
+    s.others[1] = s.rest[1];
+    if (has_label && label_score == largest) {
+        s.max = static_cast<double>(largest);
+    } else if (2.25 * size(largest) > s.rest[0]) {
+        using Sum = SortedSum<T, false>;
+        Sum sum = sum_long_row<Sum, false>(group, 0, exp, x, count, static_cast<T*>(nullptr), false, x, x);
+        sum.add_smaller(exp, sum.smaller_lanes());
+        s.max = static_cast<double>(lane(sum.largest, 0));
+        set(s.others, folded(sum.sum.wide()));
+    } else if (has_label) {
+        s.others[0] += size(label_score);
+    }
+}
+
 template <class Op, class E, class Exp>
 Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count) {
     using T = Compute<E>;
@@ -445,6 +494,8 @@ Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count)
     Statistics s = statistics_of(sum_long_row<Sum, Sum::keeps>(group, 0, one, x, count, kept, false, next, written),
                                  one, x, count);
     s.reference = reference;
+    if constexpr (may_write_second<Op>)
+        if (run.second_out.data) see_block(group, one, x, count, s);
     return s;
 }
 
@@ -453,11 +504,6 @@ template <class T, bool few, class Exp>
 FASTSOFTMAX_INLINE void merge_states(const KeptSum<T, few>*, const Exp&, Statistics& left, const Statistics& right) {
     left.several = left.several || right.several || (left.only != 0 && right.only != 0);
     left.only = left.only + right.only;
-    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
-}
-template <class T, bool few, bool keep, class Exp>
-FASTSOFTMAX_INLINE void merge_states(const LabelSum<T, few, keep>*, const Exp&, Statistics& left,
-                                     const Statistics& right) {
     set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
 }
 // The smaller one of two largest scores, which joins the others.
@@ -471,6 +517,15 @@ FASTSOFTMAX_INLINE Pack<T> smaller_joins(Statistics& left, const Statistics& rig
 template <class T>
 FASTSOFTMAX_INLINE Wide<double> in_doubles(const Growth<T, 1>& e) {
     return {broadcast(static_cast<double>(lane(e.rounded(), 0))), broadcast(static_cast<double>(lane(e.lost(), 0)))};
+}
+template <class T, bool few, bool keep, class Exp>
+FASTSOFTMAX_INLINE void merge_states(const LabelSum<T, few, keep>*, const Exp& exp, Statistics& left,
+                                     const Statistics& right) {
+    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
+    if constexpr (keep) {
+        const Growth<T, 1> e = exp(smaller_joins<T>(left, right));
+        set(left.others, broadcast2(left.others) + broadcast2(right.others) + in_doubles<T>(e));
+    }
 }
 template <class T, bool few, class Exp>
 FASTSOFTMAX_INLINE void merge_states(const SortedSum<T, few>*, const Exp& exp, Statistics& left,
@@ -508,7 +563,11 @@ FASTSOFTMAX_INLINE auto results_of_state(const KeptSum<T, few>*, const Group<T>&
 template <class Op, class T, bool few, bool keep, class Exp>
 FASTSOFTMAX_INLINE auto results_of_state(const LabelSum<T, few, keep>*, const Group<T>& group, const Exp& exp,
                                          const Statistics& s) {
-    return typename Op::template Results<T, Exp>(group, exp, sum_of<T>(s.rest));
+    typename Op::template Results<T, Exp> results(group, exp, sum_of<T>(s.rest));
+    if constexpr (may_write_second<Op>)
+        if (group.run.second_out.data)
+            results.see_largest(exp(broadcast(static_cast<T>(s.max))).rounded(), sum_of<T>(s.others).high);
+    return results;
 }
 
 template <class Op, class T, class Exp>
@@ -540,6 +599,15 @@ void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
         const auto row = results.row(0);
         const E* x = reinterpret_cast<const E*>(run.x.data);
         E* out = reinterpret_cast<E*>(run.out.data);
+        if constexpr (may_write_second<Op>)
+            if (E* second_out = reinterpret_cast<E*>(run.second_out.data)) {
+                const auto second = results.second_row(0);
+                const auto value = [&](Pack<T> v) __attribute__((always_inline)) { return second(exp(v).rounded()); };
+                if (const T* kept = kept_of_block<Op, E>(run))
+                    write_packs_of(kept, second_out, count, second, false);
+                else
+                    write_packs_of(x, second_out, count, value, false);
+            }
         if constexpr (!Op::template Sum<T, false>::keeps) {
             write_packs_of(x, out, count, row, false);
         } else if (const T* kept = kept_of_block<Op, E>(run)) {
