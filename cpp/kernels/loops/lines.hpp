@@ -172,14 +172,6 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, bool sec
     const std::ptrdiff_t width = lines.width();
     typename Op::template Results<T, FixedExponential<T>> results[most];
     sum_neighbours<Op, few>(lines, results);
-    // Those of far slices are written later.
-    if constexpr (may_write_second<Op>)
-        for (std::ptrdiff_t c = 0; lines.second_results && c < lines.run.classes; ++c)
-            for (std::ptrdiff_t i = 0; i < width; i += lanes) {
-                if (results[i / lanes].near == 0) continue;
-                const auto& value = results[i / lanes].second_columns();
-                lines.store(lines.second_out(c), i, value(load_pack<T>(lines.kept + c * width + i)), second_stream);
-            }
     // All results of a pack with far slices then stand where those that they are made of stood.
     bool any_far[most];
     for (std::ptrdiff_t i = 0; i < width; i += lanes) {
@@ -208,7 +200,11 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, bool sec
             const auto value = of_pack.columns();
             for (std::ptrdiff_t c = 0; c < classes; ++c) {
                 T* const place = group.kept + c * width;
-                store_pack(place, value(load_pack<T>(place), c));
+                const Pack<T> v = load_pack<T>(place);
+                // Those of far slices are written later.
+                if constexpr (may_write_second<Op>)
+                    if (lines.second_results) lines.store(lines.second_out(c), i, of_pack.second_columns()(v), false);
+                store_pack(place, value(v, c));
             }
         }
         far_slices.add(group.first, far, near_values(of_pack));
@@ -220,7 +216,12 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, bool sec
             const T* kept = lines.kept + c * width;
             for (std::ptrdiff_t i = 0; i < width; i += lanes) {
                 Pack<T> v = load_pack<T>(kept + i);
-                if (!any_far[i / lanes]) v = results[i / lanes].columns()(v, c);
+                if (!any_far[i / lanes]) {
+                    if constexpr (may_write_second<Op>)
+                        if (lines.second_results)
+                            lines.store(lines.second_out(c), i, results[i / lanes].second_columns()(v), second_stream);
+                    v = results[i / lanes].columns()(v, c);
+                }
                 lines.store(out, i, v, stream);
             }
         }

@@ -118,6 +118,14 @@ FASTSOFTMAX_INLINE Two<Pack<T>> folded_rows(Wide<T> (&partial)[Pack<T>::lanes], 
     return in_two(folded(partial));
 }
 
+template <class T>
+FASTSOFTMAX_INLINE double largest_part(const Wide<T>& partial) {
+    if constexpr (sizeof(T) == 4)
+        return fold_max(max(part(partial, 0), part(partial, 1)));
+    else
+        return fold_max(partial.high);
+}
+
 // The sums of up to a pack of rows, as operations take them: a slice a lane.
 template <class Sum, class T>
 class RowSums;
@@ -154,6 +162,8 @@ class RowSums<LabelSum<T, false, keep>, T> {
     FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
         return {group, exp, folded_rows<T>(partial_, group.count)};
     }
+    // The largest of row i's partial sums.
+    FASTSOFTMAX_INLINE double largest_part(int i) const { return ::largest_part<T>(partial_[i]); }
 
   private:
     Wide<T> partial_[Pack<T>::lanes];
@@ -199,6 +209,29 @@ FASTSOFTMAX_INLINE void write_packs_of(const From* from, E* out, std::ptrdiff_t 
             store(out + i, last);
         else
             store_first(out + i, last, classes - i);
+    }
+}
+
+// Stores row(what is at `from`) and second(the same).
+template <class From, class E, class Row, class Second>
+FASTSOFTMAX_INLINE void write_both_of(const From* from, E* out, E* second_out, std::ptrdiff_t classes, const Row& row,
+                                      const Second& second, bool whole) {
+    constexpr int lanes = Pack<Compute<E>>::lanes;
+    std::ptrdiff_t i = 0;
+    for (; i + lanes <= classes; i += lanes) {
+        const auto v = load(from + i);
+        store(second_out + i, second(v));
+        store(out + i, row(v));
+    }
+    if (i == classes) return;
+    if (whole) {
+        const auto v = load(from + i);
+        store(second_out + i, second(v));
+        store(out + i, row(v));
+    } else {
+        const auto v = load_first(from + i, classes - i, Compute<E>(0));
+        store_first(second_out + i, second(v), classes - i);
+        store_first(out + i, row(v), classes - i);
     }
 }
 
@@ -311,7 +344,7 @@ class RowLoop {
         if constexpr (may_write_second<Op>)
             if (run_.second_out.data)
                 for (int i = 0; i < some.count; ++i)
-                    if (results.near >> i & 1) results.see_row(i, kept(some, i), run_.classes);
+                    if (results.near >> i & 1) results.see_row(i, sums.largest_part(i), kept(some, i), run_.classes);
         return results;
     }
 
@@ -322,14 +355,10 @@ class RowLoop {
                 const auto row = results.row(i);
                 E* const to = some.out(i);
                 const bool whole = dense_ && i + 1 < some.count;
-                if constexpr (may_write_second<Op>)
-                    if (run_.second_out.data)
-                        write_packs_of(kept(some, i), some.second_out(i), run_.classes, results.second_row(i),
-                                       whole && second_dense_);
-                if constexpr (Sum::keeps)
-                    write_packs_of(kept(some, i), to, run_.classes, row, whole);
-                else
+                if constexpr (!Sum::keeps)
                     write_packs_of(some.x(i), to, run_.classes, row, false);
+                else if (!write_both(results, some, i, row, whole))
+                    write_packs_of(kept(some, i), to, run_.classes, row, whole);
                 results.finish_row(
                     i, [&](std::int64_t c, T value) __attribute__((always_inline)) { to[c] = from_compute<E>(value); });
             }
@@ -342,6 +371,18 @@ class RowLoop {
             compute_far(some.first + i, 1);
             if (value_is_near) run_.value[some.first + i] = value;
         }
+    }
+
+    // Row i, if there is a second output.
+    template <class Row>
+    FASTSOFTMAX_INLINE bool write_both(const Results& results, const Rows<E>& some, int i, const Row& row, bool whole) {
+        if constexpr (may_write_second<Op>)
+            if (run_.second_out.data) {
+                write_both_of(kept(some, i), some.out(i), some.second_out(i), run_.classes, row, results.second_row(i),
+                              whole && second_dense_);
+                return true;
+            }
+        return false;
     }
 
     FASTSOFTMAX_ONCE void compute_far(std::ptrdiff_t first, std::ptrdiff_t count) const {
@@ -448,35 +489,28 @@ FASTSOFTMAX_INLINE Compute<E>* kept_of_block(const Run& run) {
         return static_cast<Compute<E>*>(run.kept);
 }
 
-// What a second output needs of a block besides: the largest score, and the sum of all others, if the label is not the
-// largest and that exponential may be above half of the sum; else none, and the sum of all.
+// What a second output needs of a block besides: the largest score, and the sum of all others, where that exponential
+// may be above half of the sum; else none, and the sum of all.
 template <class T, class Exp, class E>
 FASTSOFTMAX_ONCE void see_block(const Group<T>& group, const Exp& exp, const E* x, std::ptrdiff_t count,
-                                Statistics& s) {
-    const auto size = [&](T score) __attribute__((always_inline)) {
-        const Growth<T, 1> e = exp(broadcast(score));
-        return static_cast<double>(lane(e.rounded(), 0));
-    };
+                                const Wide<T>& partial, Statistics& s) {
     const std::int64_t label = group.run.label[group.first] - group.run.origin;
     const bool has_label = 0 <= label && label < count;
-    Pack<T> largest_in_lanes = broadcast(T(-infinity));
-    for_packs(x, 0, count, T(-infinity), [&](Pack<T> v, std::ptrdiff_t) __attribute__((always_inline)) {
-        largest_in_lanes = max(v, largest_in_lanes);
-    });
-    const T largest = fold_max(largest_in_lanes), label_score = has_label ? to_compute(x[label]) : T(-infinity);
+    const T label_score = has_label ? to_compute(x[label]) : T(-infinity);
+    const double of_label = static_cast<double>(lane(exp(broadcast(label_score)).rounded(), 0));
     s.max = -infinity;
-    s.others[0] = s.rest[0];
+    s.others[0] = s.rest[0] + of_label;
     s.others[1] = s.rest[1];
-    if (has_label && label_score == largest) {
-        s.max = static_cast<double>(largest);
-    } else if (2.25 * size(largest) > s.rest[0]) {
+    if (of_label > s.rest[0]) {
+        // The label's own.
+        s.max = static_cast<double>(label_score);
+        s.others[0] = s.rest[0];
+    } else if (2.25 * ::largest_part<T>(partial) > s.others[0]) {
         using Sum = SortedSum<T, false>;
         Sum sum = sum_long_row<Sum, false>(group, 0, exp, x, count, static_cast<T*>(nullptr), false, x, x);
         sum.add_smaller(exp, sum.smaller_lanes());
         s.max = static_cast<double>(lane(sum.largest, 0));
         set(s.others, folded(sum.sum.wide()));
-    } else if (has_label) {
-        s.others[0] += size(label_score);
     }
 }
 
@@ -491,11 +525,11 @@ Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count)
     const Group<T> group = {run, 0, 1, nullptr, 0, 0};
     const E* const next = Sum::keeps ? x : x + count;
     const auto one = exp.of_lane(0);
-    Statistics s = statistics_of(sum_long_row<Sum, Sum::keeps>(group, 0, one, x, count, kept, false, next, written),
-                                 one, x, count);
+    const Sum sum = sum_long_row<Sum, Sum::keeps>(group, 0, one, x, count, kept, false, next, written);
+    Statistics s = statistics_of(sum, one, x, count);
     s.reference = reference;
     if constexpr (may_write_second<Op>)
-        if (run.second_out.data) see_block(group, one, x, count, s);
+        if (run.second_out.data) see_block(group, one, x, count, sum.sum.wide(), s);
     return s;
 }
 
@@ -586,6 +620,30 @@ void conclude_blocks(const Run& run, Statistics& s) {
     s.value_near = near_values(results) & 1;
 }
 
+// The classes of a block that are computed apart.
+template <class Results, class E>
+FASTSOFTMAX_INLINE void finish_block(const Run& run, const Results& results, E* out, std::ptrdiff_t count) {
+    results.finish_row(0, [&](std::int64_t c, auto value) __attribute__((always_inline)) {
+        if (run.origin <= c && c < run.origin + count) out[c - run.origin] = from_compute<E>(value);
+    });
+}
+
+// A block with its second output.
+template <class Op, class E, class Exp, class Results>
+FASTSOFTMAX_INLINE void write_both_blocks(const Run& run, const Exp& exp, const Results& results, const E* x, E* out,
+                                          E* second_out, std::ptrdiff_t count) {
+    using T = Compute<E>;
+    const auto row = results.row(0);
+    const auto second = results.second_row(0);
+    if (const T* kept = kept_of_block<Op, E>(run))
+        write_both_of(kept, out, second_out, count, row, second, false);
+    else
+        write_both_of(
+            x, out, second_out, count, [&](Pack<T> v) __attribute__((always_inline)) { return row(exp(v).rounded()); },
+            [&](Pack<T> v) __attribute__((always_inline)) { return second(exp(v).rounded()); }, false);
+    finish_block(run, results, out, count);
+}
+
 template <class Op, class E, class Exp>
 void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
     using T = Compute<E>;
@@ -600,14 +658,8 @@ void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
         const E* x = reinterpret_cast<const E*>(run.x.data);
         E* out = reinterpret_cast<E*>(run.out.data);
         if constexpr (may_write_second<Op>)
-            if (E* second_out = reinterpret_cast<E*>(run.second_out.data)) {
-                const auto second = results.second_row(0);
-                const auto value = [&](Pack<T> v) __attribute__((always_inline)) { return second(exp(v).rounded()); };
-                if (const T* kept = kept_of_block<Op, E>(run))
-                    write_packs_of(kept, second_out, count, second, false);
-                else
-                    write_packs_of(x, second_out, count, value, false);
-            }
+            if (E* second_out = reinterpret_cast<E*>(run.second_out.data))
+                return write_both_blocks<Op>(run, exp, results, x, out, second_out, count);
         if constexpr (!Op::template Sum<T, false>::keeps) {
             write_packs_of(x, out, count, row, false);
         } else if (const T* kept = kept_of_block<Op, E>(run)) {
@@ -616,9 +668,7 @@ void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
             const auto value = [&](Pack<T> v) __attribute__((always_inline)) { return row(exp(v).rounded()); };
             write_packs_of(x, out, count, value, false);
         }
-        results.finish_row(0, [&](std::int64_t c, T value) __attribute__((always_inline)) {
-            if (run.origin <= c && c < run.origin + count) out[c - run.origin] = from_compute<E>(value);
-        });
+        finish_block(run, results, out, count);
     }
 }
 

@@ -140,7 +140,7 @@ FASTSOFTMAX_ONCE void own_tile_of(const Run& run, std::ptrdiff_t first, int coun
             results.see_classes(group);
             const auto value = results.second_columns();
             for (std::ptrdiff_t c = 0; c < classes; ++c)
-                store_pack(kept + c * lanes, value(load_pack<T>(kept + c * lanes), c));
+                store_pack(kept + c * lanes, value(load_pack<T>(kept + c * lanes)));
         }
 }
 

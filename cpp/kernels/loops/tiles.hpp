@@ -168,15 +168,17 @@ FASTSOFTMAX_INLINE std::uint32_t rows_of_lanes(std::uint32_t bits) {
 // `count` tiles of dense rows of two classes, or of as many as 16 bytes hold: they stay in registers. The latter way
 // changes the order of rows, which must not matter.
 template <class Op, int classes, class T>
-FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, std::ptrdiff_t count,
-                                     FarSlices<T>& far_slices) {
+FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, [[maybe_unused]] T* second,
+                                     std::ptrdiff_t count, FarSlices<T>& far_slices) {
     using Exp = FixedExponential<T>;
     using Sum = typename Op::template Sum<T, true>;
     constexpr int lanes = Pack<T>::lanes;
     constexpr std::ptrdiff_t size = lanes * classes;
     for (std::ptrdiff_t tile = 0; tile < count; ++tile, x += size, out += Op::writes ? size : 0) {
+        T own[may_write_second<Op> ? size : 1];
         const Group<T> group = {
-            run, tile * lanes, lanes, reinterpret_cast<const std::byte*>(x), classes * sizeof(T), sizeof(T)};
+            run,       tile * lanes, lanes, reinterpret_cast<const std::byte*>(x), classes * sizeof(T),
+            sizeof(T), own,          lanes};
         Pack<T> packs[classes];
         unrolled<classes>([&](int c) __attribute__((always_inline)) { packs[c] = load_pack<T>(x + c * lanes); });
         if constexpr (classes == 2)
@@ -201,6 +203,15 @@ FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, std::pt
         set_far(results, begin_far);
         const std::uint32_t far = ~results.near & bits_of(lanes);
         if (far != 0) far_slices.add(tile * lanes, classes == 2 ? far : rows_of_lanes(far), near_values(results));
+        if constexpr (may_write_second<Op> && classes == 2)
+            if (second) {
+                for (int c = 0; c < classes; ++c) store_pack(own + c * lanes, part(kept, c));
+                results.see_classes(group);
+                const auto value = results.second_columns();
+                for (int c = 0; c < classes; ++c) packs[c] = value(part(kept, c));
+                join_pairs(packs);
+                for (int c = 0; c < classes; ++c) store_pack(second + tile * size + c * lanes, packs[c]);
+            }
         if constexpr (Op::writes) {
             const auto value = results.columns();
             unrolled<classes>([&](int c) __attribute__((always_inline)) { packs[c] = value(part(kept, c), c); });
@@ -284,12 +295,12 @@ void near_tiles(const Run& run) {
             run.classes % quarter_lanes<T> ? (read_behind<T> + run.classes - 1) / run.classes : 0;
         std::ptrdiff_t whole = run.slices > behind ? (run.slices - behind) / lanes : 0;
         constexpr bool any_order = Op::writes && signature<Op::operation>.value == fastsoftmax::PerSlice::none;
-        if ((run.classes == 2 && !second) || (any_order && run.classes == quarter_lanes<T>)) {
+        if (run.classes == 2 || (any_order && run.classes == quarter_lanes<T>)) {
             whole = run.slices / lanes;
             if (run.classes == 2)
-                near_registers<Op, 2>(run, x, out, whole, far_slices);
+                near_registers<Op, 2>(run, x, out, second, whole, far_slices);
             else if constexpr (any_order)
-                near_registers<Op, quarter_lanes<T>>(run, x, out, whole, far_slices);
+                near_registers<Op, quarter_lanes<T>>(run, x, out, second, whole, far_slices);
             first = whole * lanes;
             whole = 0;
         }

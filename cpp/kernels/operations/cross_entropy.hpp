@@ -155,14 +155,25 @@ struct CrossEntropy {
                                    return load_pack<T>(group.kept + c * group.kept_class_stride);
                                });
         }
-        FASTSOFTMAX_INLINE void see_row(int i, const T* e, std::ptrdiff_t classes) {
-            if (unlikely >> i & 1) second.see_row(i, e, classes);
+        FASTSOFTMAX_INLINE void see_row(int i, double largest_part, const T* e, std::ptrdiff_t classes) {
+            if ((unlikely >> i & 1) && second.may_dominate(i, largest_part)) second.see_row(i, e, classes);
         }
         FASTSOFTMAX_INLINE void see_largest(Pack<T> largest, Pack<T> rest) {
             if (unlikely & 1) second.see_largest(largest, rest);
         }
-        FASTSOFTMAX_INLINE const Second& second_columns() const { return second; }
-        FASTSOFTMAX_INLINE Second second_row(int i) const { return second.of_lane(i); }
+        struct SecondValue {
+            Value value;
+            Second second;
+
+            FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
+                if constexpr (Exp::is_fixed)
+                    return second(e, value(e));
+                else
+                    return second(e);
+            }
+        };
+        FASTSOFTMAX_INLINE SecondValue second_columns() const { return {value, second}; }
+        FASTSOFTMAX_INLINE SecondValue second_row(int i) const { return {row(i), second.of_lane(i)}; }
 
       private:
         FASTSOFTMAX_INLINE void set(const Group<T>& group, const Exp& exp, const Labels<T>& labels, Growth<T, 1> e,
