@@ -354,6 +354,31 @@ py::tuple loss_gradient_and_hessian(const py::array& logits, const py::array& ta
                                 dtype, from_above, true, true, out, true, hess_out);
 }
 
+py::tuple divergence_and_gradient(const py::array& p, const py::array& q, std::int64_t axis, double temperature,
+                                  const MaybeArray& where, std::string_view reduction, const py::dtype& dtype,
+                                  const py::dtype& grad_dtype, py::handle from_above, bool with_grad,
+                                  const MaybeArray& out) {
+    Builder b(p, ClassAxes().set(static_cast<std::size_t>(axis)));
+    b.set(Role::scores, p);
+    b.set(Role::second, q);
+    b.set(Role::mask, where);
+    Divergence given = {.temperature = temperature, .reduction = reduction_of(reduction)};
+    if (py::isinstance<py::array>(from_above))
+        b.set(Role::upstream, py::reinterpret_borrow<py::array>(from_above));
+    else
+        given.upstream = argument<double>(from_above);
+    py::array divergence;
+    MaybeArray grad;
+    if (given.reduction == Reduction::none)
+        b.set(Role::value, divergence = b.result(Role::value, dtype));
+    else
+        b.set_data(Role::value, divergence = Builder::empty(dtype, 0, nullptr));
+    if (with_grad) b.set(Role::output, grad = out ? *out : b.result(Role::output, grad_dtype));
+    const Operation operation = with_grad ? Operation::kl_divergence_grad : Operation::kl_divergence;
+    run(b.slices, [&] { compute_divergence(operation, b.slices, given); });
+    return py::make_tuple(finished(divergence, true), grad ? py::object(*grad) : py::none());
+}
+
 // The first byte of an array's memory and the one behind its last.
 std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& array) {
     auto begin = reinterpret_cast<std::uintptr_t>(array.data()), end = begin;
@@ -479,6 +504,10 @@ PyMethodDef methods[] = {
         "cross_entropy_with_grad_hess",
         "cross_entropy_with_grad_hess($module, logits, targets, axis, weight, ignore_index, label_smoothing, "
         "temperature, reduction, dtype, upstream, out, hess_out, /)\n--\n\n"),
+    method<divergence_and_gradient>(
+        "kl_divergence",
+        "kl_divergence($module, p_logits, q_logits, axis, temperature, where, reduction, dtype, grad_dtype, upstream, "
+        "with_grad, out, /)\n--\n\n"),
     method<same_shape>("same_shape", "same_shape($module, a, b, /)\n--\n\n"),
     method<invalid_target>("find_invalid_target",
                            "find_invalid_target($module, targets, logits, axis, ignore_index, /)\n--\n\n"),

@@ -102,7 +102,7 @@ bool Plan::takes_rows(const Signature& signature, const Demands& demands) const 
     if (!in_place(signature, slices.classes)) return false;
     if (bytes_of(type()) != width() && !halves()) return false;
     if (classes > few_classes) return !halves() || plain || (signature.rows_of_halves && classes <= block_classes);
-    if (!plain && (halves() || !(signature.second && in_float && demands.temperature == 1))) return false;
+    if (!plain && (halves() || !(signature.rows_of_halves && in_float && demands.temperature == 1))) return false;
     if (slices.batch.count == 0) return plain;
     for (const Role role : {Role::scores, Role::second, Role::output, Role::second_output})
         if (slices.has(role) && slices.batch.last().strides[role] != classes * bytes_of(type())) return false;
@@ -173,6 +173,10 @@ void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
         if (signature.keeps_exponentials && apart && classes <= most_kept) sizes_.kept = in_doubles(classes);
     } else if (signature.sums_exponentials && !demands.whole_slices) {
         sizes_.kept = kept_size(signature);
+    } else if (signature.keeps_both) {
+        const std::ptrdiff_t row = (classes + lanes() - 1) / lanes() * lanes();
+        sizes_.kept =
+            in_doubles(2 * (loop == Loop::tiles ? lanes() * classes : row * rows_of_both(classes, lanes(), width())));
     }
     const std::ptrdiff_t results = std::min(at_once, std::max<std::ptrdiff_t>(count, 1));
     sizes_.value = results * numbers_of(signature.value, slices);

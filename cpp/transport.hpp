@@ -37,7 +37,10 @@ class Transport {
     bool any_present(const Offsets& at) const;
     // The value that stands for a masked entry.
     double masked(Role role) const {
-        return role == Role::scores ? signature_.masked_scores : role == Role::output ? signature_.masked_output : 0;
+        return role == Role::scores   ? signature_.masked_scores
+               : role == Role::second ? signature_.masked_second
+               : role == Role::output ? signature_.masked_output
+                                      : 0;
     }
 
     template <class T>

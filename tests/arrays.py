@@ -429,7 +429,15 @@ LOSSES |= {
     "hess, probabilities": _hess(targets="probabilities"),
 }
 
-CALLS = TRANSFORMS | REDUCTIONS | LOSSES
+DIVERGENCES: dict[str, Call] = {
+    "kl": lambda fs, a, axis: fs.kl_divergence(a.x, a.dy, axis, reduction="none"),
+    "kl_with_grad": lambda fs, a, axis: fs.kl_divergence_with_grad(a.x, a.dy, axis, reduction="none"),
+    "kl_with_grad, all": lambda fs, a, axis: fs.kl_divergence_with_grad(
+        a.x, a.dy, axis, temperature=0.7, where=a.where, reduction="none", upstream=a.upstream
+    ),
+}
+
+CALLS = TRANSFORMS | REDUCTIONS | LOSSES | DIVERGENCES
 
 # With an `out`: of the result's dtype, of a wider one, of the reduced shape; or an argument itself.
 
@@ -449,6 +457,9 @@ INTO: dict[str, Into] = {
     ),
     "cross_entropy_with_grad_hess": lambda fs, a, axis, out: fs.cross_entropy_with_grad_hess(
         a.x, a.indices, axis, out=(None, out)
+    ),
+    "kl_divergence_with_grad": lambda fs, a, axis, out: fs.kl_divergence_with_grad(
+        a.probabilities, a.x, axis, where=a.where, out=out
     ),
     "cross_entropy_grad, probabilities": lambda fs, a, axis, out: fs.cross_entropy_grad(
         a.x, a.probabilities, axis, weight=a.weight, out=out
@@ -474,6 +485,7 @@ IN_PLACE: dict[str, Call] = {
     "cross_entropy_with_grad_hess": lambda fs, a, axis: fs.cross_entropy_with_grad_hess(
         a.x, a.indices, axis, out=(a.x, None)
     ),
+    "kl_divergence_with_grad": lambda fs, a, axis: fs.kl_divergence_with_grad(a.dy, a.x, axis, out=a.x),
 }
 
 

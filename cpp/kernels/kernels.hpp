@@ -52,8 +52,10 @@ enum class Operation : int {
     cross_entropy,
     cross_entropy_grad,
     entropy,
+    kl_divergence,
+    kl_divergence_grad,
 };
-constexpr int operations = 8;
+constexpr int operations = 10;
 
 // How many numbers each slice has: none, one, or as many as the slices' own axes have elements.
 enum class PerSlice { none, one, own };
@@ -67,9 +69,11 @@ struct Signature {
     bool second_output = false;        // and another one, if there is an array for it
     PerSlice value = PerSlice::none;   // writes numbers of each slice
     PerSlice sign = PerSlice::none;    // writes their signs, if there is an array for them
-    double masked_scores = 0;          // what stands for a masked entry of the scores; of `second` it is 0
+    double masked_scores = 0;          // what stands for a masked entry of the scores
+    double masked_second = 0;          // and of the second array
     double masked_output = 0;          // what a masked entry of the output becomes
     bool keeps_exponentials = false;   // exponentials may wait where the results will stand
+    bool keeps_both = false;           // those of the scores and of the second array wait in memory of their own
     bool rows_of_halves = false;       // reads and writes rows of float16 and bfloat16 itself
     bool sums_exponentials = false;    // by the fixed reference: then it takes lines, and halves of few classes, itself
     int state = 0;                     // doubles that tell of a block of a slice
@@ -167,6 +171,12 @@ constexpr std::ptrdiff_t lines_room = 524288;
 
 // Bytes of rows that are computed together, unless one row has more: half of the smallest first-level cache.
 constexpr std::ptrdiff_t rows_room = 16384;
+
+// How many rows are computed together where exponentials of two arrays are kept.
+constexpr std::ptrdiff_t rows_of_both(std::ptrdiff_t classes, std::ptrdiff_t lanes, std::ptrdiff_t width) {
+    const std::ptrdiff_t fit = rows_room / (2 * width * (classes > 0 ? classes : 1));
+    return fit < 1 ? 1 : fit < lanes ? fit : lanes;
+}
 
 // Rows of at most this many packs are kept in padded rows of the stack: there, the ends of rows cost most.
 constexpr std::ptrdiff_t most_padded_packs = 13;

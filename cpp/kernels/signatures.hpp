@@ -79,6 +79,25 @@ constexpr Signature signature<Operation::entropy> = {.name = "entropy",
                                                      .state = statistics_state,
                                                      .value_of_none = 0};
 
+template <>
+constexpr Signature signature<Operation::kl_divergence> = {.name = "kl_divergence",
+                                                           .second = true,
+                                                           .value = PerSlice::one,
+                                                           .masked_scores = -infinity,
+                                                           .masked_second = -infinity,
+                                                           .keeps_both = true,
+                                                           .value_of_none = 0};
+
+template <>
+constexpr Signature signature<Operation::kl_divergence_grad> = {.name = "kl_divergence_grad",
+                                                                .second = true,
+                                                                .output = true,
+                                                                .value = PerSlice::one,
+                                                                .masked_scores = -infinity,
+                                                                .masked_second = -infinity,
+                                                                .keeps_both = true,
+                                                                .value_of_none = 0};
+
 // Its own loop reads scores and weights, a block at a time.
 constexpr Signature weighed_signature = {.name = "weighed_logsumexp",
                                          .value = PerSlice::one,

@@ -5,6 +5,7 @@
 #include "loops/rows.hpp"
 #include "loops/tiles.hpp"
 #include "operations/cross_entropy.hpp"
+#include "operations/divergence.hpp"
 #include "operations/entropy.hpp"
 #include "operations/gradient_loops.hpp"
 #include "operations/logs.hpp"
@@ -111,6 +112,17 @@ void fill_gradient(Kernels& k) {
     fill_gradient_in<op, double>(kernel);
 }
 
+template <bool with_gradient>
+void fill_divergence(Kernels& k) {
+    using Op = Diverge<with_gradient>;
+    Kernel& kernel = k.of[Op::operation];
+    kernel.signature = signature<Op::operation>;
+    kernel.rows[ElementType::float32] = Op::template rows<float>;
+    kernel.rows[ElementType::float64] = Op::template rows<double>;
+    kernel.tiles[ElementType::float32] = Op::template tiles<float>;
+    kernel.tiles[ElementType::float64] = Op::template tiles<double>;
+}
+
 template <class E, ElementType element>
 void fill_gather(Kernels& k) {
     k.to_float.gather_row[element] = ::gather_row<E, float>;
@@ -160,6 +172,8 @@ Kernels make_kernels() {
     fill_exponentials<CrossEntropy<false>>(k);
     fill_exponentials<CrossEntropy<true>>(k);
     fill_exponentials<Entropy>(k);
+    fill_divergence<false>(k);
+    fill_divergence<true>(k);
     fill_gather<Half, ElementType::float16>(k);
     fill_gather<BFloat16, ElementType::bfloat16>(k);
     fill_gather<float, ElementType::float32>(k);

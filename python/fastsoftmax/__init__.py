@@ -3,7 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from ._core import __version__
-from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, cross_entropy_with_grad_hess
+from ._losses import (
+    cross_entropy,
+    cross_entropy_grad,
+    cross_entropy_with_grad,
+    cross_entropy_with_grad_hess,
+    kl_divergence,
+    kl_divergence_with_grad,
+)
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
 from ._transforms import entropy, log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
 
@@ -15,6 +22,8 @@ __all__ = [
     "cross_entropy_with_grad_hess",
     "entropy",
     "get_num_threads",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",

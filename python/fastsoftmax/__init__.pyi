@@ -27,6 +27,8 @@ __all__ = [
     "cross_entropy_with_grad_hess",
     "entropy",
     "get_num_threads",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
@@ -556,3 +558,56 @@ def cross_entropy_with_grad_hess(
     reduction: Literal["none", "mean", "sum"] = "mean", upstream: ArrayLike | None = None,
     out: tuple[NDArray[Any] | None, NDArray[Any] | None],
 ) -> tuple[Any, NDArray[Any], NDArray[Any]]: ...
+
+
+@overload
+def kl_divergence(
+    p_logits: NDArray[_Wide], q_logits: NDArray[_Wide], axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+) -> _Wide: ...
+@overload
+def kl_divergence(
+    p_logits: _Float64Arrays, q_logits: _Float64Arrays, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+) -> np.float64: ...
+@overload
+def kl_divergence(
+    p_logits: NDArray[np.float16], q_logits: NDArray[np.float16], axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+) -> np.float32: ...
+@overload
+def kl_divergence(
+    p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["none", "mean", "sum"] = "mean",
+) -> Any: ...
+
+@overload
+def kl_divergence_with_grad(
+    p_logits: NDArray[_Wide], q_logits: NDArray[_Wide], axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[_Wide, NDArray[_Wide]]: ...
+@overload
+def kl_divergence_with_grad(
+    p_logits: _Float64Arrays, q_logits: _Float64Arrays, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[np.float64, NDArray[np.float64]]: ...
+@overload
+def kl_divergence_with_grad(
+    p_logits: NDArray[np.float16], q_logits: NDArray[np.float16], axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[np.float32, NDArray[np.float16]]: ...
+@overload
+def kl_divergence_with_grad(
+    p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[Any, NDArray[Any]]: ...
+@overload
+def kl_divergence_with_grad(
+    p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: _Out,
+) -> tuple[Any, _Out]: ...

@@ -20,6 +20,7 @@ from ._arguments import (
     Flag,
     check_out,
     delivered,
+    divergence_arguments,
     hess_outs,
     logsumexp_arguments,
     loss_arguments,
@@ -36,6 +37,8 @@ __all__ = [
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
     "entropy",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
@@ -360,3 +363,67 @@ def _cross_entropy(
             h = np.asarray(u, FLOAT64) * h / scale / temperature
             hess = _delivered(np.where(ignored, 0.0, h), dtype, hess_out)
     return loss, grad, hess
+
+
+@_quiet
+def kl_divergence(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+) -> Any:
+    """sum_c p_c (log p_c - log q_c), with p and q the softmax of the logits / temperature, reduced over the batch."""
+    divergence, _ = _kl_divergence(p_logits, q_logits, axis, temperature, where, reduction, False, None, None)
+    return divergence
+
+
+@_quiet
+def kl_divergence_with_grad(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None,
+    out: Array | None = None,
+) -> tuple[Any, Array]:
+    """kl_divergence and `upstream` (q_c - p_c) / temperature, divided by what the mean divides by."""
+    return _kl_divergence(p_logits, q_logits, axis, temperature, where, reduction, True, upstream, out)
+
+
+def _kl_divergence(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    axis: SupportsIndex,
+    temperature: SupportsFloat,
+    where: ArrayLike | None,
+    reduction: str,
+    with_grad: bool,
+    upstream: ArrayLike | None,
+    out: Array | None,
+) -> tuple[Any, Any]:
+    """Divergence and gradient, where asked for."""
+    x, y, axis, temperature, mask, reduction, dtype, grad_dtype = divergence_arguments(
+        p_logits, q_logits, axis, temperature, where, reduction
+    )
+    batch = reduced_shape(x.shape, (axis,))
+    upstream = to_upstream(upstream, reduction, batch)
+    d, f = (_shifted(a, (axis,), temperature, mask, dtype) for a in (x, y))
+    logp = d - np.log(np.exp(d).sum(axis=axis, keepdims=True))
+    logq = f - np.log(np.exp(f).sum(axis=axis, keepdims=True))
+    p, q = np.exp(logp), np.exp(logq)
+    present = np.broadcast_to(True if mask is None else mask, x.shape)
+    terms = np.where(~present | ((logp == -inf) & ~np.isnan(logq)), 0.0, p * (logp - logq))
+    divergences = np.maximum(terms.sum(axis=axis), 0.0)
+    divisor = (divergences.size or nan) if reduction == "mean" else 1.0
+    divergence = _delivered(divergences if reduction == "none" else divergences.sum() / divisor, dtype, None)
+    if not with_grad:
+        return divergence, None
+    u = np.expand_dims(upstream, axis) if isinstance(upstream, np.ndarray) else upstream
+    g = np.asarray(u, FLOAT64) * (q - p) / divisor / temperature
+    return divergence, _delivered(np.where(present, g, 0.0), grad_dtype, out)

@@ -5,6 +5,8 @@ from . import cross_entropy_grad as cross_entropy_grad
 from . import cross_entropy_with_grad as cross_entropy_with_grad
 from . import cross_entropy_with_grad_hess as cross_entropy_with_grad_hess
 from . import entropy as entropy
+from . import kl_divergence as kl_divergence
+from . import kl_divergence_with_grad as kl_divergence_with_grad
 from . import log_softmax as log_softmax
 from . import log_softmax_grad as log_softmax_grad
 from . import logsumexp as logsumexp
@@ -17,6 +19,8 @@ __all__ = [
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
     "entropy",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
