@@ -33,7 +33,21 @@ LOSSES = {
     "cross_entropy_grad": lambda **o: fs.cross_entropy_grad(**{"logits": X, "targets": INDICES} | o),
     "cross_entropy_with_grad": lambda **o: fs.cross_entropy_with_grad(**{"logits": X, "targets": INDICES} | o),
 }
-FUNCTIONS = TRANSFORMS | LOSSES
+DIVERGENCES = {
+    "kl_divergence": lambda **o: fs.kl_divergence(**{"p_logits": P, "q_logits": X} | o),
+    "kl_divergence_with_grad": lambda **o: fs.kl_divergence_with_grad(**{"p_logits": P, "q_logits": X} | o),
+}
+
+
+def with_hess(**options):
+    """An `out` receives the gradient."""
+    if "out" in options:
+        options["out"] = (options["out"], None)
+    return fs.cross_entropy_with_grad_hess(**{"logits": X, "targets": INDICES} | options)
+
+
+LOSSES["cross_entropy_with_grad_hess"] = with_hess
+FUNCTIONS = TRANSFORMS | LOSSES | DIVERGENCES
 INPUTS = {
     "softmax": ["x"],
     "log_softmax": ["x"],
@@ -44,8 +58,11 @@ INPUTS = {
     "cross_entropy": ["logits"],
     "cross_entropy_grad": ["logits"],
     "cross_entropy_with_grad": ["logits"],
+    "cross_entropy_with_grad_hess": ["logits"],
+    "kl_divergence": ["p_logits", "q_logits"],
+    "kl_divergence_with_grad": ["p_logits", "q_logits"],
 }
-GRADIENTS = ["cross_entropy_grad", "cross_entropy_with_grad"]
+GRADIENTS = ["cross_entropy_grad", "cross_entropy_with_grad", "cross_entropy_with_grad_hess"]
 REDUCED = ["logsumexp", "entropy"]  # one number a slice
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 each_transform = pytest.mark.parametrize("name", TRANSFORMS)
@@ -57,7 +74,7 @@ def refuses(name, error, match=None, /, **options):
     with pytest.raises(error, match=match) as raised:
         FUNCTIONS[name](**options)
     assert type(raised.value) is error
-    if name != "cross_entropy" and "out" not in options:
+    if name not in ("cross_entropy", "kl_divergence") and "out" not in options:
         out = np.full(3 if name in REDUCED else (3, 4), SENTINEL)
         with pytest.raises(error, match=match):
             FUNCTIONS[name](**options, out=out)
@@ -82,6 +99,11 @@ def refuses(name, error, match=None, /, **options):
         "temperature=1.0, reduction='mean', upstream=None, out=None)",
         "cross_entropy_with_grad": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
         "temperature=1.0, reduction='mean', upstream=None, out=None)",
+        "cross_entropy_with_grad_hess": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, "
+        "label_smoothing=0.0, temperature=1.0, reduction='mean', upstream=None, out=None)",
+        "kl_divergence": "(p_logits, q_logits, axis=-1, *, temperature=1.0, where=None, reduction='mean')",
+        "kl_divergence_with_grad": "(p_logits, q_logits, axis=-1, *, temperature=1.0, where=None, reduction='mean', "
+        "upstream=None, out=None)",
     }.items(),
 )
 def test_signatures_are_those_of_the_contract_here_and_in_the_reference(name, parameters):
@@ -592,7 +614,7 @@ def test_what_is_no_dtype_is_a_type_error(name):
 # out
 
 
-WITH_OUT = [n for n in FUNCTIONS if n != "cross_entropy"]
+WITH_OUT = [n for n in FUNCTIONS if n not in ("cross_entropy", "kl_divergence")]
 
 
 @pytest.mark.parametrize("name", WITH_OUT)

@@ -351,7 +351,9 @@ def _cross_entropy(
     if with_grad:
         p = np.exp(logp)
         g = p * a.sum(axis=axis, keepdims=True)
-        h = g * (1 - p) / temperature
+        # 1 - p, without cancellation where p is near 1
+        top = np.arange(classes).reshape(class_shape) == p.argmax(axis=axis, keepdims=True)
+        h = g * np.where(top, np.where(top, 0.0, p).sum(axis=axis, keepdims=True), 1 - p) / temperature
         if chosen is None:
             g -= a
         else:
