@@ -1,6 +1,6 @@
-// The Kullback-Leibler divergence of two rows of scores, also with its gradient by the second. With d the difference of
-// two log-probabilities it is the sum of p (exp(-d) - 1 + d), since the probabilities of either add up to 1: no term is
-// negative, so nothing cancels, also where the distributions nearly agree.
+// The Kullback-Leibler divergence of two slices of scores, also with its gradient by the second. With d the difference
+// of two log-probabilities it is the sum of p (exp(-d) - 1 + d), since the probabilities of either add up to 1: no term
+// is negative, so nothing cancels, also where the distributions nearly agree.
 #pragma once
 
 #include "../loops/tile.hpp"
@@ -8,170 +8,282 @@
 
 namespace {
 
-// Sums the exponentials of scores below the largest one, and counts those that equal it.
+// Sums numbers of one sign, some in T, these in twice its precision: error 2^-22 (double 2^-51) at most, and far less
+// of many. (Sums of exponentials need not be better: what they lack is found afterwards.)
 template <class T>
-struct BelowSum {
-    Pack<T> largest;
-    PowerSum<T> sum = {};
-    Pack<T> ties = broadcast(T(0));
+struct CarriedSum {
+    Pack<T> recent = broadcast(T(0));
+    Wide<T> total = widen(broadcast(T(0)));
 
+    FASTSOFTMAX_INLINE void add(Pack<T> x) { recent = recent + x; }
+    FASTSOFTMAX_INLINE void carry() {
+        add_to(total, to_doubles(recent));
+        recent = broadcast(T(0));
+    }
+    FASTSOFTMAX_INLINE Wide<T> wide() {
+        carry();
+        return total;
+    }
+};
+
+// Of exponentials, which are kept.
+template <class T>
+struct RoundedSum : CarriedSum<T> {
     template <class Exp, int packs>
     FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
-        const Growth<T, packs> e = exp(x);
-        const Pack<T, packs> zero = broadcast<T, packs>(T(0));
-        const Mask<T, packs> at_largest = equal(x, repeat<packs>(largest));
-        const Pack<T, packs> power = select(at_largest, zero, e.power);
-        const Pack<T, packs> one = select(at_largest, broadcast<T, packs>(T(1)), zero);
-        unrolled<packs>([&](int k) __attribute__((always_inline)) {
-            sum.add(part(power, k), part(e.growth, k));
-            ties = ties + part(one, k);
-        });
-        return e.rounded();
+        const Pack<T, packs> e = exp(x).rounded();
+        unrolled<packs>([&](int k) __attribute__((always_inline)) { this->recent = this->recent + part(e, k); });
+        return e;
     }
-    FASTSOFTMAX_INLINE void carry() { sum.carry(); }
 };
 
-// The exponentials of slices from what is below the largest scores, and from how many are equal to them.
-template <class T, class Exp>
-FASTSOFTMAX_INLINE Measured<T> measured_below(const Exp& exp, Pack<T> largest, Two<Pack<T>> below, Pack<T> ties) {
-    Measured<T> m = measured(exp, largest, below);
-    const Pack<T> more = ties - broadcast(T(1));
-    if (equal_bits(more, broadcast(T(0))) != bits_of(Pack<T>::lanes))
-        m.rest = m.rest + Two<Pack<T>>{more, broadcast(T(0))} * m.top;
-    return m;
+// exp(-d) - 1 + d = d^2 q(d) on |d| <= 1; error of the polynomial 2^-26.6, double 2^-54.2.
+template <class T>
+struct DivergenceConstants;
+template <>
+struct DivergenceConstants<float> {
+    static constexpr float q[] = {0x1p-1f,        -0x1.555556p-3f,  0x1.55557ap-5f,  -0x1.1110ep-7f,
+                                  0x1.6bffbp-10f, -0x1.a028cap-13f, 0x1.a9622ap-16f, -0x1.7416fp-19f};
+};
+template <>
+struct DivergenceConstants<double> {
+    static constexpr double q[] = {0x1p-1,
+                                   -0x1.5555555555555p-3,
+                                   0x1.5555555555506p-5,
+                                   -0x1.111111111124bp-7,
+                                   0x1.6c16c16c20d89p-10,
+                                   -0x1.a01a019ff4f05p-13,
+                                   0x1.a01a0190d4ce3p-16,
+                                   -0x1.71de3a723803cp-19,
+                                   0x1.27e50672be15dp-22,
+                                   -0x1.ae6442c0da104p-26,
+                                   0x1.1ee57747e0d35p-29,
+                                   -0x1.6128d3dd66e95p-33,
+                                   0x1.997e1f3551016p-37,
+                                   -0x1.b0547b921e9fdp-41};
+};
+
+// The normalisers of both distributions of slices, one a lane: their sums of exponentials, and the difference of
+// their logarithms in two steps, of which the first is in the unit of the scores.
+template <class T>
+struct Normalisers {
+    Two<Pack<T>> p, q, shift;
+    Pack<T> log;
+
+    // By the fixed reference, which both share; the slices for which it is right.
+    FASTSOFTMAX_INLINE static Normalisers fixed(Two<Pack<T>> p, Two<Pack<T>> q) {
+        const Mask<T> q_is_less = less(q.high, p.high);
+        const auto chosen = [=](Two<Pack<T>> a, Two<Pack<T>> b) {
+            return Two<Pack<T>>{select(q_is_less, a.high, b.high), select(q_is_less, a.low, b.low)};
+        };
+        const Two<Pack<T>> smaller = chosen(q, p), difference = chosen(p, q) - smaller;
+        const Pack<T> scale = own_scale(smaller.high);
+        const Measured<T> m = {broadcast(T(0)), scaled(smaller, scale), scaled(difference, scale)};
+        const Two<Pack<T>> ratio = LogTotal<T>(m).in_two();
+        return {p, q, chosen(ratio, -ratio), broadcast(T(0))};
+    }
+    // By references of their own.
+    FASTSOFTMAX_INLINE static Normalisers own(const Measured<T>& p, const Measured<T>& q) {
+        const Two<Pack<T>> log = LogTotal<T>(p).in_two() - LogTotal<T>(q).in_two();
+        return {p.top + p.rest, q.top + q.rest, two_sum(p.max, -q.max), log.high + log.low};
+    }
+    // These where the mask is set.
+    FASTSOFTMAX_INLINE void replace(Mask<T> mask, const Normalisers& other) {
+        const auto chosen = [=](Two<Pack<T>> a, Two<Pack<T>> b) {
+            return Two<Pack<T>>{select(mask, a.high, b.high), select(mask, a.low, b.low)};
+        };
+        *this = {chosen(other.p, p), chosen(other.q, q), chosen(other.shift, shift), select(mask, other.log, log)};
+    }
+    FASTSOFTMAX_INLINE std::uint32_t near(std::ptrdiff_t classes) const {
+        const T least = FixedRange<T>::least_of_logs * static_cast<T>(classes);
+        return lanes_within<FixedExponential<T>>(p.high, least) & lanes_within<FixedExponential<T>>(q.high, least);
+    }
+};
+
+// A sum less its largest term, which it may have rounded away.
+template <class T>
+FASTSOFTMAX_INLINE Measured<T> measured_of_sum(const OwnExponential<T>& exp, Pack<T> largest, Two<Pack<T>> sum) {
+    const Measured<T> m = measured(exp, largest, sum);
+    const Two<Pack<T>> rest = sum - Two<Pack<T>>{exp(largest).rounded(), broadcast(T(0))};
+    const Mask<T> negative = less(rest.high, broadcast(T(0)));
+    return {m.max,
+            {m.top.high, broadcast(T(0))},
+            {select(negative, broadcast(T(0)), rest.high), select(negative, broadcast(T(0)), rest.low)}};
 }
 
-// exp(-d) - 1 + d = d^2 series(d) for |d| <= 1, to 2^-27 (double 2^-55).
-template <class T>
-struct DivergenceSeries {
-    static constexpr int count = sizeof(T) == 4 ? 10 : 17;
-    T of[count];
-
-    constexpr DivergenceSeries() : of() {
-        double term = 0.5;
-        for (int k = 0; k < count; ++k) {
-            of[k] = static_cast<T>(term);
-            term = -term / (k + 3);
-        }
-    }
-};
-
-// The terms of slices, one a lane, or of one slice in all lanes. Exponentials are those of the slices' own references.
+// The terms of slices, one a lane, or of one slice in all lanes.
 template <class T>
 class Divergence {
+    using C = DivergenceConstants<T>;
     static constexpr int lanes = Pack<T>::lanes;
 
   public:
     Divergence() = default;
-    FASTSOFTMAX_ONCE Divergence(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& p,
-                                const Measured<T>& q)
-        : scale_(run.scale ? load_doubles<T>(run.scale + first, count) : doubles<T>(0)),
-          all_(p.top + p.rest),
-          all_of_q_(q.top + q.rest) {
-        const Two<Pack<T>> shift = two_sum(p.max, -q.max), log = LogTotal<T>(p).in_two() - LogTotal<T>(q).in_two();
-        shift_ = finite(shift);
-        log_ = log.high + log.low;
+    FASTSOFTMAX_ONCE Divergence(const Run& run, std::ptrdiff_t first, int count, const Normalisers<T>& n)
+        : shift_(finite(n.shift)),
+          log_(n.log),
+          ratio_(narrow(widen(n.p) / widen(n.q))),
+          scales_(run.temperature != 1),
+          scale_(run.scale ? load_doubles<T>(run.scale + first, count) : doubles<T>(0)),
+          p_(n.p),
+          q_(n.q) {
         const Temperature t(run.temperature);
+        const double inverse = 1 / t.rest;
         scaling_ = broadcast(static_cast<T>(t.before * t.after));
-        inverse_ = {broadcast(static_cast<T>(1 / t.rest)), broadcast(T(0))};
-        inverse_.low = fma(-inverse_.high, broadcast(static_cast<T>(t.rest)), broadcast(T(1)));
-        if constexpr (sizeof(T) == 4)
-            inverse_.low = broadcast(static_cast<T>(1 / t.rest - static_cast<T>(1 / t.rest)));
-        else
-            inverse_.low = inverse_.low * inverse_.high;
-        ratio_ = narrow(widen(all_) / widen(all_of_q_));
+        inverse_high_ = broadcast(static_cast<T>(inverse));
+        if constexpr (sizeof(T) == 4) {
+            inverse_low_ = broadcast(static_cast<T>(inverse - static_cast<T>(inverse)));
+        } else {
+            const Pack<double> rest = broadcast(t.rest);
+            inverse_low_ = fma(-inverse_high_, rest, broadcast(1.0)) / rest;
+        }
+        any_wide_ = false;
+        if (!run.scale) return;
         const Two<Pack<T>> weight = product_in_two(scale_, doubles<T>(1));
-        p_factor_ = Probability<T>(Probability<T>(all_), weight).factor;
-        q_factor_ = Probability<T>(Probability<T>(all_of_q_), weight).factor;
+        p_factor_ = Probability<T>(Probability<T>(p_), weight).factor;
+        q_factor_ = Probability<T>(Probability<T>(q_), weight).factor;
         wide_ = wide_lanes(scale_, p_factor_.high) | wide_lanes(scale_, q_factor_.high);
         any_wide_ = lane_bits(wide_) != 0;
     }
 
+    // As far as terms need it.
     FASTSOFTMAX_INLINE Divergence of_lane(int i) const {
-        const auto two = [=](Two<Pack<T>> a) { return Two<Pack<T>>{spread(a.high, i), spread(a.low, i)}; };
-        Divergence one = *this;
-        one.shift_ = two(shift_);
+        Divergence one;
+        one.shift_ = two(shift_, i);
         one.log_ = spread(log_, i);
         one.ratio_ = spread(ratio_, i);
-        one.p_factor_ = two(p_factor_);
-        one.q_factor_ = two(q_factor_);
-        one.any_wide_ = lane(wide_, i) != 0;
+        one.scaling_ = scaling_;
+        one.inverse_high_ = inverse_high_;
+        one.inverse_low_ = inverse_low_;
+        one.scales_ = scales_;
+        return one;
+    }
+    // And as gradients do.
+    FASTSOFTMAX_INLINE Divergence gradient_of_lane(int i) const {
+        Divergence one = of_lane(i);
+        one.p_factor_ = two(p_factor_, i);
+        one.q_factor_ = two(q_factor_, i);
+        one.any_wide_ = any_wide_ && lane(wide_, i) != 0;
         if (one.any_wide_) {
             one.scale_ = spread(scale_, i);
-            one.all_ = two(all_);
-            one.all_of_q_ = two(all_of_q_);
+            one.p_ = two(p_, i);
+            one.q_ = two(q_, i);
             one.wide_ = spread(wide_, i);
         }
         return one;
     }
 
-    // What a class adds: weight * share + more to the divergence, `drift` to the sum of p - q; all times that of p's
-    // exponentials.
-    struct Term {
-        Pack<T> weight, share, more, drift;
+    // Sums of the terms, and of p d: all times the sum of p's exponentials.
+    struct Sums {
+        CarriedSum<T> terms, slopes;
+
+        FASTSOFTMAX_INLINE void carry() {
+            terms.carry();
+            slopes.carry();
+        }
     };
 
-    FASTSOFTMAX_LONG Term operator()(Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
-        const Pack<T> zero = broadcast(T(0)), d = difference(x, y), square = d * d, in_p = q * ratio_;
-        const Mask<T> small = is_small(d);
-        const Pack<T> bend = square * polynomial(d, series.of);
-        // No class of p has d = -inf. One whose exponential became 0 must not hide an infinite d.
+    // Takes a class with scores x, y and exponentials p, q. What is infinite makes the sums NaN.
+    FASTSOFTMAX_LONG void add(Sums& sums, Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
+        // A class that p lacks adds q, as one of any d above 1 does.
         const Mask<T> absent = equal(x, broadcast(T(-infinity)));
-        return {max(broadcast(least), p), select(absent, zero, select(small, bend, d - broadcast(T(1)))),
-                select(small, zero, in_p), select(small, p * (d - bend), p - in_p)};
+        const Pack<T> d = select(absent, broadcast(T(2)), difference(two_sum(x, -y))), square = d * d;
+        const Pack<T> small = p * (square * polynomial(d, C::q)), large = fma(p, d, fma(q, ratio_, -p));
+        sums.terms.add(select(less(square, broadcast(T(1))), small, large));
+        sums.slopes.recent = multiply_add(p, d, sums.slopes.recent);
     }
 
-    // Of sums of the terms: divergences to run.value, and the logarithms mended by what the sums of p and q differ.
-    FASTSOFTMAX_INLINE void conclude(const Run& run, std::ptrdiff_t first, int count, Wide<T> terms, Wide<T> drift) {
-        const Wide<T> all = widen(all_);
-        const Doubles<T> sum = quotient(terms, all), off = quotient(drift, all), zero = doubles<T>(0);
-        // Where the sum of all q is less than 1 by `off`, exp(-d) - 1 + d is too large by half of its square.
-        const Doubles<T> divergence = max(zero, sum - off * off * doubles<T>(0.5));
-        const Doubles<T> undefined = to_doubles((all - all) + (widen(all_of_q_) - widen(all_of_q_)));
-        store_doubles<T>(run.value + first, divergence + undefined, count);
-        log_ = log_ + narrow(off);
+    // The same in twice the precision, where a d or a sum was infinite.
+    FASTSOFTMAX_ONCE void add_far(Sums& sums, Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
+        const Mask<T> absent = equal(x, broadcast(T(-infinity)));
+        const Pack<T> apart = difference(finite(two_sum(x, -y))), d = select(absent, broadcast(T(2)), apart),
+                      square = d * d, tiny = broadcast(least);
+        // One whose exponential became 0 must not hide an infinite d.
+        const Pack<T> of_p = select(absent, p, max(tiny, p));
+        const Mask<T> is_small = less(square, broadcast(T(1)));
+        const Pack<T> zero = broadcast(T(0)), bend = square * polynomial(d, C::q);
+        add_product_to(sums.terms.total, to_doubles(of_p), to_doubles(select(is_small, bend, d - broadcast(T(1)))));
+        add_to(sums.terms.total, to_doubles(select(is_small, zero, q * ratio_)));
+        const Pack<T> finite_d = max(broadcast(-largest), min(broadcast(largest), d));
+        add_product_to(sums.slopes.total, to_doubles(of_p), to_doubles(finite_d));
     }
 
-    // weight * (q - p)
+    // What the sums lack: slices whose terms are not finite, and those whose divergence is small beside what the
+    // logarithms of the normalisers lack, which is then added to these.
+    struct Again {
+        std::uint32_t far, drifted;
+    };
+    // Of sums of the terms of the slices in `bits`.
+    FASTSOFTMAX_INLINE Again conclude(const Run& run, std::ptrdiff_t first, int count, std::uint32_t bits,
+                                      Wide<T> terms, Wide<T> slopes) {
+        const Wide<T> all = widen(p_);
+        const Doubles<T> sum = quotient(terms, all), zero = doubles<T>(0);
+        // sum of p d - terms = sum of p - q, which would be 0.
+        Doubles<T> off = quotient(slopes - terms, all);
+        off = select(equal(off - off, zero), off, zero);
+        // Where all q add up to less than 1 by `off`, exp(-d) - 1 + d is too large by half of its square.
+        const Doubles<T> square = off * off, divergence = max(zero, sum - square * doubles<T>(0.5));
+        const Doubles<T> undefined = to_doubles((all - all) + (widen(q_) - widen(q_)));
+        double values[lanes], squares[lanes], sums[lanes];
+        store_doubles(values, divergence + undefined);
+        store_doubles(squares, square);
+        store_doubles(sums, sum);
+        T log[lanes], more[lanes];
+        store_pack(log, log_);
+        store_pack(more, narrow(off));
+        Again again = {0, 0};
+        for (int i = 0; i < count; ++i) {
+            if (!(bits >> i & 1)) continue;
+            run.value[first + i] = values[i];
+            log[i] = log[i] + more[i];
+            if (!(sums[i] - sums[i] == 0)) again.far |= 1u << i;
+            if (squares[i] > sums[i] * 0x1p-8) again.drifted |= 1u << i;
+        }
+        log_ = load_pack<T>(log);
+        return again;
+    }
+
+    // scale * (q - p)
     FASTSOFTMAX_LONG Pack<T> gradient(Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
-        const Pack<T> d = difference(x, y), less_than_one = d * d * polynomial(d, series.of) - d;
-        const Pack<T> one = product(p, p_factor_), near = one * less_than_one, far = product(q, q_factor_) - one;
-        const Pack<T> value = select(is_small(d), near, far);
-        return any_wide_ ? widely(d, less_than_one, p, q, value) : value;
+        const Pack<T> d = difference(two_sum(x, -y)), square = d * d;
+        const Pack<T> growth = square * polynomial(d, C::q) - d, one = product(p, p_factor_);
+        const Mask<T> is_small = less(square, broadcast(T(1)));
+        const Pack<T> value = select(is_small, one * growth, product(q, q_factor_) - one);
+        return any_wide_ ? widely(is_small, growth, p, q, value) : value;
     }
 
   private:
-    static constexpr DivergenceSeries<T> series = {};
     static constexpr T least = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022);  // normal
+    static constexpr T largest = sizeof(T) == 4 ? T(0x1p127) : T(0x1p1000);
     Two<Pack<T>> shift_;
-    Pack<T> log_, scaling_, ratio_;
-    Two<Pack<T>> inverse_, p_factor_, q_factor_;
+    Pack<T> log_, ratio_, scaling_, inverse_high_, inverse_low_;
+    bool scales_, any_wide_;
+    Two<Pack<T>> p_factor_, q_factor_;
     Doubles<T> scale_;
-    Two<Pack<T>> all_, all_of_q_;
+    Two<Pack<T>> p_, q_;
     Mask<T> wide_;
-    bool any_wide_;
 
+    FASTSOFTMAX_INLINE static Two<Pack<T>> two(Two<Pack<T>> a, int i) { return {spread(a.high, i), spread(a.low, i)}; }
     FASTSOFTMAX_INLINE static Two<Pack<T>> finite(Two<Pack<T>> a) {
         return {a.high, select(equal(a.high - a.high, broadcast(T(0))), a.low, broadcast(T(0)))};
     }
     FASTSOFTMAX_INLINE static Doubles<float> quotient(Wide<float> a, Wide<float> b) { return a / b; }
     // An infinite one has no second part.
     FASTSOFTMAX_INLINE static Doubles<double> quotient(Wide<double> a, Wide<double> b) {
-        const Mask<double> finite = equal(a.high - a.high, broadcast(0.0));
-        return select(finite, to_doubles(a / b), a.high / b.high);
+        const Mask<double> is_finite = equal(a.high - a.high, broadcast(0.0));
+        return select(is_finite, to_doubles(a / b), a.high / b.high);
     }
-    FASTSOFTMAX_INLINE static Mask<T> is_small(Pack<T> d) { return less(max(-d, d), broadcast(T(1))); }
 
-    // log p - log q of scores x and y: their difference is taken less that of the largest ones, as digits beyond T.
-    FASTSOFTMAX_INLINE Pack<T> difference(Pack<T> x, Pack<T> y) const {
-        const Two<Pack<T>> apart = finite(two_sum(x, -y));
-        const Pack<T> d = (apart.high - shift_.high) + (apart.low - shift_.low);
-        const Pack<T> scaled = d * scaling_;
-        return fma(scaled, inverse_.high, multiply_add(scaled, inverse_.low, -log_));
+    // log p - log q of two scores apart: less what the normalisers are apart, as digits beyond T.
+    FASTSOFTMAX_INLINE Pack<T> difference(Two<Pack<T>> apart) const {
+        const Pack<T> d = apart.high - shift_.high, low = apart.low - shift_.low;
+        if (!scales_) return d + (low - log_);
+        const Pack<T> scaled = (d + low) * scaling_;
+        return fma(scaled, inverse_high_, multiply_add(scaled, inverse_low_, -log_));
     }
 
     // By way of double where two numbers of T do not hold the factors.
-    FASTSOFTMAX_ONCE Pack<T> widely(Pack<T> d, Pack<T> less_than_one, Pack<T> p, Pack<T> q, Pack<T> value) const {
+    FASTSOFTMAX_ONCE Pack<T> widely(Mask<T> is_small, Pack<T> growth, Pack<T> p, Pack<T> q, Pack<T> value) const {
         const auto share = [](Pack<T> e, const Two<Pack<T>>& all) {
             const Probability<T> one(all);
             if constexpr (sizeof(T) == 4)
@@ -179,53 +291,15 @@ class Divergence {
             else
                 return one(e);
         };
-        const Doubles<T> of_p = share(p, all_), near = of_p * to_doubles(less_than_one),
-                         far = share(q, all_of_q_) - of_p;
-        return select(wide_, select(is_small(d), narrow(scale_ * near), narrow(scale_ * far)), value);
+        const Doubles<T> of_p = share(p, p_), of_q = share(q, q_);
+        const Pack<T> near = narrow(scale_ * (of_p * to_doubles(growth))), far = narrow(scale_ * (of_q - of_p));
+        return select(wide_, select(is_small, near, far), value);
     }
 };
 
 template <bool with_gradient>
 struct Diverge {
     static constexpr auto operation = with_gradient ? Operation::kl_divergence_grad : Operation::kl_divergence;
-
-    template <class T>
-    FASTSOFTMAX_ONCE static void some_rows(const Rows<T>& p, const Rows<T>& q) {
-        constexpr int lanes = Pack<T>::lanes;
-        const Run& run = p.run;
-        const std::ptrdiff_t classes = run.classes, width = (classes + lanes - 1) / lanes * lanes;
-        T* const kept = static_cast<T*>(run.kept);
-        const auto kept_row = [=](int i, int which) { return kept + (2 * i + which) * width; };
-        const Measured<T> of_p = measure_rows(p, kept_row, 0), of_q = measure_rows(q, kept_row, 1);
-        Divergence<T> all(run, p.first, p.count, of_p, of_q);
-        double terms[2][lanes] = {}, drifts[2][lanes] = {};
-        for (int i = 0; i < p.count; ++i) {
-            const T *x = p.x(i), *y = q.x(i), *of_x = kept_row(i, 0), *of_y = kept_row(i, 1);
-            const Divergence<T> one = all.of_lane(i);
-            Accumulator<T> sum, drift;
-            for_packs(x, 0, classes, T(-infinity), [&](Pack<T> v, std::ptrdiff_t c) __attribute__((always_inline)) {
-                const auto term = one(v, load_in(y, c, classes, T(-infinity)), load(of_x + c), load(of_y + c));
-                sum.add_product(term.weight, term.share);
-                sum.add(term.more);
-                drift.add(term.drift);
-            });
-            const Two<double> of_terms = sum.total(), of_drifts = drift.total();
-            terms[0][i] = of_terms.high;
-            terms[1][i] = of_terms.low;
-            drifts[0][i] = of_drifts.high;
-            drifts[1][i] = of_drifts.low;
-        }
-        all.conclude(run, p.first, p.count, load_wide<T>(terms[0], terms[1]), load_wide<T>(drifts[0], drifts[1]));
-        if constexpr (with_gradient)
-            for (int i = 0; i < p.count; ++i) {
-                const T *x = p.x(i), *y = q.x(i), *of_x = kept_row(i, 0), *of_y = kept_row(i, 1);
-                const Divergence<T> one = all.of_lane(i);
-                for_packs(x, 0, classes, T(-infinity), [&](Pack<T> v, std::ptrdiff_t c) __attribute__((always_inline)) {
-                    const Pack<T> w = load_in(y, c, classes, T(-infinity));
-                    store_in(p.out(i), c, classes, one.gradient(v, w, load(of_x + c), load(of_y + c)));
-                });
-            }
-    }
 
     template <class T>
     static void rows(const Run& run) {
@@ -251,44 +325,161 @@ struct Diverge {
     }
 
   private:
-    template <class T, class Kept>
-    FASTSOFTMAX_INLINE static Measured<T> measure_rows(const Rows<T>& rows, const Kept& kept, int which) {
-        constexpr int lanes = Pack<T>::lanes;
-        const auto exp = exponential_of<OwnExponential<T>>(rows);
-        Wide<T> partial[lanes];
-        T largest[lanes] = {}, ties[lanes] = {};
+    static constexpr int most_repeats = 3;
+
+    static bool may_be_near(const Run& run) { return has_fma && run.temperature == 1; }
+
+    // Calls body(x, y, p, q) for the packs of row i, carry() after each eight whole ones.
+    template <class T, class Kept, class Body, class Carry>
+    FASTSOFTMAX_INLINE static void for_row(const Rows<T>& p, const Rows<T>& q, const Kept& kept, int i, Body body,
+                                           Carry carry) {
+        constexpr std::ptrdiff_t lanes = Pack<T>::lanes;
+        const std::ptrdiff_t classes = p.run.classes;
+        const T *x = p.x(i), *y = q.x(i), *of_x = kept(i, 0), *of_y = kept(i, 1);
+        std::ptrdiff_t c = 0;
+        for (; c + terms_to_carry * lanes <= classes; carry())
+            for (const std::ptrdiff_t end = c + terms_to_carry * lanes; c < end; c += lanes)
+                body(load(x + c), load(y + c), load(of_x + c), load(of_y + c), c);
+        for (; c + lanes <= classes; c += lanes) body(load(x + c), load(y + c), load(of_x + c), load(of_y + c), c);
+        if (c < classes)
+            body(load_first(x + c, classes - c, T(-infinity)), load_first(y + c, classes - c, T(-infinity)),
+                 load(of_x + c), load(of_y + c), c);
+    }
+
+    template <bool far, class T, class Kept>
+    FASTSOFTMAX_ONCE static void sum_terms(const Divergence<T>& all, const Rows<T>& p, const Rows<T>& q,
+                                           const Kept& kept, int i, double (&terms)[2][Pack<T>::lanes],
+                                           double (&slopes)[2][Pack<T>::lanes]) {
+        const Divergence<T> one = all.of_lane(i);
+        typename Divergence<T>::Sums sums;
+        for_row(
+            p, q, kept, i,
+            [&](Pack<T> x, Pack<T> y, Pack<T> e, Pack<T> f, std::ptrdiff_t) __attribute__((always_inline)) {
+                if constexpr (far)
+                    one.add_far(sums, x, y, e, f);
+                else
+                    one.add(sums, x, y, e, f);
+            },
+            [&]() __attribute__((always_inline)) { sums.carry(); });
+        const Two<double> of_terms = folded(sums.terms.wide()), of_slopes = folded(sums.slopes.wide());
+        terms[0][i] = of_terms.high;
+        terms[1][i] = of_terms.low;
+        slopes[0][i] = of_slopes.high;
+        slopes[1][i] = of_slopes.low;
+    }
+
+    // The sums of the exponentials of rows in `bits`, which are kept.
+    template <class T, class Exp, class Kept>
+    FASTSOFTMAX_ONCE static Two<Pack<T>> sum_rows_of(const Rows<T>& rows, const Exp& exp, std::uint32_t bits,
+                                                     const Kept& kept, int which) {
+        Wide<T> partial[Pack<T>::lanes];
         for (int i = 0; i < rows.count; ++i) {
+            partial[i] = widen(broadcast(T(0)));
+            if (!(bits >> i & 1)) continue;
             const T* x = rows.x(i);
-            largest[i] = row_max(x, rows.run.classes);
-            const BelowSum<T> sum = sum_row<true, false>(BelowSum<T>{broadcast(largest[i])}, exp.of_lane(i), x,
-                                                         rows.run.classes, kept(i, which), true, x, x);
-            partial[i] = sum.sum.wide();
-            ties[i] = fold_sum(sum.ties);
+            RoundedSum<T> sum = sum_row<true, true>(RoundedSum<T>(), exp.of_lane(i), x, rows.run.classes,
+                                                    kept(i, which), true, rows.x(i + rows.count), x);
+            partial[i] = sum.wide();
         }
-        return measured_below(exp, load_pack<T>(largest), folded_rows<T>(partial, rows.count), load_pack<T>(ties));
+        return folded_rows<T>(partial, rows.count);
     }
 
     template <class T>
-    FASTSOFTMAX_INLINE static Measured<T> measure_tile(const Run& run, const T* tile, T* kept) {
+    FASTSOFTMAX_ONCE static void some_rows(const Rows<T>& p, const Rows<T>& q) {
         constexpr int lanes = Pack<T>::lanes;
-        const std::ptrdiff_t classes = run.classes;
-        Pack<T> largest = broadcast(T(-infinity));
-        for (std::ptrdiff_t c = 0; c < classes; ++c) largest = max(load_pack<T>(tile + c * lanes), largest);
-        const OwnExponential<T> exp(largest, run.temperature);
-        const int sums = partial_sums<T>(classes);
-        const std::ptrdiff_t together = terms_to_carry * sums, grouped = classes / together * together;
-        Wide<T> partial[lanes];
-        Pack<T> ties = broadcast(T(0));
-        for (int k = 0; k < sums; ++k) {
-            BelowSum<T> sum = {largest};
-            for (std::ptrdiff_t c = k; c < classes; c += sums) {
-                store_pack(kept + c * lanes, sum.add(exp, load_pack<T>(tile + c * lanes)));
-                if (c % together >= together - sums && c < grouped) sum.carry();
-            }
-            partial[k] = sum.sum.wide();
-            ties = ties + sum.ties;
+        const Run& run = p.run;
+        const std::ptrdiff_t width = (run.classes + lanes - 1) / lanes * lanes;
+        T* const own = static_cast<T*>(run.kept);
+        const auto kept = [=](int i, int which)
+                              __attribute__((always_inline)) { return own + (2 * i + which) * width; };
+        const std::uint32_t every = bits_of(p.count);
+        std::uint32_t far = every;
+        Normalisers<T> n = {};
+        if (may_be_near(run)) {
+            const FixedExponential<T> exp;
+            n = Normalisers<T>::fixed(sum_rows_of(p, exp, every, kept, 0), sum_rows_of(q, exp, every, kept, 1));
+            far = ~n.near(run.classes) & every;
         }
-        return measured_below(exp, largest, in_two(folded(partial, sums)), ties);
+        if (far != 0) {
+            const auto measure = [&](const Rows<T>& rows, int which) {
+                const auto exp = exponential_of<OwnExponential<T>>(rows);
+                return measured_of_sum(exp, exp.largest(), sum_rows_of(rows, exp, far, kept, which));
+            };
+            n.replace(mask_of<T>(far), Normalisers<T>::own(measure(p, 0), measure(q, 1)));
+        }
+        Divergence<T> all(run, p.first, p.count, n);
+        double terms[2][lanes] = {}, slopes[2][lanes] = {};
+        typename Divergence<T>::Again again = {0, every};
+        for (int k = 0; k < most_repeats && (again.far | again.drifted) != 0; ++k) {
+            const std::uint32_t bits = again.far | again.drifted;
+            for (int i = 0; i < p.count; ++i) {
+                if (again.far >> i & 1)
+                    sum_terms<true>(all, p, q, kept, i, terms, slopes);
+                else if (again.drifted >> i & 1)
+                    sum_terms<false>(all, p, q, kept, i, terms, slopes);
+            }
+            const auto of_far = again.far;
+            again = all.conclude(run, p.first, p.count, bits, load_wide<T>(terms[0], terms[1]),
+                                 load_wide<T>(slopes[0], slopes[1]));
+            again.far &= ~of_far;
+            again.drifted &= ~of_far;
+        }
+        if constexpr (with_gradient)
+            for (int i = 0; i < p.count; ++i) {
+                const Divergence<T> one = all.gradient_of_lane(i);
+                T* const out = p.out(i);
+                for_row(
+                    p, q, kept, i,
+                    [&](Pack<T> x, Pack<T> y, Pack<T> e, Pack<T> f, std::ptrdiff_t c)
+                        __attribute__((always_inline)) { store_in(out, c, run.classes, one.gradient(x, y, e, f)); },
+                    [] {});
+            }
+    }
+
+    template <class T>
+    FASTSOFTMAX_INLINE static Mask<T> mask_of(std::uint32_t bits) {
+        Integer<T> lanes[Pack<T>::lanes];
+        for (int i = 0; i < Pack<T>::lanes; ++i) lanes[i] = bits >> i & 1 ? -1 : 0;
+        return load_pack<Integer<T>>(lanes);
+    }
+
+    // The same of a tile: of the slices in the mask.
+    template <class T, class Exp>
+    FASTSOFTMAX_ONCE static Two<Pack<T>> sum_tile_of(const Run& run, const Exp& exp, Mask<T> mask, const T* tile,
+                                                     T* kept) {
+        constexpr int lanes = Pack<T>::lanes;
+        const int sums = partial_sums<T>(run.classes);
+        Wide<T> partial[lanes];
+        for (int k = 0; k < sums; ++k) {
+            RoundedSum<T> sum;
+            for_classes<T>(
+                run.classes, k, sums,
+                [&](std::ptrdiff_t c) __attribute__((always_inline)) {
+                    const Pack<T> e = sum.add(exp, load_pack<T>(tile + c * lanes));
+                    store_pack(kept + c * lanes, select(mask, e, load_pack<T>(kept + c * lanes)));
+                },
+                [&]() __attribute__((always_inline)) { sum.carry(); });
+            partial[k] = sum.wide();
+        }
+        return in_two(folded(partial, sums));
+    }
+
+    // Classes k, k + sums, ...
+    template <class T, class Body, class Carry>
+    FASTSOFTMAX_INLINE static void for_classes(std::ptrdiff_t classes, int k, int sums, Body body, Carry carry) {
+        const std::ptrdiff_t together = terms_to_carry * sums, grouped = classes / together * together;
+        for (std::ptrdiff_t c = k; c < classes; c += sums) {
+            body(c);
+            if (c % together >= together - sums && c < grouped) carry();
+        }
+    }
+
+    template <class T>
+    FASTSOFTMAX_INLINE static Pack<T> largest_of(const Run& run, const T* tile) {
+        Pack<T> largest = broadcast(T(-infinity));
+        for (std::ptrdiff_t c = 0; c < run.classes; ++c)
+            largest = max(load_pack<T>(tile + c * Pack<T>::lanes), largest);
+        return largest;
     }
 
     // Results take the place of x.
@@ -297,22 +488,66 @@ struct Diverge {
         constexpr int lanes = Pack<T>::lanes;
         const std::ptrdiff_t classes = run.classes;
         T *const of_x = static_cast<T*>(run.kept), *const of_y = of_x + classes * lanes;
-        const Measured<T> p = measure_tile(run, x, of_x), q = measure_tile(run, y, of_y);
-        Divergence<T> all(run, first, count, p, q);
-        TileSum<T> terms(classes), drift(classes);
-        for (std::ptrdiff_t c = 0; c < classes; ++c) {
-            const std::ptrdiff_t at = c * lanes;
-            const auto term = all(load(x + at), load(y + at), load(of_x + at), load(of_y + at));
-            terms.add_product(c, term.weight, term.share);
-            terms.add(c, term.more);
-            drift.add(c, term.drift);
+        const std::uint32_t every = bits_of(count);
+        std::uint32_t far = every;
+        Normalisers<T> n = {};
+        if (may_be_near(run)) {
+            const FixedExponential<T> exp;
+            const Mask<T> all = mask_of<T>(bits_of(lanes));
+            n = Normalisers<T>::fixed(sum_tile_of(run, exp, all, x, of_x), sum_tile_of(run, exp, all, y, of_y));
+            far = ~n.near(classes) & every;
         }
-        all.conclude(run, first, count, terms.total(), drift.total());
+        if (far != 0) {
+            const Mask<T> mask = mask_of<T>(far);
+            const auto measure = [&](const T* tile, T* kept) {
+                const OwnExponential<T> exp(largest_of(run, tile), run.temperature);
+                return measured_of_sum(exp, exp.largest(), sum_tile_of(run, exp, mask, tile, kept));
+            };
+            n.replace(mask, Normalisers<T>::own(measure(x, of_x), measure(y, of_y)));
+        }
+        Divergence<T> all(run, first, count, n);
+        const int sums = partial_sums<T>(classes);
+        typename Divergence<T>::Again again = {0, every};
+        for (int k = 0; k < most_repeats && (again.far | again.drifted) != 0; ++k) {
+            const auto before = again;
+            again = {0, 0};
+            if (before.drifted & ~before.far) {
+                const auto next =
+                    sum_tile_terms<false>(run, first, count, all, before.drifted & ~before.far, sums, x, y, of_x, of_y);
+                again = next;
+            }
+            if (before.far) sum_tile_terms<true>(run, first, count, all, before.far, sums, x, y, of_x, of_y);
+        }
         if constexpr (with_gradient)
             for (std::ptrdiff_t c = 0; c < classes; ++c) {
                 const std::ptrdiff_t at = c * lanes;
                 store_pack(x + at, all.gradient(load(x + at), load(y + at), load(of_x + at), load(of_y + at)));
             }
+    }
+
+    template <bool far, class T>
+    FASTSOFTMAX_ONCE static typename Divergence<T>::Again sum_tile_terms(const Run& run, std::ptrdiff_t first,
+                                                                         int count, Divergence<T>& all,
+                                                                         std::uint32_t bits, int sums, const T* x,
+                                                                         const T* y, const T* of_x, const T* of_y) {
+        constexpr int lanes = Pack<T>::lanes;
+        Wide<T> terms[lanes], slopes[lanes];
+        for (int k = 0; k < sums; ++k) {
+            typename Divergence<T>::Sums sum;
+            for_classes<T>(
+                run.classes, k, sums,
+                [&](std::ptrdiff_t c) __attribute__((always_inline)) {
+                    const std::ptrdiff_t at = c * lanes;
+                    if constexpr (far)
+                        all.add_far(sum, load(x + at), load(y + at), load(of_x + at), load(of_y + at));
+                    else
+                        all.add(sum, load(x + at), load(y + at), load(of_x + at), load(of_y + at));
+                },
+                [&]() __attribute__((always_inline)) { sum.carry(); });
+            terms[k] = sum.terms.wide();
+            slopes[k] = sum.slopes.wide();
+        }
+        return all.conclude(run, first, count, bits, folded(terms, sums), folded(slopes, sums));
     }
 };
 
