@@ -54,14 +54,18 @@ BOUNDS = {
     "cross_entropy_hess, weight": Bound(3, 3, 0.52),
     "cross_entropy, label_smoothing": Bound(4, 4, 4),
     "cross_entropy_grad, label_smoothing": Bound(4, 4, 0.52, _TERMS),
-    "cross_entropy_hess, label_smoothing": Bound(3, 3, 0.52),
+    "cross_entropy_hess, label_smoothing": Bound(4, 4, 0.52),
     "cross_entropy, probabilities": Bound(4, 4, 4),
     "cross_entropy_grad, probabilities": Bound(4, 4, 0.52, _TERMS),
-    "cross_entropy_hess, probabilities": Bound(3, 3, 0.52),
+    "cross_entropy_hess, probabilities": Bound(4, 4, 0.52),
     "softmax_grad": Bound(2, 3, 0.51, "|y| (|dy| + sum |y dy|)"),
     "log_softmax_grad": Bound(2, 2, 0.51, "|dy| + exp(logp) sum |dy|"),
     "softmax_grad, temperature": Bound(3, 3, 0.51, "|y| (|dy| + sum |y dy|) / temperature"),
     "log_softmax_grad, temperature": Bound(3, 3, 0.51, "(|dy| + exp(logp) sum |dy|) / temperature"),
+    "kl_divergence": Bound(8, 8, 8),
+    "kl_divergence_grad": Bound(12, 12, 0.52, "max(p, q), times the largest |log p - log q| if that is below 1"),
+    "kl_divergence, temperature": Bound(8, 8, 8),
+    "kl_divergence_grad, temperature": Bound(12, 12, 0.52, "likewise, over the temperature"),
     "logsumexp, b": Bound(1, 1, 0.51, "the largest logit or the result, and sum |b exp x| / |sum b exp x|"),
 }
 
@@ -151,6 +155,31 @@ def gradients(fs: Any, x: NDArray, axis: int) -> Checks:
         # Subnormal numbers are rounded before the division.
         condition = np.maximum(condition, least)
         yield f"{name}, temperature", ulp_error(gradient(of, dy, axis, temperature=0.7), wanted, condition)
+
+
+def divergences(fs: Any, x: NDArray, axis: int) -> Checks:
+    """From other logits, and from such as are nearly the same, with a common offset or without."""
+    rng = np.random.default_rng(x.shape)
+    noise = rng.normal(size=x.shape)
+    # No difference overflows.
+    limit = float(ml_dtypes.finfo(x.dtype).max) / 4
+    x = np.where(np.isfinite(x), np.clip(x, -limit, limit), x).astype(x.dtype)
+    for name, t in (("", 1.0), (", temperature", 0.7)):
+        for y in (np.flip(x, axis) * 0.9, noise * 3, x + 0.1 * noise, x + 1e-3 * noise, x + (5 + 1e-3 * noise)):
+            y = np.where(np.isfinite(x), y, noise).astype(x.dtype)
+            y = np.where(np.isfinite(y), y, x).astype(x.dtype)
+            p, q = Slices(x, axis, t), Slices(y, axis, t)
+            divergence, grad = fs.kl_divergence_with_grad(x, y, axis, temperature=t, reduction="none")
+            wanted, size = p.kl_divergence(q)
+            # Where longdouble has the digits of what they are apart.
+            single = divergence.dtype.itemsize == 4
+            least = 2.0**-60 if single else 2.0**-12
+            seen = (wanted > least) | (divergence > 2 * least)
+            yield f"kl_divergence{name}", np.where(seen, ulp_error(divergence, wanted), 0)
+            wanted, unit = p.kl_divergence_grad(q)
+            digits = np.maximum(p.softmax, q.softmax) * (2.0**-30 if single else 1e-2)
+            seen = unit > np.maximum(digits, float(ml_dtypes.finfo(x.dtype).smallest_normal))
+            yield f"kl_divergence_grad{name}", np.where(seen, ulp_error(grad, wanted, unit), 0)
 
 
 def signed_sum(fs: Any, x: NDArray, axis: int) -> Checks:

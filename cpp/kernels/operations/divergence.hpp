@@ -79,7 +79,7 @@ struct Normalisers {
         const Two<Pack<T>> smaller = chosen(q, p), difference = chosen(p, q) - smaller;
         const Pack<T> scale = own_scale(smaller.high);
         const Measured<T> m = {broadcast(T(0)), scaled(smaller, scale), scaled(difference, scale)};
-        const Two<Pack<T>> ratio = LogTotal<T>(m).in_two();
+        const Two<Pack<T>> parts = LogTotal<T>(m).in_two(), ratio = fast_two_sum(parts.high, parts.low);
         return {p, q, chosen(ratio, -ratio), broadcast(T(0))};
     }
     // By references of their own.
@@ -140,9 +140,8 @@ class Divergence {
         any_wide_ = false;
         if (!run.scale) return;
         const Two<Pack<T>> weight = product_in_two(scale_, doubles<T>(1));
-        p_factor_ = Probability<T>(Probability<T>(p_), weight).factor;
-        q_factor_ = Probability<T>(Probability<T>(q_), weight).factor;
-        wide_ = wide_lanes(scale_, p_factor_.high) | wide_lanes(scale_, q_factor_.high);
+        factor_ = Probability<T>(Probability<T>(p_), weight).factor;
+        wide_ = wide_lanes(scale_, factor_.high);
         any_wide_ = lane_bits(wide_) != 0;
     }
 
@@ -161,13 +160,11 @@ class Divergence {
     // And as gradients do.
     FASTSOFTMAX_INLINE Divergence gradient_of_lane(int i) const {
         Divergence one = of_lane(i);
-        one.p_factor_ = two(p_factor_, i);
-        one.q_factor_ = two(q_factor_, i);
+        one.factor_ = two(factor_, i);
         one.any_wide_ = any_wide_ && lane(wide_, i) != 0;
         if (one.any_wide_) {
             one.scale_ = spread(scale_, i);
             one.p_ = two(p_, i);
-            one.q_ = two(q_, i);
             one.wide_ = spread(wide_, i);
         }
         return one;
@@ -199,11 +196,12 @@ class Divergence {
         const Pack<T> apart = difference(finite(two_sum(x, -y))), d = select(absent, broadcast(T(2)), apart),
                       square = d * d, tiny = broadcast(least);
         // One whose exponential became 0 must not hide an infinite d.
-        const Pack<T> of_p = select(absent, p, max(tiny, p));
+        const Pack<T> unit = broadcast(far_unit), own = p * unit;
+        const Pack<T> of_p = select(equal(d, broadcast(T(infinity))), max(tiny, own), own);
         const Mask<T> is_small = less(square, broadcast(T(1)));
         const Pack<T> zero = broadcast(T(0)), bend = square * polynomial(d, C::q);
         add_product_to(sums.terms.total, to_doubles(of_p), to_doubles(select(is_small, bend, d - broadcast(T(1)))));
-        add_to(sums.terms.total, to_doubles(select(is_small, zero, q * ratio_)));
+        add_to(sums.terms.total, to_doubles(select(is_small, zero, q * ratio_ * unit)));
         const Pack<T> finite_d = max(broadcast(-largest), min(broadcast(largest), d));
         add_product_to(sums.slopes.total, to_doubles(of_p), to_doubles(finite_d));
     }
@@ -214,13 +212,15 @@ class Divergence {
         std::uint32_t far, drifted;
     };
     // Of sums of the terms of the slices in `bits`.
-    FASTSOFTMAX_INLINE Again conclude(const Run& run, std::ptrdiff_t first, int count, std::uint32_t bits,
+    FASTSOFTMAX_INLINE Again conclude(bool far, const Run& run, std::ptrdiff_t first, int count, std::uint32_t bits,
                                       Wide<T> terms, Wide<T> slopes) {
-        const Wide<T> all = widen(p_);
+        const Pack<T> unit = broadcast(far ? far_unit : T(1));
+        const Wide<T> all = widen(scaled(p_, unit));
         const Doubles<T> sum = quotient(terms, all), zero = doubles<T>(0);
         // sum of p d - terms = sum of p - q, which would be 0.
         Doubles<T> off = quotient(slopes - terms, all);
-        off = select(equal(off - off, zero), off, zero);
+        // Of a large one, or where it is undefined, there is nothing to mend.
+        off = select(less(off * off, doubles<T>(1)), off, zero);
         // Where all q add up to less than 1 by `off`, exp(-d) - 1 + d is too large by half of its square.
         const Doubles<T> square = off * off, divergence = max(zero, sum - square * doubles<T>(0.5));
         const Doubles<T> undefined = to_doubles((all - all) + (widen(q_) - widen(q_)));
@@ -235,7 +235,8 @@ class Divergence {
         for (int i = 0; i < count; ++i) {
             if (!(bits >> i & 1)) continue;
             run.value[first + i] = values[i];
-            log[i] = log[i] + more[i];
+            // Of larger divergences it is their own rounding.
+            if (sums[i] < 0x1p-6) log[i] = log[i] + more[i];
             if (!(sums[i] - sums[i] == 0)) again.far |= 1u << i;
             if (squares[i] > sums[i] * 0x1p-8) again.drifted |= 1u << i;
         }
@@ -246,19 +247,19 @@ class Divergence {
     // scale * (q - p)
     FASTSOFTMAX_LONG Pack<T> gradient(Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
         const Pack<T> d = difference(two_sum(x, -y)), square = d * d;
-        const Pack<T> growth = square * polynomial(d, C::q) - d, one = product(p, p_factor_);
-        const Mask<T> is_small = less(square, broadcast(T(1)));
-        const Pack<T> value = select(is_small, one * growth, product(q, q_factor_) - one);
-        return any_wide_ ? widely(is_small, growth, p, q, value) : value;
+        const Pack<T> growth = square * polynomial(d, C::q) - d;
+        const Pack<T> apart = select(less(square, broadcast(T(1))), p * growth, fma(q, ratio_, -p));
+        return any_wide_ ? widely(apart) : product(apart, factor_);
     }
 
   private:
     static constexpr T least = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022);  // normal
+    static constexpr T far_unit = sizeof(T) == 4 ? T(1) : T(0x1p-200);       // makes room for large d
     static constexpr T largest = sizeof(T) == 4 ? T(0x1p127) : T(0x1p1000);
     Two<Pack<T>> shift_;
     Pack<T> log_, ratio_, scaling_, inverse_high_, inverse_low_;
     bool scales_, any_wide_;
-    Two<Pack<T>> p_factor_, q_factor_;
+    Two<Pack<T>> factor_;
     Doubles<T> scale_;
     Two<Pack<T>> p_, q_;
     Mask<T> wide_;
@@ -282,18 +283,15 @@ class Divergence {
         return fma(scaled, inverse_high_, multiply_add(scaled, inverse_low_, -log_));
     }
 
-    // By way of double where two numbers of T do not hold the factors.
-    FASTSOFTMAX_ONCE Pack<T> widely(Mask<T> is_small, Pack<T> growth, Pack<T> p, Pack<T> q, Pack<T> value) const {
-        const auto share = [](Pack<T> e, const Two<Pack<T>>& all) {
-            const Probability<T> one(all);
-            if constexpr (sizeof(T) == 4)
-                return to_doubles(e) * widen(one.factor);
-            else
-                return one(e);
-        };
-        const Doubles<T> of_p = share(p, p_), of_q = share(q, q_);
-        const Pack<T> near = narrow(scale_ * (of_p * to_doubles(growth))), far = narrow(scale_ * (of_q - of_p));
-        return select(wide_, select(is_small, near, far), value);
+    // By way of double where two numbers of T do not hold the factor.
+    FASTSOFTMAX_ONCE Pack<T> widely(Pack<T> apart) const {
+        const Probability<T> share(p_);
+        Doubles<T> value;
+        if constexpr (sizeof(T) == 4)
+            value = to_doubles(apart) * widen(share.factor);
+        else
+            value = share(apart);
+        return select(wide_, narrow(scale_ * value), product(apart, factor_));
     }
 };
 
@@ -411,18 +409,20 @@ struct Diverge {
         double terms[2][lanes] = {}, slopes[2][lanes] = {};
         typename Divergence<T>::Again again = {0, every};
         for (int k = 0; k < most_repeats && (again.far | again.drifted) != 0; ++k) {
-            const std::uint32_t bits = again.far | again.drifted;
+            const auto before = again;
+            again = {0, 0};
             for (int i = 0; i < p.count; ++i) {
-                if (again.far >> i & 1)
+                if (before.far >> i & 1)
                     sum_terms<true>(all, p, q, kept, i, terms, slopes);
-                else if (again.drifted >> i & 1)
+                else if (before.drifted >> i & 1)
                     sum_terms<false>(all, p, q, kept, i, terms, slopes);
             }
-            const auto of_far = again.far;
-            again = all.conclude(run, p.first, p.count, bits, load_wide<T>(terms[0], terms[1]),
-                                 load_wide<T>(slopes[0], slopes[1]));
-            again.far &= ~of_far;
-            again.drifted &= ~of_far;
+            const auto conclude = [&](bool is_far, std::uint32_t bits) __attribute__((always_inline)) {
+                return all.conclude(is_far, run, p.first, p.count, bits, load_wide<T>(terms[0], terms[1]),
+                                    load_wide<T>(slopes[0], slopes[1]));
+            };
+            if (const std::uint32_t bits = before.drifted & ~before.far) again = conclude(false, bits);
+            if (before.far) conclude(true, before.far);
         }
         if constexpr (with_gradient)
             for (int i = 0; i < p.count; ++i) {
@@ -547,7 +547,7 @@ struct Diverge {
             terms[k] = sum.terms.wide();
             slopes[k] = sum.slopes.wide();
         }
-        return all.conclude(run, first, count, bits, folded(terms, sums), folded(slopes, sums));
+        return all.conclude(far, run, first, count, bits, folded(terms, sums), folded(slopes, sums));
     }
 };
 
