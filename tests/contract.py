@@ -170,7 +170,7 @@ def divergences(fs: Any, x: NDArray, axis: int) -> Checks:
             y = np.where(np.isfinite(y), y, x).astype(x.dtype)
             p, q = Slices(x, axis, t), Slices(y, axis, t)
             divergence, grad = fs.kl_divergence_with_grad(x, y, axis, temperature=t, reduction="none")
-            wanted, size = p.kl_divergence(q)
+            wanted = p.kl_divergence(q)
             # Where longdouble has the digits of what they are apart.
             single = divergence.dtype.itemsize == 4
             least = 2.0**-60 if single else 2.0**-12

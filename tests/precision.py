@@ -121,16 +121,15 @@ class Slices:
         total = np.sum(share, axis=self.axis, keepdims=True)
         return (self.softmax * (total - share) - share * self.others) / self.temperature
 
-    def kl_divergence(self, q: "Slices") -> tuple[Exact, Exact]:
-        """Of the distribution of this from that of `q`, and the sum of the sizes of its terms p (log p - log q).
+    def kl_divergence(self, q: "Slices") -> Exact:
+        """Of the distribution of this from that of `q`.
 
         The form of which no term is negative: what longdouble loses of the normalisers is of second order.
         """
         d, p = self.log_ratio(q), self.softmax
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
             terms = np.where(self.exp == 0, q.softmax, np.where(np.abs(d) < 0.5, p * _bend(d), p * d + (q.softmax - p)))
-            sizes = np.where(self.exp == 0, 0, np.abs(p * d))
-        return np.sum(terms, axis=self.axis), np.sum(sizes, axis=self.axis)
+        return np.sum(terms, axis=self.axis)
 
     def log_ratio(self, q: "Slices") -> Exact:
         """log p - log q, arranged so that scores that are nearly equal, or have a common offset, leave what they are

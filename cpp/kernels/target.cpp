@@ -112,15 +112,14 @@ void fill_gradient(Kernels& k) {
     fill_gradient_in<op, double>(kernel);
 }
 
-template <bool with_gradient>
+template <Operation op>
 void fill_divergence(Kernels& k) {
-    using Op = Diverge<with_gradient>;
-    Kernel& kernel = k.of[Op::operation];
-    kernel.signature = signature<Op::operation>;
-    kernel.rows[ElementType::float32] = Op::template rows<float>;
-    kernel.rows[ElementType::float64] = Op::template rows<double>;
-    kernel.tiles[ElementType::float32] = Op::template tiles<float>;
-    kernel.tiles[ElementType::float64] = Op::template tiles<double>;
+    Kernel& kernel = k.of[op];
+    kernel.signature = signature<op>;
+    kernel.rows[ElementType::float32] = Diverge::rows<float>;
+    kernel.rows[ElementType::float64] = Diverge::rows<double>;
+    kernel.tiles[ElementType::float32] = Diverge::tiles<float>;
+    kernel.tiles[ElementType::float64] = Diverge::tiles<double>;
 }
 
 template <class E, ElementType element>
@@ -172,8 +171,8 @@ Kernels make_kernels() {
     fill_exponentials<CrossEntropy<false>>(k);
     fill_exponentials<CrossEntropy<true>>(k);
     fill_exponentials<Entropy>(k);
-    fill_divergence<false>(k);
-    fill_divergence<true>(k);
+    fill_divergence<Operation::kl_divergence>(k);
+    fill_divergence<Operation::kl_divergence_grad>(k);
     fill_gather<Half, ElementType::float16>(k);
     fill_gather<BFloat16, ElementType::bfloat16>(k);
     fill_gather<float, ElementType::float32>(k);

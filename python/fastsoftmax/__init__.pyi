@@ -578,7 +578,8 @@ def kl_divergence(
 @overload
 def kl_divergence(
     p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
-    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["none", "mean", "sum"] = "mean",
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> Any: ...
 
 @overload
@@ -602,12 +603,14 @@ def kl_divergence_with_grad(
 @overload
 def kl_divergence_with_grad(
     p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
-    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["none", "mean", "sum"] = "mean",
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: ArrayLike | None = None, out: None = None,
 ) -> tuple[Any, NDArray[Any]]: ...
 @overload
 def kl_divergence_with_grad(
     p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
-    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["none", "mean", "sum"] = "mean",
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: ArrayLike | None = None, out: _Out,
 ) -> tuple[Any, _Out]: ...

@@ -479,8 +479,8 @@ def kl_divergence_with_grad(
     Notes
     -----
     The gradient is ``u (q_c - p_c) / T``, with u `upstream`, divided by what the mean divides by: where q and p nearly
-    agree, as p_c (exp(-d_c) - 1), which does not cancel. Where the divergence is infinite, the gradient is not. The rest
-    is as in `kl_divergence`; masked entries have gradient 0.
+    agree, as p_c (exp(-d_c) - 1), which does not cancel. Where the divergence is infinite, the gradient is not. The
+    rest is as in `kl_divergence`; masked entries have gradient 0.
 
     For distillation at a temperature T (G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015) pass
     ``upstream=T**2``, so that the gradient does not shrink as T grows.

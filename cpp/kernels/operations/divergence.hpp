@@ -295,10 +295,8 @@ class Divergence {
     }
 };
 
-template <bool with_gradient>
+// The passes over rows and tiles: with the gradient if it has a scale.
 struct Diverge {
-    static constexpr auto operation = with_gradient ? Operation::kl_divergence_grad : Operation::kl_divergence;
-
     template <class T>
     static void rows(const Run& run) {
         Run q_run = run;
@@ -424,7 +422,7 @@ struct Diverge {
             if (const std::uint32_t bits = before.drifted & ~before.far) again = conclude(false, bits);
             if (before.far) conclude(true, before.far);
         }
-        if constexpr (with_gradient)
+        if (run.scale)
             for (int i = 0; i < p.count; ++i) {
                 const Divergence<T> one = all.gradient_of_lane(i);
                 T* const out = p.out(i);
@@ -518,7 +516,7 @@ struct Diverge {
             }
             if (before.far) sum_tile_terms<true>(run, first, count, all, before.far, sums, x, y, of_x, of_y);
         }
-        if constexpr (with_gradient)
+        if (run.scale)
             for (std::ptrdiff_t c = 0; c < classes; ++c) {
                 const std::ptrdiff_t at = c * lanes;
                 store_pack(x + at, all.gradient(load(x + at), load(y + at), load(of_x + at), load(of_y + at)));
