@@ -29,6 +29,9 @@ def check(dtype: type, tolerance: float) -> None:
         "cross_entropy": (x, targets),
         "cross_entropy_grad": (x, targets),
         "cross_entropy_with_grad": (x, targets),
+        "cross_entropy_with_grad_hess": (x, targets),
+        "kl_divergence": (x, dy),
+        "kl_divergence_with_grad": (x, dy),
     }
     assert calls.keys() == set(reference.__all__)
     for name, arguments in calls.items():

@@ -22,6 +22,8 @@ Run advanced(Run run, std::ptrdiff_t i) {
     if (run.scale) run.scale += i;
     if (run.exponent) run.exponent += i;
     if (run.sums.data) run.sums.data += i * run.sums.slice_stride;
+    if (run.second_scale) run.second_scale += i;
+    if (run.second_exponent) run.second_exponent += i;
     return run;
 }
 
@@ -83,11 +85,13 @@ void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptr
         run.x = strided(Role::scores, first, 0);
         if (signature_.second) run.dy = strided(Role::second, first, 0);
         if (signature_.output) run.out = strided(Role::output, first, 0);
+        if (plan.slices.has(Role::second_output)) run.second_out = strided(Role::second_output, first, 0);
         return (plan.loop == Loop::rows ? kernel.rows : kernel.lines)[plan.type()](run);
     }
     const std::ptrdiff_t stride = plan.classes * plan.width();
     run.x = run.out = {workspace.x, stride};
     run.dy = {workspace.second, stride};
+    run.second_out = {workspace.second_output, stride};
     transport.gather(Role::scores, first, length, workspace.x);
     if (signature_.second) transport.gather(Role::second, first, length, workspace.second);
     if (plan.loop == Loop::tiles) {
@@ -98,7 +102,8 @@ void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptr
     } else {
         kernel.rows[plan.computed()](run);
     }
-    if (signature_.output) transport.scatter(first, length, workspace.x);
+    if (signature_.output) transport.scatter(Role::output, first, length, workspace.x);
+    if (run.second_out.data) transport.scatter(Role::second_output, first, length, workspace.second_output);
 }
 
 // The score of slice i's label, 0 without one.
@@ -140,11 +145,14 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
                         block.x = strided(Role::scores, at, begin);
                         if (signature_.second) block.dy = strided(Role::second, at, begin);
                         if (signature_.output) block.out = strided(Role::output, at, begin);
+                        if (plan.slices.has(Role::second_output))
+                            block.second_out = strided(Role::second_output, at, begin);
                         block.kept = kept;
                     } else {
                         block.x.data = workspace.x;
                         block.out.data = kept ? kept : workspace.x;
                         block.dy.data = workspace.second;
+                        block.second_out.data = workspace.second_output;
                         if (!(writes && kept)) transport.gather_block(Role::scores, at, begin, end, workspace.x);
                         if (signature_.second) transport.gather_block(Role::second, at, begin, end, workspace.second);
                     }
@@ -213,7 +221,11 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
         [&](Way way, const Run& block, const Offsets& at, Statistics* statistics, std::ptrdiff_t,
             std::ptrdiff_t count) {
             (way == Way::near ? near : own).write(block, *statistics, count);
-            if (!in_place(way)) transport.scatter_block(at, block.origin, block.origin + count, block.out.data);
+            if (in_place(way)) return;
+            const std::ptrdiff_t begin = block.origin, end = begin + count;
+            transport.scatter_block(Role::output, at, begin, end, block.out.data);
+            if (block.second_out.data)
+                transport.scatter_block(Role::second_output, at, begin, end, block.second_out.data);
         });
 }
 

@@ -384,10 +384,11 @@ Reduction reduction_of(std::string_view name) {
     return name == "none" ? Reduction::none : name == "sum" ? Reduction::sum : Reduction::mean;
 }
 
-py::tuple loss_and_gradient(const py::array& logits, const py::array& targets, std::int64_t axis,
-                            const MaybeArray& weight, const MaybeIndex& ignore_index, double label_smoothing,
-                            double temperature, std::string_view reduction, const py::dtype& dtype,
-                            py::handle from_above, bool with_loss, bool with_grad, const MaybeArray& out) {
+py::tuple loss_and_derivatives(const py::array& logits, const py::array& targets, std::int64_t axis,
+                               const MaybeArray& weight, const MaybeIndex& ignore_index, double label_smoothing,
+                               double temperature, std::string_view reduction, const py::dtype& dtype,
+                               py::handle from_above, bool with_loss, bool with_grad, const MaybeArray& out,
+                               bool with_hess, const MaybeArray& hess_out) {
     Builder b(logits, ClassAxes().set(static_cast<std::size_t>(axis)));
     b.set(Role::scores, logits);
     Loss loss;
@@ -403,7 +404,7 @@ py::tuple loss_and_gradient(const py::array& logits, const py::array& targets, s
         b.set(Role::upstream, py::reinterpret_borrow<py::array>(from_above));
     else
         loss.upstream = argument<double>(from_above);
-    MaybeArray losses, grad;
+    MaybeArray losses, grad, hess;
     if (with_loss) {
         const py::dtype loss_dtype = dtype.itemsize() == 2 ? py::dtype::of<float>() : dtype;
         if (loss.reduction == Reduction::none)
@@ -412,9 +413,54 @@ py::tuple loss_and_gradient(const py::array& logits, const py::array& targets, s
             b.set_data(Role::value, *(losses = Builder::empty(loss_dtype, 0, nullptr)));
     }
     if (with_grad) b.set(Role::output, grad = out ? *out : b.result(Role::output, dtype));
+    if (with_hess) b.set(Role::second_output, hess = hess_out ? *hess_out : b.result(Role::second_output, dtype));
     const Operation operation = with_grad ? Operation::cross_entropy_grad : Operation::cross_entropy;
     run(b.slices, [&] { compute_loss(operation, b.slices, loss); });
-    return py::make_tuple(losses ? finished(*losses, true) : py::none(), grad ? py::object(*grad) : py::none());
+    const auto object = [](const MaybeArray& array) { return array ? py::object(*array) : py::none(); };
+    const py::object loss_or_none = losses ? finished(*losses, true) : py::none();
+    if (with_hess) return py::make_tuple(loss_or_none, object(grad), object(hess));
+    return py::make_tuple(loss_or_none, object(grad));
+}
+
+py::tuple loss_and_gradient(const py::array& logits, const py::array& targets, std::int64_t axis,
+                            const MaybeArray& weight, const MaybeIndex& ignore_index, double label_smoothing,
+                            double temperature, std::string_view reduction, const py::dtype& dtype,
+                            py::handle from_above, bool with_loss, bool with_grad, const MaybeArray& out) {
+    return loss_and_derivatives(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction,
+                                dtype, from_above, with_loss, with_grad, out, false, {});
+}
+
+py::tuple loss_gradient_and_hessian(const py::array& logits, const py::array& targets, std::int64_t axis,
+                                    const MaybeArray& weight, const MaybeIndex& ignore_index, double label_smoothing,
+                                    double temperature, std::string_view reduction, const py::dtype& dtype,
+                                    py::handle from_above, const MaybeArray& out, const MaybeArray& hess_out) {
+    return loss_and_derivatives(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction,
+                                dtype, from_above, true, true, out, true, hess_out);
+}
+
+py::tuple divergence_and_gradient(const py::array& p, const py::array& q, std::int64_t axis, double temperature,
+                                  const MaybeArray& where, std::string_view reduction, const py::dtype& dtype,
+                                  const py::dtype& grad_dtype, py::handle from_above, bool with_grad,
+                                  const MaybeArray& out) {
+    Builder b(p, ClassAxes().set(static_cast<std::size_t>(axis)));
+    b.set(Role::scores, p);
+    b.set(Role::second, q);
+    b.set(Role::mask, where);
+    Divergence given = {.temperature = temperature, .reduction = reduction_of(reduction)};
+    if (py::isinstance<py::array>(from_above))
+        b.set(Role::upstream, py::reinterpret_borrow<py::array>(from_above));
+    else
+        given.upstream = argument<double>(from_above);
+    py::array divergence;
+    MaybeArray grad;
+    if (given.reduction == Reduction::none)
+        b.set(Role::value, divergence = b.result(Role::value, dtype));
+    else
+        b.set_data(Role::value, divergence = Builder::empty(dtype, 0, nullptr));
+    if (with_grad) b.set(Role::output, grad = out ? *out : b.result(Role::output, grad_dtype));
+    const Operation operation = with_grad ? Operation::kl_divergence_grad : Operation::kl_divergence;
+    run(b.slices, [&] { compute_divergence(operation, b.slices, given); });
+    return py::make_tuple(finished(divergence, true), grad ? py::object(*grad) : py::none());
 }
 
 // The first byte of an array's memory and the one behind its last.
@@ -548,6 +594,14 @@ PyMethodDef methods[] = {
     method<loss_and_gradient>("cross_entropy",
                               "cross_entropy($module, logits, targets, axis, weight, ignore_index, label_smoothing, "
                               "temperature, reduction, dtype, upstream, with_loss, with_grad, out, /)\n--\n\n"),
+    method<loss_gradient_and_hessian>(
+        "cross_entropy_with_grad_hess",
+        "cross_entropy_with_grad_hess($module, logits, targets, axis, weight, ignore_index, label_smoothing, "
+        "temperature, reduction, dtype, upstream, out, hess_out, /)\n--\n\n"),
+    method<divergence_and_gradient>(
+        "kl_divergence",
+        "kl_divergence($module, p_logits, q_logits, axis, temperature, where, reduction, dtype, grad_dtype, upstream, "
+        "with_grad, out, /)\n--\n\n"),
     method<same_shape>("same_shape", "same_shape($module, a, b, /)\n--\n\n"),
     method<invalid_target>("find_invalid_target",
                            "find_invalid_target($module, targets, logits, axis, ignore_index, /)\n--\n\n"),

@@ -44,7 +44,7 @@ class LossOfBatch {
             });
         }
         count_samples();
-        scale_ = plain_scale(loss.upstream);
+        scale_ = plain_scale(loss.upstream, 1);
     }
 
     void compute() {
@@ -160,6 +160,7 @@ class LossOfBatch {
         std::int64_t labels[slices_per_call];
         double chosen[slices_per_call], units[slices_per_call];
         double upstream[slices_per_call], scale[slices_per_call], exponent[slices_per_call];
+        double second_scale[slices_per_call], second_exponent[slices_per_call];
     };
 
     // Labels and their coefficients.
@@ -183,8 +184,11 @@ class LossOfBatch {
         }
     }
 
-    // upstream / (divisor T), in no units.
-    double plain_scale(double upstream) const { return upstream / divisor_.x / loss_.temperature; }
+    // upstream / (divisor T^power), in no units.
+    double plain_scale(double upstream, int power) const {
+        const double scale = upstream / divisor_.x / loss_.temperature;
+        return power == 1 ? scale : scale / loss_.temperature;
+    }
 
     // Whether that is right to the last digits, and its product with a sum of coefficients below 2^512 is in range.
     bool is_plain(double upstream, double scale) const {
@@ -192,46 +196,58 @@ class LossOfBatch {
         return upstream == 0 || (in_range(upstream / divisor_.x) && in_range(scale));
     }
 
-    // The factors of the gradients of samples with these coefficients.
+    // The factors of the gradients of samples with these coefficients, and of a Hessian.
     void read_scales(const Offsets& first, std::ptrdiff_t length, const double* terms, Samples& s, Run& run) const {
         if (!slices_.has(Role::output)) return;
+        if (slices_.has(Role::upstream)) batch_.transport.gather_numbers(Role::upstream, first, length, s.upstream);
         run.scale = s.scale;
+        if (!set_scales(1, length, terms, s, s.scale, s.exponent)) run.exponent = s.exponent;
+        if (!slices_.has(Role::second_output)) return;
+        run.second_scale = s.second_scale;
+        if (!set_scales(2, length, terms, s, s.second_scale, s.second_exponent))
+            run.second_exponent = s.second_exponent;
+    }
+
+    // Of the derivative of an order; returns whether they need no exponents.
+    bool set_scales(int order, std::ptrdiff_t length, const double* terms, Samples& s, double* scales,
+                    double* exponents) const {
         bool plain = !in_units_;
         if (slices_.has(Role::upstream)) {
-            batch_.transport.gather_numbers(Role::upstream, first, length, s.upstream);
             for (std::ptrdiff_t i = 0; i < length; ++i) {
-                s.scale[i] = plain_scale(s.upstream[i]);
-                plain &= is_plain(s.upstream[i], s.scale[i]);
+                scales[i] = plain_scale(s.upstream[i], order);
+                plain &= is_plain(s.upstream[i], scales[i]);
             }
         } else {
-            std::fill(s.scale, s.scale + length, scale_);
-            plain &= is_plain(loss_.upstream, scale_);
+            const double scale = order == 1 ? scale_ : plain_scale(loss_.upstream, order);
+            std::fill(scales, scales + length, scale);
+            plain &= is_plain(loss_.upstream, scale);
         }
         // Only probabilities in double can add up to more.
         for (std::ptrdiff_t i = 0; i < length && plain && loss_.probabilities && !plan_.in_float; ++i)
-            plain = std::fabs(s.scale[i]) <= 1 || size_of_terms(terms, i) < 0x1p512;
+            plain = std::fabs(scales[i]) <= 1 || size_of_terms(terms, i) < 0x1p512;
         if (!plain) {
             if (!slices_.has(Role::upstream)) std::fill(s.upstream, s.upstream + length, loss_.upstream);
-            run.exponent = s.exponent;
             for (std::ptrdiff_t i = 0; i < length; ++i) {
                 const double sum = loss_.probabilities ? size_of_terms(terms, i) : s.chosen[i] + sum_of_shared_terms_;
-                const Scaled scale = far_scale(s.upstream[i], in_units_ ? static_cast<int>(s.units[i]) : 0, sum);
-                s.scale[i] = scale.x;
-                s.exponent[i] = scale.exponent;
+                const Scaled scale = far_scale(s.upstream[i], order, in_units_ ? static_cast<int>(s.units[i]) : 0, sum);
+                scales[i] = scale.x;
+                exponents[i] = scale.exponent;
             }
         }
-        if (!loss_.ignore_index) return;
-        for (std::ptrdiff_t i = 0; i < length; ++i)
-            if (!is_class(s.labels[i], plan_.classes)) s.scale[i] = 0;  // whatever comes from above
+        for (std::ptrdiff_t i = 0; i < length && loss_.ignore_index; ++i)
+            if (!is_class(s.labels[i], plan_.classes)) scales[i] = 0;  // whatever comes from above
+        return plain;
     }
 
-    // upstream / (divisor T) times a sample's unit, such that a double holds its x and the product of that with `sum`,
-    // also where both are to be multiplied by what is tiny.
-    Scaled far_scale(double upstream, int unit, double sum) const {
+    // upstream / (divisor T^order) times a sample's unit, such that a double holds its x and the product of that with
+    // `sum`, also where both are to be multiplied by what is tiny.
+    Scaled far_scale(double upstream, int order, int unit, double sum) const {
         int u, d, t;
-        const double x = std::frexp(upstream, &u) / std::frexp(divisor_.x, &d) / std::frexp(loss_.temperature, &t);
-        if (x == 0 || !std::isfinite(x)) return {plain_scale(upstream), 0};
-        const int exponent = u - d - divisor_.exponent - t + unit;
+        const double temperature = std::frexp(loss_.temperature, &t);
+        double x = std::frexp(upstream, &u) / std::frexp(divisor_.x, &d) / temperature;
+        if (order == 2) x /= temperature;
+        if (x == 0 || !std::isfinite(x)) return {plain_scale(upstream, order), 0};
+        const int exponent = u - d - divisor_.exponent - order * t + unit;
         const int size = exponent + (sum > 1 && std::isfinite(sum) ? std::ilogb(sum) : 0);
         const int apart = size > 980 ? size - 600 : exponent < -960 ? exponent + 600 : 0;
         return {std::ldexp(x, exponent - apart), apart};

@@ -57,6 +57,16 @@ struct Loss {
 // reads labels.
 void compute_loss(Operation operation, const Slices& slices, const Loss& loss);
 
+struct Divergence {
+    double temperature = 1;
+    Reduction reduction = Reduction::mean;
+    double upstream = 1;  // unless there is an `upstream` array
+};
+
+// The divergence of the softmax of `scores` from that of `second` to `value` (one element for mean and sum), and its
+// gradient by `second` to `output`, if present.
+void compute_divergence(Operation operation, const Slices& slices, const Divergence& given);
+
 // The first label, in C order, outside [0, classes) and not `ignore_index`; -1: none. Reads the batch axes and `label`.
 std::ptrdiff_t find_invalid_label(const Slices& slices, std::ptrdiff_t classes,
                                   std::optional<std::int64_t> ignore_index);

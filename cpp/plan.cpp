@@ -45,7 +45,7 @@ Plan::Plan(const Signature& signature, const Slices& given, const Demands& deman
     in_float = computed_in_float(slices.arrays[Role::scores]) && demands.temperature > 0x1p-100 &&
                demands.temperature < 0x1p100;
     if (signature.second) in_float = in_float && computed_in_float(slices.arrays[Role::second]);
-    for (const Role role : {Role::output, Role::value})
+    for (const Role role : {Role::output, Role::second_output, Role::value})
         if (slices.has(role)) in_float = in_float && computed_in_float(slices.arrays[role]);
     choose_loop(signature, demands);
     if (signature.labels != PerSlice::none || signature.value != PerSlice::none)
@@ -77,8 +77,9 @@ bool Plan::in_place(const Signature& signature, const Axes& contiguous) const {
     if (static_cast<int>(type()) >= floating_types) return false;
     const std::ptrdiff_t bytes = bytes_of(type());
     const auto aligned = [&](std::ptrdiff_t place) { return (place & (bytes - 1)) == 0; };
-    for (const Role role : {Role::scores, Role::second, Role::output}) {
+    for (const Role role : {Role::scores, Role::second, Role::output, Role::second_output}) {
         if ((role == Role::second && !signature.second) || (role == Role::output && !signature.output)) continue;
+        if (role == Role::second_output && !slices.has(role)) continue;
         const Array& array = slices.arrays[role];
         if (array.type != type() || array.swapped) return false;
         if (contiguous.last().strides[role] != bytes) return false;
@@ -101,9 +102,9 @@ bool Plan::takes_rows(const Signature& signature, const Demands& demands) const 
     if (!in_place(signature, slices.classes)) return false;
     if (bytes_of(type()) != width() && !halves()) return false;
     if (classes > few_classes) return !halves() || plain || (signature.rows_of_halves && classes <= block_classes);
-    if (!plain && (halves() || !(signature.second && in_float && demands.temperature == 1))) return false;
+    if (!plain && (halves() || !(signature.rows_of_halves && in_float && demands.temperature == 1))) return false;
     if (slices.batch.count == 0) return plain;
-    for (const Role role : {Role::scores, Role::second, Role::output})
+    for (const Role role : {Role::scores, Role::second, Role::output, Role::second_output})
         if (slices.has(role) && slices.batch.last().strides[role] != classes * bytes_of(type())) return false;
     return true;
 }
@@ -164,6 +165,7 @@ void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
     if (loop == Loop::gathered_rows || loop == Loop::tiles || halves_in_blocks) {
         sizes_.x = in_doubles(in_blocks ? block_classes : classes * at_once);
         if (signature.second) sizes_.second = sizes_.x;
+        if (slices.has(Role::second_output)) sizes_.second_output = sizes_.x;
     }
     if (in_blocks) {
         sizes_.statistics = unit * (blocks() + 1) * signature.state;
@@ -171,6 +173,10 @@ void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
         if (signature.keeps_exponentials && apart && classes <= most_kept) sizes_.kept = in_doubles(classes);
     } else if (signature.sums_exponentials && !demands.whole_slices) {
         sizes_.kept = kept_size(signature);
+    } else if (signature.keeps_both) {
+        const std::ptrdiff_t row = (classes + lanes() - 1) / lanes() * lanes();
+        sizes_.kept =
+            in_doubles(2 * (loop == Loop::tiles ? lanes() * classes : row * rows_of_both(classes, lanes(), width())));
     }
     const std::ptrdiff_t results = std::min(at_once, std::max<std::ptrdiff_t>(count, 1));
     sizes_.value = results * numbers_of(signature.value, slices);
@@ -191,7 +197,9 @@ std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
     const bool of_halves = loop == Loop::rows && halves();
     const bool takes_place = signature.output && slices.arrays[Role::scores].data == slices.arrays[Role::output].data;
     const bool waits = keeps_rows(signature, classes, lanes(), of_halves || takes_place || loop == Loop::gathered_rows);
-    return in_doubles((of_halves ? width : 0) + (waits ? std::max(width, rows_room / this->width()) : 0));
+    const bool writes_second = slices.has(Role::second_output);
+    return in_doubles((of_halves ? width + (writes_second ? width : 0) : 0) +
+                      (waits ? std::max(width, rows_room / this->width()) : 0));
 }
 
 Workspace Plan::workspace(double* memory) const {
@@ -203,6 +211,7 @@ Workspace Plan::workspace(double* memory) const {
     Workspace w;
     w.x = reinterpret_cast<std::byte*>(part(sizes_.x));
     w.second = reinterpret_cast<std::byte*>(part(sizes_.second));
+    w.second_output = reinterpret_cast<std::byte*>(part(sizes_.second_output));
     w.statistics = reinterpret_cast<Statistics*>(part(sizes_.statistics));
     w.kept = reinterpret_cast<std::byte*>(part(sizes_.kept));
     w.value = part(sizes_.value);

@@ -26,11 +26,12 @@ struct Demands {
 
 // The memory of one thread.
 struct Workspace {
-    std::byte* x;            // gathered scores: rows, a block or tiles; results take their place
-    std::byte* second;       // the second array, likewise
-    Statistics* statistics;  // for each slice of a unit: of all blocks, then of each
-    std::byte* kept;         // exponentials that cannot wait where the results will stand
-    double* value;           // numbers of the slices of a call, one slice after another
+    std::byte* x;              // gathered scores: rows, a block or tiles; results take their place
+    std::byte* second;         // the second array, likewise
+    std::byte* second_output;  // results of a second output
+    Statistics* statistics;    // for each slice of a unit: of all blocks, then of each
+    std::byte* kept;           // exponentials that cannot wait where the results will stand
+    double* value;             // numbers of the slices of a call, one slice after another
     double* sign;
     double* extra;  // the caller's own
 };
@@ -80,8 +81,8 @@ struct Plan {
 
   private:
     struct Sizes {
-        std::ptrdiff_t x = 0, second = 0, statistics = 0, kept = 0, value = 0, sign = 0;
-        std::ptrdiff_t total() const { return x + second + statistics + kept + value + sign; }
+        std::ptrdiff_t x = 0, second = 0, second_output = 0, statistics = 0, kept = 0, value = 0, sign = 0;
+        std::ptrdiff_t total() const { return x + second + second_output + statistics + kept + value + sign; }
     } sizes_;
 
     void sort_batch();

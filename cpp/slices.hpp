@@ -16,6 +16,7 @@ enum class Role : int {
     scores,  // x, logits; y or logp of the gradients
     second,  // dy, b, or the class probabilities
     output,
+    second_output,  // the Hessian
     mask,
     // Per slice: strides of class axes are 0.
     value,
@@ -23,7 +24,7 @@ enum class Role : int {
     label,
     upstream,
 };
-constexpr int roles = 8;
+constexpr int roles = 9;
 
 constexpr bool is_per_slice(Role role) { return role >= Role::value; }
 

@@ -86,17 +86,17 @@ void Transport::gather(Role role, const Offsets& first, std::ptrdiff_t length, v
     });
 }
 
-void Transport::scatter(const Offsets& first, std::ptrdiff_t length, void* from) const {
+void Transport::scatter(Role role, const Offsets& first, std::ptrdiff_t length, void* from) const {
     plan_.in_type([&]<class T> {
         T* results = static_cast<T*>(from);
-        if (plan_.loop == Loop::tiles) return scatter_tiles(first, length, results);
-        if (one_after_another(Role::output)) {
-            const Array& to = array(Role::output);
-            return conversions<T>().scatter_row[to.type](results, length * plan_.classes, to.data + first[Role::output],
+        if (plan_.loop == Loop::tiles) return scatter_tiles(role, first, length, results);
+        if (one_after_another(role)) {
+            const Array& to = array(role);
+            return conversions<T>().scatter_row[to.type](results, length * plan_.classes, to.data + first[role],
                                                          bytes_of(to.type));
         }
         for (std::ptrdiff_t i = 0; i < length; ++i)
-            scatter_row(slices().batch.moved(first, i), 0, plan_.classes, results + i * plan_.classes);
+            scatter_row(role, slices().batch.moved(first, i), 0, plan_.classes, results + i * plan_.classes);
     });
 }
 
@@ -104,8 +104,9 @@ void Transport::gather_block(Role role, const Offsets& at, std::ptrdiff_t begin,
     plan_.in_type([&]<class T> { gather_row(role, at, begin, end, static_cast<T*>(to)); });
 }
 
-void Transport::scatter_block(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* from) const {
-    plan_.in_type([&]<class T> { scatter_row(at, begin, end, static_cast<T*>(from)); });
+void Transport::scatter_block(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end,
+                              void* from) const {
+    plan_.in_type([&]<class T> { scatter_row(role, at, begin, end, static_cast<T*>(from)); });
 }
 
 void Transport::gather_doubles(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end,
@@ -251,16 +252,15 @@ void Transport::gather_row(Role role, const Offsets& at, std::ptrdiff_t begin, s
 }
 
 template <class T>
-void Transport::scatter_row(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const {
-    const Array& to = array(Role::output);
+void Transport::scatter_row(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const {
+    const Array& to = array(role);
     const Offsets& strides = slices().classes.last().strides;
     slices().classes.for_stretches(begin, end, [&](const Offsets& along, std::ptrdiff_t c, std::ptrdiff_t length) {
         T* there = from + (c - begin);
         if (slices().has(Role::mask))
             fill_masked(array(Role::mask).data + at[Role::mask] + along[Role::mask], strides[Role::mask], length,
-                        masked(Role::output), there, 1);
-        conversions<T>().scatter_row[to.type](there, length, to.data + at[Role::output] + along[Role::output],
-                                              strides[Role::output]);
+                        masked(role), there, 1);
+        conversions<T>().scatter_row[to.type](there, length, to.data + at[role] + along[role], strides[role]);
     });
 }
 
@@ -278,15 +278,15 @@ void Transport::gather_tiles(Role role, const Offsets& first, std::ptrdiff_t len
 }
 
 template <class T>
-void Transport::scatter_tiles(const Offsets& first, std::ptrdiff_t length, T* from) const {
-    if (slices().has(Role::mask)) mask_tiles(first, length, masked(Role::output), from);
-    const Array& to = array(Role::output);
-    const std::ptrdiff_t class_stride = slices().classes.last().strides[Role::output];
+void Transport::scatter_tiles(Role role, const Offsets& first, std::ptrdiff_t length, T* from) const {
+    if (slices().has(Role::mask)) mask_tiles(first, length, masked(role), from);
+    const Array& to = array(role);
+    const std::ptrdiff_t class_stride = slices().classes.last().strides[role];
     slices().classes.for_stretches(
         0, plan_.classes, [&](const Offsets& along, std::ptrdiff_t c, std::ptrdiff_t stretch) {
             conversions<T>().scatter_tiles[to.type](from + c * plan_.lanes(), length, stretch, plan_.classes,
-                                                    to.data + first[Role::output] + along[Role::output],
-                                                    slices().batch.last().strides[Role::output], class_stride);
+                                                    to.data + first[role] + along[role],
+                                                    slices().batch.last().strides[role], class_stride);
         });
 }
 

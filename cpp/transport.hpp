@@ -12,11 +12,11 @@ class Transport {
 
     // `length` neighbouring slices from `first` on, as the plan's loop wants them: rows one after another, or tiles.
     void gather(Role role, const Offsets& first, std::ptrdiff_t length, void* to) const;
-    void scatter(const Offsets& first, std::ptrdiff_t length, void* from) const;
+    void scatter(Role role, const Offsets& first, std::ptrdiff_t length, void* from) const;
 
     // Classes [begin, end) of one slice.
     void gather_block(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* to) const;
-    void scatter_block(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* from) const;
+    void scatter_block(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* from) const;
     void gather_doubles(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, double* to) const;
 
     // The numbers of neighbouring slices in an array without the class axis: one each, or all numbers along the own
@@ -53,17 +53,20 @@ class Transport {
     bool any_present(const Offsets& at) const;
     // The value that stands for a masked entry.
     double masked(Role role) const {
-        return role == Role::scores ? signature_.masked_scores : role == Role::output ? signature_.masked_output : 0;
+        return role == Role::scores   ? signature_.masked_scores
+               : role == Role::second ? signature_.masked_second
+               : role == Role::output ? signature_.masked_output
+                                      : 0;
     }
 
     template <class T>
     void gather_row(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* to) const;
     template <class T>
-    void scatter_row(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const;
+    void scatter_row(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, T* from) const;
     template <class T>
     void gather_tiles(Role role, const Offsets& first, std::ptrdiff_t length, T* to) const;
     template <class T>
-    void scatter_tiles(const Offsets& first, std::ptrdiff_t length, T* from) const;
+    void scatter_tiles(Role role, const Offsets& first, std::ptrdiff_t length, T* from) const;
     template <class T>
     void mask_tiles(const Offsets& first, std::ptrdiff_t length, double value, T* tiles) const;
     std::ptrdiff_t numbers_in(Role role) const;

@@ -476,13 +476,40 @@ def _draws(**options: Any) -> Call:
     return call
 
 
+def _hess(**options: Any) -> Call:
+    """Loss, gradient and Hessian likewise."""
+
+    def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
+        chosen = {k: getattr(a, v) if isinstance(v, str) else v for k, v in options.items()}
+        targets = chosen.pop("targets")
+        return fs.cross_entropy_with_grad_hess(a.x, targets, axis, reduction="none", **chosen)
+
+    return call
+
+
+LOSSES |= {
+    "hess": _hess(targets="indices"),
+    "hess, all": _hess(
+        targets="indices", weight="weight", ignore_index=0, label_smoothing=0.1, temperature=0.7, upstream="upstream"
+    ),
+    "hess, probabilities": _hess(targets="probabilities"),
+}
+
+DIVERGENCES: dict[str, Call] = {
+    "kl": lambda fs, a, axis: fs.kl_divergence(a.x, a.dy, axis, reduction="none"),
+    "kl_with_grad": lambda fs, a, axis: fs.kl_divergence_with_grad(a.x, a.dy, axis, reduction="none"),
+    "kl_with_grad, all": lambda fs, a, axis: fs.kl_divergence_with_grad(
+        a.x, a.dy, axis, temperature=0.7, where=a.where, reduction="none", upstream=a.upstream
+    ),
+}
+
 DRAWS: dict[str, Call] = {
     "sample": _draws(),
     "sample, top_k": _draws(top_k=3),
     "sample, all": _draws(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01, masked=True),
 }
 
-CALLS = TRANSFORMS | REDUCTIONS | PICKS | LOSSES | DRAWS
+CALLS = TRANSFORMS | REDUCTIONS | PICKS | LOSSES | DIVERGENCES | DRAWS
 
 # With an `out`: of the result's dtype, of a wider one, of the reduced shape; or an argument itself.
 
@@ -499,6 +526,12 @@ INTO: dict[str, Into] = {
     "cross_entropy_with_grad": lambda fs, a, axis, out: fs.cross_entropy_with_grad(a.x, a.indices, axis, out=out),
     "cross_entropy_with_grad, all": lambda fs, a, axis, out: fs.cross_entropy_with_grad(
         a.x, a.indices, axis, weight=a.weight, ignore_index=0, label_smoothing=0.1, out=out
+    ),
+    "cross_entropy_with_grad_hess": lambda fs, a, axis, out: fs.cross_entropy_with_grad_hess(
+        a.x, a.indices, axis, out=(None, out)
+    ),
+    "kl_divergence_with_grad": lambda fs, a, axis, out: fs.kl_divergence_with_grad(
+        a.probabilities, a.x, axis, where=a.where, out=out
     ),
     "cross_entropy_grad, probabilities": lambda fs, a, axis, out: fs.cross_entropy_grad(
         a.x, a.probabilities, axis, weight=a.weight, out=out
@@ -521,6 +554,10 @@ IN_PLACE: dict[str, Call] = {
     "softmax": lambda fs, a, axis: fs.softmax(a.x, axis, out=a.x),
     "softmax_grad": lambda fs, a, axis: fs.softmax_grad(a.probabilities, a.dy, axis, out=a.dy),
     "cross_entropy_grad": lambda fs, a, axis: fs.cross_entropy_grad(a.x, a.indices, axis, out=a.x),
+    "cross_entropy_with_grad_hess": lambda fs, a, axis: fs.cross_entropy_with_grad_hess(
+        a.x, a.indices, axis, out=(a.x, None)
+    ),
+    "kl_divergence_with_grad": lambda fs, a, axis: fs.kl_divergence_with_grad(a.dy, a.x, axis, out=a.x),
 }
 
 

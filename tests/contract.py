@@ -39,25 +39,34 @@ BOUNDS = {
     "log_softmax_at": Bound(2, 2, 0.51),
     "cross_entropy": Bound(2, 2, 2),
     "cross_entropy_grad": Bound(3, 3, 0.52),
+    "cross_entropy_hess": Bound(3, 3, 0.52),
     "softmax, temperature": Bound(2, 2, 0.51),
     "log_softmax, temperature": Bound(2, 2, 0.51),
     "entropy, temperature": Bound(4, 4, 0.51),
     "cross_entropy, temperature": Bound(2, 2, 2),
     "cross_entropy_grad, temperature": Bound(3, 3, 0.52),
+    "cross_entropy_hess, temperature": Bound(3, 3, 0.52),
     "softmax, where": Bound(2, 2, 0.51),
     "log_softmax, where": Bound(2, 2, 0.51),
     "logsumexp, where": Bound(1, 1, 0.51, "the larger of the result and the largest logit"),
     "entropy, where": Bound(4, 4, 0.51),
     "cross_entropy, weight": Bound(2, 2, 2),
     "cross_entropy_grad, weight": Bound(4, 4, 0.52, _TERMS),
+    "cross_entropy_hess, weight": Bound(3, 3, 0.52),
     "cross_entropy, label_smoothing": Bound(4, 4, 4),
     "cross_entropy_grad, label_smoothing": Bound(4, 4, 0.52, _TERMS),
+    "cross_entropy_hess, label_smoothing": Bound(4, 4, 0.52),
     "cross_entropy, probabilities": Bound(4, 4, 4),
     "cross_entropy_grad, probabilities": Bound(4, 4, 0.52, _TERMS),
+    "cross_entropy_hess, probabilities": Bound(4, 4, 0.52),
     "softmax_grad": Bound(2, 3, 0.51, "|y| (|dy| + sum |y dy|)"),
     "log_softmax_grad": Bound(2, 2, 0.51, "|dy| + exp(logp) sum |dy|"),
     "softmax_grad, temperature": Bound(3, 3, 0.51, "|y| (|dy| + sum |y dy|) / temperature"),
     "log_softmax_grad, temperature": Bound(3, 3, 0.51, "(|dy| + exp(logp) sum |dy|) / temperature"),
+    "kl_divergence": Bound(8, 8, 8),
+    "kl_divergence_grad": Bound(12, 12, 0.52, "max(p, q), times the largest |log p - log q| if that is below 1"),
+    "kl_divergence, temperature": Bound(8, 8, 8),
+    "kl_divergence_grad, temperature": Bound(12, 12, 0.52, "likewise, over the temperature"),
     "logsumexp, b": Bound(1, 1, 0.51, "the largest logit or the result, and sum |b exp x| / |sum b exp x|"),
 }
 
@@ -71,11 +80,13 @@ def plain(fs: Any, x: NDArray, axis: int, exact: Slices) -> Checks:
     yield "logsumexp", ulp_error(fs.logsumexp(x, axis), exact.logsumexp, _larger(exact))
     yield "entropy", ulp_error(fs.entropy(x, axis), exact.entropy)
     targets = some_targets(exact)
-    loss, grad = fs.cross_entropy_with_grad(x, targets, axis, reduction="none")
+    loss, grad, hess = fs.cross_entropy_with_grad_hess(x, targets, axis, reduction="none")
     share = exact.one_hot(targets)
     yield "cross_entropy", ulp_error(loss, exact.cross_entropy(share))
     yield "cross_entropy_grad", ulp_error(exact.seen(grad), exact.cross_entropy_grad(share))
     yield "log_softmax_at", ulp_error(fs.log_softmax_at(x, targets, axis), -exact.cross_entropy(share))
+    # The coefficients add up to 1, also if the target is not among the classes looked at.
+    yield "cross_entropy_hess", ulp_error(exact.seen(hess), exact.softmax * exact.others)
 
 
 def largest_zero(fs: Any, x: NDArray, axis: int) -> Checks:
@@ -92,10 +103,11 @@ def temperature(fs: Any, x: NDArray, axis: int, t: float) -> Checks:
     yield "log_softmax, temperature", ulp_error(fs.log_softmax(x, axis, temperature=t), exact.log_softmax)
     yield "entropy, temperature", ulp_error(fs.entropy(x, axis, temperature=t), exact.entropy)
     targets = some_targets(exact)
-    loss, grad = fs.cross_entropy_with_grad(x, targets, axis, temperature=t, reduction="none")
+    loss, grad, hess = fs.cross_entropy_with_grad_hess(x, targets, axis, temperature=t, reduction="none")
     share = exact.one_hot(targets)
     yield "cross_entropy, temperature", ulp_error(loss, exact.cross_entropy(share))
     yield "cross_entropy_grad, temperature", ulp_error(grad, exact.cross_entropy_grad(share))
+    yield "cross_entropy_hess, temperature", ulp_error(hess, exact.cross_entropy_hess(share))
 
 
 def where(fs: Any, x: NDArray, axis: int) -> Checks:
@@ -122,7 +134,7 @@ def targets(fs: Any, x: NDArray, axis: int) -> Checks:
         ("probabilities", a.probabilities, weight | smoothing),
     ):
         share = shares(x.shape, axis, chosen, **options)
-        loss, grad = fs.cross_entropy_with_grad(x, chosen, axis, reduction="none", **options)
+        loss, grad, hess = fs.cross_entropy_with_grad_hess(x, chosen, axis, reduction="none", **options)
         error = ulp_error(loss, exact.cross_entropy(share))
         # -log p is rounded before it is weighed, which is felt where it is subnormal, or beyond the largest number.
         minus_log = np.where(share == 0, 1, -exact.log_softmax)
@@ -130,6 +142,7 @@ def targets(fs: Any, x: NDArray, axis: int) -> Checks:
         yield f"cross_entropy, {name}", np.where(np.any(lost & (minus_log != 0), axis), 0, error)
         terms = np.maximum(exact.softmax * share.sum(axis, keepdims=True), share)
         yield f"cross_entropy_grad, {name}", ulp_error(grad, exact.cross_entropy_grad(share), terms)
+        yield f"cross_entropy_hess, {name}", ulp_error(hess, exact.cross_entropy_hess(share))
 
 
 def gradients(fs: Any, x: NDArray, axis: int) -> Checks:
@@ -144,6 +157,31 @@ def gradients(fs: Any, x: NDArray, axis: int) -> Checks:
         # Subnormal numbers are rounded before the division.
         condition = np.maximum(condition, least)
         yield f"{name}, temperature", ulp_error(gradient(of, dy, axis, temperature=0.7), wanted, condition)
+
+
+def divergences(fs: Any, x: NDArray, axis: int) -> Checks:
+    """From other logits, and from such as are nearly the same, with a common offset or without."""
+    rng = np.random.default_rng(x.shape)
+    noise = rng.normal(size=x.shape)
+    # No difference overflows.
+    limit = float(ml_dtypes.finfo(x.dtype).max) / 4
+    x = np.where(np.isfinite(x), np.clip(x, -limit, limit), x).astype(x.dtype)
+    for name, t in (("", 1.0), (", temperature", 0.7)):
+        for y in (np.flip(x, axis) * 0.9, noise * 3, x + 0.1 * noise, x + 1e-3 * noise, x + (5 + 1e-3 * noise)):
+            y = np.where(np.isfinite(x), y, noise).astype(x.dtype)
+            y = np.where(np.isfinite(y), y, x).astype(x.dtype)
+            p, q = Slices(x, axis, t), Slices(y, axis, t)
+            divergence, grad = fs.kl_divergence_with_grad(x, y, axis, temperature=t, reduction="none")
+            wanted = p.kl_divergence(q)
+            # Where longdouble has the digits of what they are apart.
+            single = divergence.dtype.itemsize == 4
+            least = 2.0**-60 if single else 2.0**-12
+            seen = (wanted > least) | (divergence > 2 * least)
+            yield f"kl_divergence{name}", np.where(seen, ulp_error(divergence, wanted), 0)
+            wanted, unit = p.kl_divergence_grad(q)
+            digits = np.maximum(p.softmax, q.softmax) * (2.0**-30 if single else 1e-2)
+            seen = unit > np.maximum(digits, float(ml_dtypes.finfo(x.dtype).smallest_normal))
+            yield f"kl_divergence_grad{name}", np.where(seen, ulp_error(grad, wanted, unit), 0)
 
 
 def signed_sum(fs: Any, x: NDArray, axis: int) -> Checks:

@@ -231,6 +231,13 @@ assert_type(fs.cross_entropy(untyped, labels, reduction="none").ndim, int)
 assert_type(fs.cross_entropy(single[0], 1, reduction="none"), Any)
 assert_type(fs.cross_entropy_with_grad(single, labels), tuple[np.float32, NDArray[np.float32]])
 assert_type(fs.cross_entropy_with_grad(half, labels), tuple[np.float32, NDArray[np.float16]])
+assert_type(
+    fs.cross_entropy_with_grad_hess(single, labels), tuple[np.float32, NDArray[np.float32], NDArray[np.float32]]
+)
+assert_type(fs.kl_divergence(single, single), np.float32)
+assert_type(fs.kl_divergence(half, half), np.float32)
+assert_type(fs.kl_divergence_with_grad(single, single), tuple[np.float32, NDArray[np.float32]])
+assert_type(fs.kl_divergence_with_grad(half, half), tuple[np.float32, NDArray[np.float16]])
 assert_type(fs.cross_entropy_with_grad(lists, [0, 1]), tuple[np.float64, NDArray[np.float64]])
 assert_type(fs.cross_entropy_with_grad(brain, labels), tuple[Any, NDArray[Any]])
 assert_type(
@@ -260,6 +267,7 @@ assert_type(fs.entropy(double, 0, out=np.zeros(3)).dtype, np.dtype[np.float64])
 assert_type(fs.log_softmax_at(untyped, [[0], [1]], out=given[:, :1]), NDArray[np.float32])
 assert_type(fs.cross_entropy_grad(untyped, labels, out=given), NDArray[np.float32])
 assert_type(fs.cross_entropy_with_grad(single, labels, out=given), tuple[Any, NDArray[np.float32]])
+assert_type(fs.cross_entropy_with_grad_hess(single, labels, out=(given, None)), tuple[Any, NDArray[Any], NDArray[Any]])
 assert_type(fs.cross_entropy_grad(brain, labels, out=brain.copy()).ndim, int)
 
 refused(lambda: fs.softmax(single, out=[0.0]))  # type: ignore[call-overload]

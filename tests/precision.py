@@ -121,6 +121,52 @@ class Slices:
         total = np.sum(share, axis=self.axis, keepdims=True)
         return (self.softmax * (total - share) - share * self.others) / self.temperature
 
+    def kl_divergence(self, q: "Slices") -> Exact:
+        """Of the distribution of this from that of `q`.
+
+        The form of which no term is negative: what longdouble loses of the normalisers is of second order.
+        """
+        d, p = self.log_ratio(q), self.softmax
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            terms = np.where(self.exp == 0, q.softmax, np.where(np.abs(d) < 0.5, p * _bend(d), p * d + (q.softmax - p)))
+        return np.sum(terms, axis=self.axis)
+
+    def log_ratio(self, q: "Slices") -> Exact:
+        """log p - log q, arranged so that scores that are nearly equal, or have a common offset, leave what they are
+        apart.
+        """
+        high, low = _two_part_difference(self.x, q.x)
+        peaks, rest = _two_part_difference(self.peak, q.peak)
+        with np.errstate(invalid="ignore"):
+            apart = ((high - peaks) + (low - rest)) / self.temperature
+            return apart - (np.log1p(self.rest) - np.log1p(q.rest))
+
+    def kl_divergence_grad(self, q: "Slices") -> tuple[Exact, Exact]:
+        """By the scores of `q`; and its unit: the larger probability, times what log-probabilities are apart at most
+        where this is below 1.
+        """
+        d = self.log_ratio(q)
+        with np.errstate(invalid="ignore", over="ignore"):
+            near = self.softmax * np.expm1(-d)
+        grad = np.where(np.abs(d) < 0.5, near, q.softmax - self.softmax)
+        apart = np.max(np.where(np.isnan(d), 0, np.abs(d)), axis=self.axis, keepdims=True)
+        unit = np.maximum(self.softmax, q.softmax) * np.minimum(1, apart)
+        return grad / self.temperature, unit / self.temperature
+
+    def cross_entropy_hess(self, share: Exact) -> Exact:
+        total = np.sum(share, axis=self.axis, keepdims=True)
+        return total * self.softmax * self.others / self.temperature**2
+
+
+def _bend(d: Exact) -> Exact:
+    """exp(-d) - 1 + d for |d| < 1/2."""
+    series, term = np.zeros_like(d), np.ones_like(d)
+    for k in range(1, 26):
+        term = -term * d / k
+        if k > 1:
+            series = series + term
+    return series
+
 
 def softmax_grad(y: NDArray, dy: NDArray, axis: int, temperature: float = 1) -> tuple[Exact, Exact]:
     """And its condition, of which it is a difference."""

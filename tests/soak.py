@@ -213,6 +213,28 @@ def runtime() -> Calls:
     ]
 
 
+def hessians() -> Calls:
+    x, targets = np.ones((20, 30)), np.zeros(20, int)
+    out = (np.empty_like(x), np.empty_like(x))
+    return [
+        lambda: fs.cross_entropy_with_grad_hess(x, targets),
+        lambda: fs.cross_entropy_with_grad_hess(x, targets, reduction="none", label_smoothing=0.1, out=out),
+        lambda: fs.cross_entropy_with_grad_hess(x, targets, out=(out[0], out[0])),
+        lambda: fs.cross_entropy_with_grad_hess(x, targets, out=out[0]),  # type: ignore[call-overload]
+    ]
+
+
+def divergences() -> Calls:
+    x, y = np.ones((20, 30)), np.zeros((20, 30))
+    out = np.empty_like(x)
+    return [
+        lambda: fs.kl_divergence(x, y),
+        lambda: fs.kl_divergence_with_grad(x, y, reduction="none", where=x > 0, out=out),
+        lambda: fs.kl_divergence(x, y[0]),
+        lambda: fs.kl_divergence_with_grad(x, y, upstream=np.ones(3)),
+    ]
+
+
 FUNCTIONS: dict[str, Callable[[], Calls]] = {
     "softmax": lambda: transforms(fs.softmax),
     "log_softmax": lambda: transforms(fs.log_softmax),
@@ -226,6 +248,8 @@ FUNCTIONS: dict[str, Callable[[], Calls]] = {
     "cross_entropy": lambda: losses(fs.cross_entropy),
     "cross_entropy_grad": lambda: losses(fs.cross_entropy_grad, into=True),
     "cross_entropy_with_grad": lambda: losses(fs.cross_entropy_with_grad, into=True),
+    "cross_entropy_with_grad_hess": hessians,
+    "kl_divergence_with_grad": divergences,
     "the core's own refusals": core,
     "threads and show_config": runtime,
 }

@@ -5,6 +5,7 @@ from itertools import product
 import contract
 import fastsoftmax as fs
 import ml_dtypes
+import mpmath
 import numpy as np
 import precision
 import pytest
@@ -149,7 +150,9 @@ def test_a_temperature_costs_nothing_but_a_rounding_of_the_gradient(temperature,
 
 @each_family
 @each_dtype
-@pytest.mark.parametrize("check", [contract.where, contract.targets, contract.gradients, contract.signed_sum])
+@pytest.mark.parametrize(
+    "check", [contract.where, contract.targets, contract.gradients, contract.divergences, contract.signed_sum]
+)
 def test_arguments_and_gradients_keep_their_bounds(check, dtype, name):
     with np.errstate(over="ignore"):
         for shape, axis in ARGUMENT_SHAPES:
@@ -187,3 +190,32 @@ def test_widening_keeps_the_bounds_of_the_wider_dtype(dtype):
             assert_within(contract.BOUNDS["softmax"].of(wide), fs.softmax(x, dtype=wide), exact.softmax)
             assert_within(contract.BOUNDS["log_softmax"].of(wide), fs.log_softmax(x, dtype=wide), exact.log_softmax)
             assert_within(contract.BOUNDS["entropy"].of(wide), fs.entropy(x, dtype=wide), exact.entropy)
+
+
+def exact_divergence(x, y, temperature):
+    """By mpmath, which alone has the digits where the two nearly agree."""
+    with mpmath.workdps(120):
+        logs = []
+        for logits in (x, y):
+            scaled = [mpmath.mpf(float(v)) / mpmath.mpf(temperature) for v in logits]
+            peak = max(scaled)
+            total = peak + mpmath.log(mpmath.fsum(mpmath.exp(v - peak) for v in scaled))
+            logs.append([v - total for v in scaled])
+        return mpmath.fsum(mpmath.exp(p) * (p - q) for p, q in zip(*logs, strict=True))
+
+
+@each_wide_dtype
+@pytest.mark.parametrize("classes", [2, 10, 57, 300])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_divergence_keeps_its_digits_as_it_goes_to_0(temperature, classes, dtype, rng):
+    x = rng.normal(size=classes).astype(dtype)
+    ahead = x.copy()
+    ahead[0] += 30
+    for p in (x, ahead):
+        for distance in (1, 1e-2, 1e-4, 1e-6):
+            for offset in (0, 5):
+                q = (p + (offset + distance * rng.normal(size=classes))).astype(dtype)
+                got = fs.kl_divergence(p, q, temperature=temperature)
+                wanted = exact_divergence(p, q, temperature)
+                bound = contract.BOUNDS["kl_divergence"].of(dtype) * float(np.finfo(dtype).eps)
+                assert abs(mpmath.mpf(float(got)) - wanted) <= bound * wanted, (distance, offset)

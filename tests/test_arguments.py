@@ -38,7 +38,21 @@ PICKS = {
     "log_softmax_top_k": lambda **o: fs.log_softmax_top_k(**{"x": X, "k": 2} | o),
 }
 DRAWS = {"sample": lambda **o: fs.sample(**{"x": X, "rng": GivenNumbers([0.5])} | o)}
-FUNCTIONS = TRANSFORMS | PICKS | LOSSES | DRAWS
+DIVERGENCES = {
+    "kl_divergence": lambda **o: fs.kl_divergence(**{"p_logits": P, "q_logits": X} | o),
+    "kl_divergence_with_grad": lambda **o: fs.kl_divergence_with_grad(**{"p_logits": P, "q_logits": X} | o),
+}
+
+
+def with_hess(**options):
+    """An `out` receives the gradient."""
+    if "out" in options:
+        options["out"] = (options["out"], None)
+    return fs.cross_entropy_with_grad_hess(**{"logits": X, "targets": INDICES} | options)
+
+
+LOSSES["cross_entropy_with_grad_hess"] = with_hess
+FUNCTIONS = TRANSFORMS | PICKS | LOSSES | DIVERGENCES | DRAWS
 INPUTS = {
     "softmax": ["x"],
     "log_softmax": ["x"],
@@ -51,11 +65,15 @@ INPUTS = {
     "cross_entropy": ["logits"],
     "cross_entropy_grad": ["logits"],
     "cross_entropy_with_grad": ["logits"],
+    "cross_entropy_with_grad_hess": ["logits"],
+    "kl_divergence": ["p_logits", "q_logits"],
+    "kl_divergence_with_grad": ["p_logits", "q_logits"],
     "sample": ["x"],
 }
-GRADIENTS = ["cross_entropy_grad", "cross_entropy_with_grad"]
+GRADIENTS = ["cross_entropy_grad", "cross_entropy_with_grad", "cross_entropy_with_grad_hess"]
 REDUCED = ["logsumexp", "entropy", "log_softmax_at"]  # one number a slice
-WITH_OUT = [name for name in FUNCTIONS if name not in ("cross_entropy", "log_softmax_top_k", "sample")]
+WITHOUT_OUT = ["cross_entropy", "kl_divergence", "log_softmax_top_k", "sample"]
+WITH_OUT = [name for name in FUNCTIONS if name not in WITHOUT_OUT]
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 each_transform = pytest.mark.parametrize("name", TRANSFORMS)
 each_with_where = pytest.mark.parametrize("name", [*TRANSFORMS, *PICKS])
@@ -95,6 +113,11 @@ def refuses(name, error, match=None, /, **options):
         "cross_entropy_with_grad": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, label_smoothing=0.0, "
         "temperature=1.0, reduction='mean', upstream=None, out=None)",
         "sample": "(x, rng, axis=-1, *, size=None, temperature=1.0, top_k=None, top_p=None, min_p=None, where=None)",
+        "cross_entropy_with_grad_hess": "(logits, targets, axis=-1, *, weight=None, ignore_index=None, "
+        "label_smoothing=0.0, temperature=1.0, reduction='mean', upstream=None, out=None)",
+        "kl_divergence": "(p_logits, q_logits, axis=-1, *, temperature=1.0, where=None, reduction='mean')",
+        "kl_divergence_with_grad": "(p_logits, q_logits, axis=-1, *, temperature=1.0, where=None, reduction='mean', "
+        "upstream=None, out=None)",
     }.items(),
 )
 def test_signatures_are_those_of_the_contract_here_and_in_the_reference(name, parameters):

@@ -536,3 +536,62 @@ def test_a_loss_that_vanishes_in_float_counts_beside_a_large_weight_and_in_a_sum
         weight[0] = factor
         got = fs.cross_entropy(x, labels, weight=weight, reduction="sum")
         assert abs(got - factor * loss) <= 3 * np.spacing(np.float32(factor * loss)), factor
+
+
+# the Hessian
+
+
+@each_reduction
+@each_dtype
+def test_loss_and_gradient_beside_the_hessian_are_those_without(dtype, reduction):
+    for shape in [(40, 2), (37, 10), (20, 300), (2, 20_000)]:
+        a = Inputs.normal(shape, dtype)
+        for axis in (1, 0):
+            b = a.move(axis)
+            options = {"reduction": reduction, "weight": a.weight, "ignore_index": 1, "temperature": 0.7}
+            for given in ({}, options, options | {"label_smoothing": 0.1}):
+                wanted = fs.cross_entropy_with_grad(b.x, b.indices, axis, **given)
+                loss, grad, hess = fs.cross_entropy_with_grad_hess(b.x, b.indices, axis, **given)
+                assert_all_same_bits((loss, grad), wanted)
+                assert (hess.dtype, hess.shape) == (grad.dtype, grad.shape)
+
+
+def test_the_hessian_is_the_derivative_of_the_gradient(rng):
+    x, targets, h = rng.normal(0, 2, (5, 4)), [0, 1, 2, 3, 0], 1e-5
+    for options in ({}, {"temperature": 0.6, "weight": [1, 2, 0.5, 3], "label_smoothing": 0.2, "upstream": -3.0}):
+        hess = fs.cross_entropy_with_grad_hess(x, targets, **options)[2]
+        for c in range(4):
+            step = h * (np.arange(4) == c)
+            up, down = (fs.cross_entropy_grad(x + s, targets, **options)[:, c] for s in (step, -step))
+            np.testing.assert_allclose(hess[:, c], (up - down) / (2 * h), 1e-7, 1e-9)
+
+
+@each_dtype
+def test_an_ignored_sample_has_hessian_0_whatever_its_logits_hold(dtype):
+    x = np.ones((4, 70), dtype)
+    x[1] = np.nan
+    x[2, 0] = np.inf
+    hess = fs.cross_entropy_with_grad_hess(x, [0, 9, 9, 1], ignore_index=9)[2]
+    assert (hess[1:3] == 0).all()
+    assert (hess[[0, 3]] > 0).all()
+    assert np.isnan(fs.cross_entropy_with_grad_hess(x, [0, 1, 2, 1])[2][1:3].astype(float)).all()
+
+
+def test_two_outs_that_overlap_are_refused():
+    x, targets = np.ones((3, 4)), [0, 1, 2]
+    place = np.zeros((4, 4))
+    for out in [(place[:3], place[:3]), (place[:3], place[1:])]:
+        with pytest.raises(ValueError, match="overlap"):
+            fs.cross_entropy_with_grad_hess(x, targets, out=out)
+    assert (place == 0).all()
+    for out in (place[:3], [None, None], (None,)):
+        with pytest.raises(TypeError, match="out is"):
+            fs.cross_entropy_with_grad_hess(x, targets, out=out)
+    wanted = fs.cross_entropy_with_grad_hess(x, targets)
+    got = fs.cross_entropy_with_grad_hess(x.copy(), targets, out=(None, place[:3]))
+    assert got[2].base is place
+    assert_all_same_bits(got, wanted)
+    # The logits themselves for the Hessian, or a part of them.
+    for k in (0, 1):
+        room = np.ones((4, 4))
+        assert_all_same_bits(fs.cross_entropy_with_grad_hess(room[:3], targets, out=(None, room[k : k + 3])), wanted)

@@ -94,6 +94,15 @@ CALLS = {
     "cross_entropy_with_grad": lambda a, out: fs.cross_entropy_with_grad(
         a.x, a.indices, reduction="none", upstream=a.upstream, ignore_index=0, out=out
     ),
+    "cross_entropy_with_grad_hess": lambda a, out: fs.cross_entropy_with_grad_hess(
+        out, a.indices, reduction="none", out=(out, a.dy)
+    ),
+    "cross_entropy_with_grad_hess, first axis": lambda a, out: fs.cross_entropy_with_grad_hess(
+        a.x, a.indices, 0, out=(out, a.dy)
+    ),
+    "kl_divergence": lambda a, out: fs.kl_divergence(a.x, a.dy),
+    "kl_divergence, first axis": lambda a, out: fs.kl_divergence(a.x, a.dy, 0, reduction="none"),
+    "kl_divergence_with_grad": lambda a, out: fs.kl_divergence_with_grad(a.x, a.dy, where=a.where, out=out),
     "cross_entropy_with_grad, probabilities": lambda a, out: fs.cross_entropy_with_grad(a.x, a.probabilities, out=out),
     "cross_entropy_with_grad, first axis": lambda a, out: fs.cross_entropy_with_grad(a.x, a.indices, 0, out=out),
 }

@@ -126,6 +126,16 @@ def powers(name: str, first: str, bits: int) -> None:
         print(f"    {int((k - 1) * 2 ** (bits - 1)) - (i << (bits - 4)):#x},  // {i}, lacks {lacks}")
 
 
+def divergence_polynomial(degree: int, bits: int, name: str) -> None:
+    """exp(-d) - 1 + d = d^2 q(d) on |d| <= 1."""
+
+    def tail(d: mp.mpf) -> mp.mpf:
+        return mp.mpf(1) / 2 - d / 6 + d * d / 24 if abs(d) < mp.mpf(10) ** -15 else (mp.exp(-d) - 1 + d) / d**2
+
+    q = remez(tail, lambda d: 1 / tail(d), degree, mp.mpf(-1), mp.mpf(1))
+    report(name, q, bits, lambda c, d: mp.polyval(c[::-1], d) / tail(d) - 1, mp.mpf(1))
+
+
 if __name__ == "__main__":
     exp_polynomial(2, 24, "exp, float", parts=8)
     exp_polynomial(5, 53, "exp, double", parts=8)
@@ -143,3 +153,5 @@ if __name__ == "__main__":
     split("ln2 in doubles", mp.log(2), 53, 2)
     split("log2(e) in a float", 1 / mp.log(2), 24, 1)
     split("log2(e) in a double", 1 / mp.log(2), 53, 1)
+    divergence_polynomial(7, 24, "divergence, float")
+    divergence_polynomial(13, 53, "divergence, double")

@@ -7,13 +7,13 @@ namespace {
 
 // The run from its slice i on.
 FASTSOFTMAX_INLINE Run slices_from(Run run, std::ptrdiff_t i) {
-    Strided* const arrays[] = {&run.x, &run.dy, &run.out, &run.sums};
+    Strided* const arrays[] = {&run.x, &run.dy, &run.out, &run.second_out, &run.sums};
     for (Strided* array : arrays)
         if (array->data) array->data += i * array->slice_stride;
     double** const results[] = {&run.value, &run.sign};
     for (double** numbers : results)
         if (*numbers) *numbers += i;
-    const double** const given[] = {&run.chosen, &run.scale, &run.exponent};
+    const double** const given[] = {&run.chosen, &run.scale, &run.exponent, &run.second_scale, &run.second_exponent};
     for (const double** numbers : given)
         if (*numbers) *numbers += i;
     if (run.label) run.label += i;

@@ -54,8 +54,10 @@ enum class Operation : int {
     entropy,
     log_softmax_at,
     log_softmax_top_k,
+    kl_divergence,
+    kl_divergence_grad,
 };
-constexpr int operations = 10;
+constexpr int operations = 12;
 
 // How many numbers each slice has: none, one, or as many as the slices' own axes have elements.
 enum class PerSlice { none, one, own };
@@ -66,11 +68,14 @@ struct Signature {
     bool second = false;               // reads a second array with the class axis beside the scores
     PerSlice labels = PerSlice::none;  // reads labels of each slice, and their coefficients; or picks labels
     bool output = false;               // writes an array with the class axis
+    bool second_output = false;        // and another one, if there is an array for it
     PerSlice value = PerSlice::none;   // writes numbers of each slice
     PerSlice sign = PerSlice::none;    // writes their signs, if there is an array for them
-    double masked_scores = 0;          // what stands for a masked entry of the scores; of `second` it is 0
+    double masked_scores = 0;          // what stands for a masked entry of the scores
+    double masked_second = 0;          // and of the second array
     double masked_output = 0;          // what a masked entry of the output becomes
     bool keeps_exponentials = false;   // exponentials may wait where the results will stand
+    bool keeps_both = false;           // those of the scores and of the second array wait in memory of their own
     bool rows_of_halves = false;       // reads and writes rows of float16 and bfloat16 itself
     bool sums_exponentials = false;    // by the fixed reference: then it takes lines, and halves of few classes, itself
     int state = 0;                     // doubles that tell of a block of a slice
@@ -101,6 +106,7 @@ struct Run {
     Strided x;             // scores; of the gradients of the transforms: y or logp
     Strided dy;            // gradients of the transforms
     Strided out;           // none for logsumexp, entropy and the loss
+    Strided second_out;    // none unless asked for: the Hessian
     void* kept = nullptr;  // where rows or lines may keep exponentials
     bool stream = false;   // the results of all runs are too large for the caches
     Ahead scores_ahead, dy_ahead, results_ahead;
@@ -113,9 +119,11 @@ struct Run {
     // Cross-entropy: loss = chosen * -log p[label] + sum over classes of terms * -log p; its gradient times `scale`.
     const std::int64_t* label = nullptr;  // null: only `terms`; an entry that is no class: an ignored slice
     const double* chosen = nullptr;
-    const double* scale = nullptr;     // only of the gradient
-    const double* exponent = nullptr;  // of a power of two that multiplies it besides; null: none
-    const void* terms = nullptr;       // of the type computed in, one a class for all slices; null: none
+    const double* scale = nullptr;         // only of the gradient
+    const double* exponent = nullptr;      // of a power of two that multiplies it besides; null: none
+    const double* second_scale = nullptr;  // likewise of the Hessian
+    const double* second_exponent = nullptr;
+    const void* terms = nullptr;  // of the type computed in, one a class for all slices; null: none
     double sum_of_terms = 0;
     bool own_terms = false;  // or one a class for each slice, in rows or tiles as the scores are
 };
@@ -131,6 +139,7 @@ struct Statistics {
     double only;         // of softmax: the only exponential that is not 0
     double weighed[2];   // of the entropy: the sum of exponentials times (the largest score - theirs) / temperature
     double label_score;  // of a loss: read before anything is written
+    double others[2];    // with a Hessian: the sum of all but the largest score's, where that may be above half of it
     bool several;        // of softmax: there are several
     bool near;           // the fixed reference suits it
     bool value_near;     // or, of a loss, at least its value
@@ -173,6 +182,11 @@ constexpr int parts_of_sums = 5;
 
 // As many picks are ranked by comparing each with each. Of more, sorting takes less time.
 constexpr std::ptrdiff_t most_ranked = 256;
+// How many rows are computed together where exponentials of two arrays are kept.
+constexpr std::ptrdiff_t rows_of_both(std::ptrdiff_t classes, std::ptrdiff_t lanes, std::ptrdiff_t width) {
+    const std::ptrdiff_t fit = rows_room / (2 * width * (classes > 0 ? classes : 1));
+    return fit < 1 ? 1 : fit < lanes ? fit : lanes;
+}
 
 // Rows of at most this many packs are kept in padded rows of the stack: there, the ends of rows cost most.
 constexpr std::ptrdiff_t most_padded_packs = 13;

@@ -64,6 +64,7 @@ template <>
 constexpr Signature signature<Operation::cross_entropy_grad> = {.name = "cross_entropy_grad",
                                                                 .labels = PerSlice::one,
                                                                 .output = true,
+                                                                .second_output = true,
                                                                 .value = PerSlice::one,
                                                                 .masked_scores = -infinity,
                                                                 .keeps_exponentials = true,
@@ -95,6 +96,24 @@ constexpr Signature signature<Operation::log_softmax_top_k> = {.name = "log_soft
                                                                .masked_output = -infinity,
                                                                .sums_exponentials = true,
                                                                .state = statistics_state};
+template <>
+constexpr Signature signature<Operation::kl_divergence> = {.name = "kl_divergence",
+                                                           .second = true,
+                                                           .value = PerSlice::one,
+                                                           .masked_scores = -infinity,
+                                                           .masked_second = -infinity,
+                                                           .keeps_both = true,
+                                                           .value_of_none = 0};
+
+template <>
+constexpr Signature signature<Operation::kl_divergence_grad> = {.name = "kl_divergence_grad",
+                                                                .second = true,
+                                                                .output = true,
+                                                                .value = PerSlice::one,
+                                                                .masked_scores = -infinity,
+                                                                .masked_second = -infinity,
+                                                                .keeps_both = true,
+                                                                .value_of_none = 0};
 
 // Its own loop reads scores and weights, a block at a time.
 constexpr Signature weighed_signature = {.name = "weighed_logsumexp",

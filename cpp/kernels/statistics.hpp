@@ -20,6 +20,7 @@ struct Rows {
     FASTSOFTMAX_INLINE const T* x(int i) const { return at(run.x, i); }
     FASTSOFTMAX_INLINE const T* dy(int i) const { return at(run.dy, i); }
     FASTSOFTMAX_INLINE T* out(int i) const { return at(run.out, i); }
+    FASTSOFTMAX_INLINE T* second_out(int i) const { return at(run.second_out, i); }
 
   private:
     FASTSOFTMAX_INLINE T* at(const Strided& array, int i) const {
@@ -118,5 +119,8 @@ FASTSOFTMAX_INLINE Wide<T> load_wide(const double* high, const double* low) {
 
 template <Operation op>
 constexpr bool is_loss = signature<op>.labels != fastsoftmax::PerSlice::none;
+
+template <class Op>
+constexpr bool may_write_second = signature<Op::operation>.second_output;
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "loops/rows.hpp"
 #include "loops/tiles.hpp"
 #include "operations/cross_entropy.hpp"
+#include "operations/divergence.hpp"
 #include "operations/entropy.hpp"
 #include "operations/gradient_loops.hpp"
 #include "operations/log_probabilities.hpp"
@@ -31,7 +32,7 @@ template <class Op, class E>
 void few_own_rows(const Run& run) {
     using T = Compute<E>;
     T tile[Pack<T>::lanes * few_classes], kept[Pack<T>::lanes * few_classes];
-    copied_tiles<Op, E>(run, sizeof(E), sizeof(E), tile, kept);
+    copied_tiles<Op, E>(run, sizeof(E), sizeof(E), sizeof(E), tile, kept);
 }
 
 template <class Op, class E>
@@ -51,7 +52,8 @@ void lines(const Run& run) {
     if constexpr (tries_fixed<Op>)
         near_lines<Op, T>(run);
     else
-        copied_tiles<Op, T>(run, run.x.class_stride, run.out.class_stride, kept, kept + Pack<T>::lanes * run.classes);
+        copied_tiles<Op, T>(run, run.x.class_stride, run.out.class_stride, run.second_out.class_stride, kept,
+                            kept + Pack<T>::lanes * run.classes);
 }
 
 template <class Op, class T>
@@ -130,6 +132,16 @@ void fill_selection(Kernels& k) {
     k.selection.rank[element_type<E>] = ::rank<Compute<E>>;
 }
 
+template <Operation op>
+void fill_divergence(Kernels& k) {
+    Kernel& kernel = k.of[op];
+    kernel.signature = signature<op>;
+    kernel.rows[ElementType::float32] = Diverge::rows<float>;
+    kernel.rows[ElementType::float64] = Diverge::rows<double>;
+    kernel.tiles[ElementType::float32] = Diverge::tiles<float>;
+    kernel.tiles[ElementType::float64] = Diverge::tiles<double>;
+}
+
 template <class E, ElementType element>
 void fill_gather(Kernels& k) {
     k.to_float.gather_row[element] = ::gather_row<E, float>;
@@ -191,6 +203,8 @@ Kernels make_kernels() {
     fill_selection<BFloat16>(k);
     fill_selection<float>(k);
     fill_selection<double>(k);
+    fill_divergence<Operation::kl_divergence>(k);
+    fill_divergence<Operation::kl_divergence_grad>(k);
     fill_gather<Half, ElementType::float16>(k);
     fill_gather<BFloat16, ElementType::bfloat16>(k);
     fill_gather<float, ElementType::float32>(k);

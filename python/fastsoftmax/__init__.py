@@ -3,7 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from ._core import __version__
-from ._losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
+from ._losses import (
+    cross_entropy,
+    cross_entropy_grad,
+    cross_entropy_with_grad,
+    cross_entropy_with_grad_hess,
+    kl_divergence,
+    kl_divergence_with_grad,
+)
 from ._picks import log_softmax_at, log_softmax_top_k
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
 from ._sample import sample
@@ -14,8 +21,11 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_hess",
     "entropy",
     "get_num_threads",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "log_softmax_at",
     "log_softmax_grad",

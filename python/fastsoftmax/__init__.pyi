@@ -24,8 +24,11 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_hess",
     "entropy",
     "get_num_threads",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "log_softmax_at",
     "log_softmax_grad",
@@ -578,4 +581,122 @@ def cross_entropy_with_grad(
     logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
     ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
     reduction: Literal["none", "mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: _Out,
+) -> tuple[Any, _Out]: ...
+
+@overload
+def cross_entropy_with_grad_hess(
+    logits: NDArray[_Wide], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[_Wide, NDArray[_Wide], NDArray[_Wide]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: _Float64Arrays, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[np.float64, NDArray[np.float64], NDArray[np.float64]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: NDArray[np.float16], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[np.float32, NDArray[np.float16], NDArray[np.float16]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[Any, NDArray[Any], NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike, targets: int | np.integer[Any], axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[Any, NDArray[Any], NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: NDArray[_Wide], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[NDArray[_Wide], NDArray[_Wide], NDArray[_Wide]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: _Float64Arrays, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: NDArray[np.float16], targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float16], NDArray[np.float16]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none"], upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike, targets: ArrayLike, axis: SupportsIndex = -1, *, weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None, label_smoothing: SupportsFloat = 0.0, temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean", upstream: ArrayLike | None = None,
+    out: tuple[NDArray[Any] | None, NDArray[Any] | None],
+) -> tuple[Any, NDArray[Any], NDArray[Any]]: ...
+
+
+@overload
+def kl_divergence(
+    p_logits: NDArray[_Wide], q_logits: NDArray[_Wide], axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+) -> _Wide: ...
+@overload
+def kl_divergence(
+    p_logits: _Float64Arrays, q_logits: _Float64Arrays, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+) -> np.float64: ...
+@overload
+def kl_divergence(
+    p_logits: NDArray[np.float16], q_logits: NDArray[np.float16], axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+) -> np.float32: ...
+@overload
+def kl_divergence(
+    p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+) -> Any: ...
+
+@overload
+def kl_divergence_with_grad(
+    p_logits: NDArray[_Wide], q_logits: NDArray[_Wide], axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[_Wide, NDArray[_Wide]]: ...
+@overload
+def kl_divergence_with_grad(
+    p_logits: _Float64Arrays, q_logits: _Float64Arrays, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[np.float64, NDArray[np.float64]]: ...
+@overload
+def kl_divergence_with_grad(
+    p_logits: NDArray[np.float16], q_logits: NDArray[np.float16], axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[np.float32, NDArray[np.float16]]: ...
+@overload
+def kl_divergence_with_grad(
+    p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: None = None,
+) -> tuple[Any, NDArray[Any]]: ...
+@overload
+def kl_divergence_with_grad(
+    p_logits: ArrayLike, q_logits: ArrayLike, axis: SupportsIndex = -1, *,
+    temperature: SupportsFloat = 1.0, where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None, out: _Out,
 ) -> tuple[Any, _Out]: ...

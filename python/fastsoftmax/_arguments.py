@@ -372,6 +372,12 @@ def to_label_smoothing(label_smoothing: Any) -> float:
     raise ValueError(f"label_smoothing is {shown(label_smoothing)}; expected a number in [0, 1]")
 
 
+def to_reduction(reduction: Any) -> str:
+    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction is {shown(reduction)}; expected 'none', 'mean' or 'sum'")
+    return reduction
+
+
 # --- axes and shapes --------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +461,17 @@ def _overlaps_itself(array: Array) -> bool:
         except TooHardError:
             return True
     return False
+
+
+def hess_outs(out: Any) -> tuple[Any, Any]:
+    """The two elements of an `out` for gradient and Hessian, which do not overlap."""
+    if out is None:
+        return None, None
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"out is {shown(out)}; expected a tuple of two arrays or None, for gradient and Hessian")
+    if isinstance(out[0], ndarray) and _overlap(np.asarray(out[0]), out[1]):
+        raise ValueError("out has two arrays that overlap each other; expected each to have its own memory")
+    return out
 
 
 def work_array(
@@ -604,6 +621,31 @@ def _at(array: Array, name: str, place: tuple[int, ...]) -> str:
     return f"{name}{list(place) if place else ''} is {array[place]}"
 
 
+def divergence_arguments(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    axis: SupportsIndex,
+    temperature: Any,
+    where: ArrayLike | None,
+    reduction: Any,
+) -> tuple[Array, Array, int, float, Array | None, str, DType, DType]:
+    """The arguments of the divergences, and the dtypes of divergence and gradient, in the order of the core."""
+    p = p_logits if type(p_logits) is ndarray else to_array(p_logits, "p_logits")
+    q = q_logits if type(q_logits) is ndarray else to_array(q_logits, "q_logits")
+    result_dtype(p.dtype, "p_logits")
+    grad_dtype = result_dtype(q.dtype, "q_logits")
+    dtype = joint_dtypes(p, p_logits, q, q_logits)[0]
+    if p.shape != q.shape:
+        raise ValueError(f"q_logits has shape {q.shape}; expected that of p_logits, {p.shape}")
+    axis = to_axis(axis, p.ndim)
+    if p.shape[axis] == 0:
+        raise ValueError(f"p_logits has shape {p.shape}, no classes in axis {axis}; expected at least one")
+    if type(temperature) is not float or not 0.0 < temperature < inf:
+        temperature = to_temperature(temperature)
+    mask = None if where is None else to_mask(where, p.shape)
+    return p, q, axis, temperature, mask, to_reduction(reduction), FLOAT32 if dtype.itemsize == 2 else dtype, grad_dtype
+
+
 def loss_arguments(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -640,8 +682,7 @@ def loss_arguments(
         label_smoothing = to_label_smoothing(label_smoothing)
     if type(temperature) is not float or not 0.0 < temperature < inf:
         temperature = to_temperature(temperature)
-    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction is {shown(reduction)}; expected 'none', 'mean' or 'sum'")
+    reduction = to_reduction(reduction)
     return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, dtype
 
 

@@ -124,6 +124,37 @@ def cross_entropy(
 ) -> tuple[Any, Any]:
     """The loss and the gradient, None where not asked for."""
 
+def cross_entropy_with_grad_hess(
+    logits: _Array,
+    targets: _Array,
+    axis: int,
+    weight: _Array | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+    temperature: float,
+    reduction: str,
+    dtype: _DType,
+    upstream: float | _Array,
+    out: _Array | None,
+    hess_out: _Array | None,  # beside the logits
+    /,
+) -> tuple[Any, _Array, _Array]: ...
+def kl_divergence(
+    p_logits: _Array,
+    q_logits: _Array,
+    axis: int,
+    temperature: float,
+    where: _Array | None,
+    reduction: str,
+    dtype: _DType,  # of the divergence
+    grad_dtype: _DType,
+    upstream: float | _Array,
+    with_grad: bool,
+    out: _Array | None,  # for the gradient
+    /,
+) -> tuple[Any, Any]:
+    """The divergence and the gradient by `q_logits`, None where not asked for."""
+
 def same_shape(a: _Array, b: _Array, /) -> bool: ...
 def find_invalid_target(targets: _Array, logits: _Array, axis: int, ignore_index: int | None, /) -> int | None:
     """The C-order position of the first index that is neither that of a class nor `ignore_index`, None if there is

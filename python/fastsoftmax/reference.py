@@ -21,6 +21,8 @@ from ._arguments import (
     check_indices,
     check_out,
     delivered,
+    divergence_arguments,
+    hess_outs,
     logsumexp_arguments,
     loss_arguments,
     one_pass_arguments,
@@ -40,7 +42,10 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_hess",
     "entropy",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_softmax",
     "log_softmax_at",
     "log_softmax_grad",
@@ -312,7 +317,7 @@ def cross_entropy(
     reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> Any:
     """-sum_c a_c log p_c, with a_c = w_c ((1 - e) q_c + e / C), reduced over the batch."""
-    loss, _ = _cross_entropy(
+    loss, _, _ = _cross_entropy(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, False
     )
     return loss
@@ -334,7 +339,7 @@ def cross_entropy_grad(
 ) -> Array:
     """`upstream` (p_c sum_k a_k - a_c) / temperature, divided by what the mean divides by."""
     grad: Array
-    _, grad = _cross_entropy(
+    _, grad, _ = _cross_entropy(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, False, True, upstream, out
     )
     return grad
@@ -355,9 +360,30 @@ def cross_entropy_with_grad(
     out: Array | None = None,
 ) -> tuple[Any, Array]:
     """cross_entropy and cross_entropy_grad."""
-    return _cross_entropy(
+    loss, grad, _ = _cross_entropy(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, True, upstream, out
     )
+    return loss, grad
+
+
+@_quiet
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    temperature: SupportsFloat = 1.0,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None,
+    out: tuple[Array | None, Array | None] | None = None,
+) -> tuple[Any, Array, Array]:
+    """cross_entropy, cross_entropy_grad and `upstream` p_c (1 - p_c) sum_k a_k / temperature^2, divided likewise."""
+    grad_out, hess_out = hess_outs(out)
+    options = (logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, True)
+    return _cross_entropy(*options, upstream, grad_out, True, hess_out)
 
 
 def _cross_entropy(
@@ -373,8 +399,10 @@ def _cross_entropy(
     with_grad: bool,
     upstream: ArrayLike | None = None,
     out: Array | None = None,
-) -> tuple[Any, Any]:
-    """Loss and gradient, where asked for. Batch-shaped arrays keep the class axis, with extent 1, up to the end."""
+    with_hess: bool = False,
+    hess_out: Array | None = None,
+) -> tuple[Any, Any, Any]:
+    """Loss, gradient and Hessian, where asked for. What is one a slice keeps the class axis, of extent 1, to the end."""
     x, targets, axis, weight, ignore_index, e, temperature, reduction, dtype = loss_arguments(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
     )
@@ -382,6 +410,8 @@ def _cross_entropy(
     upstream = to_upstream(upstream, reduction, batch)
     if out is not None:
         check_out(out, x.shape, dtype)
+    if hess_out is not None:
+        check_out(hess_out, x.shape, dtype)
 
     d = _shifted(x, (axis,), temperature, None, dtype)
     working = d.dtype
@@ -408,7 +438,7 @@ def _cross_entropy(
         a = w.reshape(class_shape) * ((1.0 - e) * targets.astype(working) + e / classes)
     scale = (float(divisor) or nan) if reduction == "mean" else 1.0
 
-    loss = grad = None
+    loss = grad = hess = None
     if with_loss:
         logp_a = logp if chosen is None else np.take_along_axis(logp, chosen, axis)
         terms = np.where((a == 0.0) & (logp_a == -inf), 0.0, a * -logp_a)
@@ -416,7 +446,11 @@ def _cross_entropy(
         reduced = losses.reshape(batch) if reduction == "none" else losses.sum() / scale
         loss = _delivered(reduced, FLOAT32 if dtype.itemsize == 2 else dtype, None)
     if with_grad:
-        g = np.exp(logp) * a.sum(axis=axis, keepdims=True)
+        p = np.exp(logp)
+        g = p * a.sum(axis=axis, keepdims=True)
+        # 1 - p, without cancellation where p is near 1
+        top = np.arange(classes).reshape(class_shape) == p.argmax(axis=axis, keepdims=True)
+        h = g * np.where(top, np.where(top, 0.0, p).sum(axis=axis, keepdims=True), 1 - p) / temperature
         if chosen is None:
             g -= a
         else:
@@ -424,4 +458,71 @@ def _cross_entropy(
         u = np.expand_dims(upstream, axis) if isinstance(upstream, np.ndarray) else upstream
         g = np.asarray(u, FLOAT64) * g / scale / temperature
         grad = _delivered(np.where(ignored, 0.0, g), dtype, out)
-    return loss, grad
+        if with_hess:
+            h = np.asarray(u, FLOAT64) * h / scale / temperature
+            hess = _delivered(np.where(ignored, 0.0, h), dtype, hess_out)
+    return loss, grad, hess
+
+
+@_quiet
+def kl_divergence(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+) -> Any:
+    """sum_c p_c (log p_c - log q_c), with p and q the softmax of the logits / temperature, reduced over the batch."""
+    divergence, _ = _kl_divergence(p_logits, q_logits, axis, temperature, where, reduction, False, None, None)
+    return divergence
+
+
+@_quiet
+def kl_divergence_with_grad(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    temperature: SupportsFloat = 1.0,
+    where: ArrayLike | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    upstream: ArrayLike | None = None,
+    out: Array | None = None,
+) -> tuple[Any, Array]:
+    """kl_divergence and `upstream` (q_c - p_c) / temperature, divided by what the mean divides by."""
+    return _kl_divergence(p_logits, q_logits, axis, temperature, where, reduction, True, upstream, out)
+
+
+def _kl_divergence(
+    p_logits: ArrayLike,
+    q_logits: ArrayLike,
+    axis: SupportsIndex,
+    temperature: SupportsFloat,
+    where: ArrayLike | None,
+    reduction: str,
+    with_grad: bool,
+    upstream: ArrayLike | None,
+    out: Array | None,
+) -> tuple[Any, Any]:
+    """Divergence and gradient, where asked for."""
+    x, y, axis, temperature, mask, reduction, dtype, grad_dtype = divergence_arguments(
+        p_logits, q_logits, axis, temperature, where, reduction
+    )
+    batch = reduced_shape(x.shape, (axis,))
+    upstream = to_upstream(upstream, reduction, batch)
+    d, f = (_shifted(a, (axis,), temperature, mask, dtype) for a in (x, y))
+    logp = d - np.log(np.exp(d).sum(axis=axis, keepdims=True))
+    logq = f - np.log(np.exp(f).sum(axis=axis, keepdims=True))
+    p, q = np.exp(logp), np.exp(logq)
+    present = np.broadcast_to(True if mask is None else mask, x.shape)
+    terms = np.where(~present | ((logp == -inf) & ~np.isnan(logq)), 0.0, p * (logp - logq))
+    divergences = np.maximum(terms.sum(axis=axis), 0.0)
+    divisor = (divergences.size or nan) if reduction == "mean" else 1.0
+    divergence = _delivered(divergences if reduction == "none" else divergences.sum() / divisor, dtype, None)
+    if not with_grad:
+        return divergence, None
+    u = np.expand_dims(upstream, axis) if isinstance(upstream, np.ndarray) else upstream
+    g = np.asarray(u, FLOAT64) * (q - p) / divisor / temperature
+    return divergence, _delivered(np.where(present, g, 0.0), grad_dtype, out)

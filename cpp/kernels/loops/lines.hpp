@@ -21,8 +21,9 @@ struct Lines {
     std::ptrdiff_t first, count;
     std::byte* scores;
     std::byte* results;
-    std::ptrdiff_t scores_stride, results_stride;  // from class to class, in bytes
-    T* kept;                                       // what results are made of, class after class
+    std::byte* second_results;
+    std::ptrdiff_t scores_stride, results_stride, second_stride;  // from class to class, in bytes
+    T* kept;                                                      // what results are made of, class after class
 
     static constexpr int lanes = Pack<T>::lanes;
     FASTSOFTMAX_INLINE std::ptrdiff_t width() const { return (count + lanes - 1) / lanes * lanes; }
@@ -30,6 +31,18 @@ struct Lines {
         return reinterpret_cast<const T*>(scores + c * scores_stride);
     }
     FASTSOFTMAX_INLINE T* out(std::ptrdiff_t c) const { return reinterpret_cast<T*>(results + c * results_stride); }
+    FASTSOFTMAX_INLINE T* second_out(std::ptrdiff_t c) const {
+        return reinterpret_cast<T*>(second_results + c * second_stride);
+    }
+    // Stores those of a pack of neighbours from i on, past the caches if `stream`.
+    FASTSOFTMAX_INLINE void store(T* out, std::ptrdiff_t i, Pack<T> values, bool stream) const {
+        if (stream)
+            stream_pack(out + i, values);
+        else if (i + lanes <= count)
+            store_pack(out + i, values);
+        else
+            store_first(out + i, values, count - i);
+    }
     FASTSOFTMAX_INLINE Pack<T> score(std::ptrdiff_t c, std::ptrdiff_t i) const {
         return i + lanes <= count ? load_pack<T>(x(c) + i) : load_first(x(c) + i, count - i, T(0));
     }
@@ -147,11 +160,13 @@ FASTSOFTMAX_ONCE void sum_neighbours(const Lines<T>& lines,
         }
         results[i / lanes] = results_of<Op>(group, Exp(), partial);
         set_far(results[i / lanes], is_far(i));
+        if constexpr (may_write_second<Op>)
+            if (lines.second_results) results[i / lanes].see_classes(group);
     }
 }
 
 template <class Op, bool few, class T>
-FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, FarSlices<T> far_slices) {
+FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, bool second_stream, FarSlices<T> far_slices) {
     constexpr int lanes = Pack<T>::lanes;
     constexpr std::ptrdiff_t most = LineSums<typename Op::template Sum<T, few>, few, T>::most / lanes;
     const std::ptrdiff_t width = lines.width();
@@ -172,10 +187,12 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, FarSlice
                 [&](T* to) __attribute__((always_inline)) {
                     for (std::ptrdiff_t c = 0; c < classes; ++c) store_pack(to + c * lanes, lines.score(c, i));
                 },
-                [&](const T* from) __attribute__((always_inline)) {
+                [&](const T* from, const T* second) __attribute__((always_inline)) {
                     if constexpr (Op::writes)
                         for (std::ptrdiff_t c = 0; c < classes; ++c)
                             store_pack(group.kept + c * width, load_pack<T>(from + c * lanes));
+                    for (std::ptrdiff_t c = 0; lines.second_results && c < classes; ++c)
+                        lines.store(lines.second_out(c), i, load_pack<T>(second + c * lanes), false);
                 });
             continue;
         }
@@ -183,7 +200,11 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, FarSlice
             const auto value = of_pack.columns();
             for (std::ptrdiff_t c = 0; c < classes; ++c) {
                 T* const place = group.kept + c * width;
-                store_pack(place, value(load_pack<T>(place), c));
+                const Pack<T> v = load_pack<T>(place);
+                // Those of far slices are written later.
+                if constexpr (may_write_second<Op>)
+                    if (lines.second_results) lines.store(lines.second_out(c), i, of_pack.second_columns()(v), false);
+                store_pack(place, value(v, c));
             }
         }
         far_slices.add(group.first, far, near_values(of_pack));
@@ -195,13 +216,13 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, FarSlice
             const T* kept = lines.kept + c * width;
             for (std::ptrdiff_t i = 0; i < width; i += lanes) {
                 Pack<T> v = load_pack<T>(kept + i);
-                if (!any_far[i / lanes]) v = results[i / lanes].columns()(v, c);
-                if (stream)
-                    stream_pack(out + i, v);
-                else if (i + lanes <= lines.count)
-                    store_pack(out + i, v);
-                else
-                    store_first(out + i, v, lines.count - i);
+                if (!any_far[i / lanes]) {
+                    if constexpr (may_write_second<Op>)
+                        if (lines.second_results)
+                            lines.store(lines.second_out(c), i, results[i / lanes].second_columns()(v), second_stream);
+                    v = results[i / lanes].columns()(v, c);
+                }
+                lines.store(out, i, v, stream);
             }
         }
     }
@@ -216,6 +237,7 @@ FASTSOFTMAX_INLINE FarSlices<T> far_slices_of(const Lines<T>& lines, T* tile) {
             lines.first,
             {lines.scores, element, lines.scores_stride},
             {Op::writes ? reinterpret_cast<std::byte*>(lines.kept) : nullptr, element, lines.width() * element},
+            {lines.second_results, element, lines.second_stride},
             tile,
             tile + Pack<T>::lanes * lines.run.classes};
 }
@@ -236,6 +258,9 @@ void near_lines(const Run& run) {
     // takes whole cache lines.
     const auto place = reinterpret_cast<std::uintptr_t>(run.out.data);
     const bool aligned = Op::writes && run.stream && place % sizeof(T) == 0 && run.out.class_stride % pack_bytes == 0;
+    const auto second_place = reinterpret_cast<std::uintptr_t>(run.second_out.data);
+    const bool second_aligned =
+        second_place % pack_bytes == place % pack_bytes && run.second_out.class_stride % pack_bytes == 0;
     const std::ptrdiff_t before = aligned ? (pack_bytes - place % pack_bytes) % pack_bytes / sizeof(T) : 0;
     for (std::ptrdiff_t first = 0, count; first < run.slices; first += count) {
         const std::ptrdiff_t left = run.slices - first;
@@ -249,15 +274,18 @@ void near_lines(const Run& run) {
                                 count,
                                 run.x.data + first * width,
                                 run.out.data ? run.out.data + first * width : nullptr,
+                                run.second_out.data ? run.second_out.data + first * width : nullptr,
                                 run.x.class_stride,
                                 run.out.class_stride,
+                                run.second_out.class_stride,
                                 kept};
         const bool stream = aligned && first >= before && count % lanes == 0;
+        const bool second_stream = stream && second_aligned;
         const auto far_slices = far_slices_of<Op>(lines, Op::writes ? kept + step * run.classes : kept);
         if (few)
-            near_lines_of<Op, true>(lines, stream, far_slices);
+            near_lines_of<Op, true>(lines, stream, second_stream, far_slices);
         else
-            near_lines_of<Op, false>(lines, stream, far_slices);
+            near_lines_of<Op, false>(lines, stream, second_stream, far_slices);
     }
     if (aligned) finish_streams();
 }
@@ -270,12 +298,15 @@ void near_gathered_tiles(const Run& run) {
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         std::byte* const tile = run.x.data + first * run.x.slice_stride;
         const std::ptrdiff_t left = run.slices - first;
-        const Lines<T> lines = {run, first, left < lanes ? left : lanes, tile, tile, pack_bytes, pack_bytes, kept};
+        std::byte* const second =
+            run.second_out.data ? run.second_out.data + first * run.second_out.slice_stride : nullptr;
+        const Lines<T> lines = {
+            run, first, left < lanes ? left : lanes, tile, tile, second, pack_bytes, pack_bytes, pack_bytes, kept};
         const auto far_slices = far_slices_of<Op>(lines, Op::writes ? kept + lanes * run.classes : kept);
         if (run.classes <= few_classes)
-            near_lines_of<Op, true>(lines, false, far_slices);
+            near_lines_of<Op, true>(lines, false, false, far_slices);
         else
-            near_lines_of<Op, false>(lines, false, far_slices);
+            near_lines_of<Op, false>(lines, false, false, far_slices);
     }
 }
 

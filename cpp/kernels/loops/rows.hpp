@@ -118,6 +118,14 @@ FASTSOFTMAX_INLINE Two<Pack<T>> folded_rows(Wide<T> (&partial)[Pack<T>::lanes], 
     return in_two(folded(partial));
 }
 
+template <class T>
+FASTSOFTMAX_INLINE double largest_part(const Wide<T>& partial) {
+    if constexpr (sizeof(T) == 4)
+        return fold_max(max(part(partial, 0), part(partial, 1)));
+    else
+        return fold_max(partial.high);
+}
+
 // The sums of up to a pack of rows, as operations take them: a slice a lane.
 template <class Sum, class T>
 class RowSums;
@@ -154,6 +162,8 @@ class RowSums<LabelSum<T, false, keep>, T> {
     FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results(const Group<T>& group, const Exp& exp) {
         return results_from<Op>(group, exp, folded_rows<T>(partial_, group.count));
     }
+    // The largest of row i's partial sums.
+    FASTSOFTMAX_INLINE double largest_part(int i) const { return ::largest_part<T>(partial_[i]); }
 
   private:
     Wide<T> partial_[Pack<T>::lanes];
@@ -202,6 +212,29 @@ FASTSOFTMAX_INLINE void write_packs_of(const From* from, E* out, std::ptrdiff_t 
     }
 }
 
+// Stores row(what is at `from`) and second(the same).
+template <class From, class E, class Row, class Second>
+FASTSOFTMAX_INLINE void write_both_of(const From* from, E* out, E* second_out, std::ptrdiff_t classes, const Row& row,
+                                      const Second& second, bool whole) {
+    constexpr int lanes = Pack<Compute<E>>::lanes;
+    std::ptrdiff_t i = 0;
+    for (; i + lanes <= classes; i += lanes) {
+        const auto v = load(from + i);
+        store(second_out + i, second(v));
+        store(out + i, row(v));
+    }
+    if (i == classes) return;
+    if (whole) {
+        const auto v = load(from + i);
+        store(second_out + i, second(v));
+        store(out + i, row(v));
+    } else {
+        const auto v = load_first(from + i, classes - i, Compute<E>(0));
+        store_first(second_out + i, second(v), classes - i);
+        store_first(out + i, row(v), classes - i);
+    }
+}
+
 template <class Op, class E>
 void own_rows_of(const Run& run);
 
@@ -224,7 +257,8 @@ class RowLoop {
           padded_(run.classes <= most_padded),
           // Where the end of a result may reach into the next row, which is written later.
           dense_(padded_ && run.x.data != run.out.data &&
-                 run.out.slice_stride == run.classes * static_cast<std::ptrdiff_t>(sizeof(E))) {
+                 run.out.slice_stride == run.classes * static_cast<std::ptrdiff_t>(sizeof(E))),
+          second_dense_(run.second_out.slice_stride == run.out.slice_stride) {
         const std::ptrdiff_t bytes = width_ * static_cast<std::ptrdiff_t>(sizeof(T));
         const std::ptrdiff_t fit = padded_ ? lanes : Op::bytes_together / bytes;
         together_ = fit < 1 ? 1 : fit < lanes ? fit : lanes;
@@ -251,7 +285,7 @@ class RowLoop {
   private:
     const Run& run_;
     std::ptrdiff_t width_;
-    bool padded_, dense_, fetches_;
+    bool padded_, dense_, second_dense_, fetches_;
     std::ptrdiff_t together_;
     alignas(pack_bytes) T scratch_[Sum::keeps ? lanes * most_padded : 1];
 
@@ -307,6 +341,10 @@ class RowLoop {
         }
         Results results = sums.template results<Op>(group, exp);
         if constexpr (Exp::is_fixed) set_far(results, far);
+        if constexpr (may_write_second<Op>)
+            if (run_.second_out.data)
+                for (int i = 0; i < some.count; ++i)
+                    if (results.near >> i & 1) results.see_row(i, sums.largest_part(i), kept(some, i), run_.classes);
         return results;
     }
 
@@ -316,10 +354,11 @@ class RowLoop {
                 if (!(results.near >> i & 1)) continue;
                 const auto row = results.row(i);
                 E* const to = some.out(i);
-                if constexpr (Sum::keeps)
-                    write_packs_of(kept(some, i), to, run_.classes, row, dense_ && i + 1 < some.count);
-                else
+                const bool whole = dense_ && i + 1 < some.count;
+                if constexpr (!Sum::keeps)
                     write_packs_of(some.x(i), to, run_.classes, row, false);
+                else if (!write_both(results, some, i, row, whole))
+                    write_packs_of(kept(some, i), to, run_.classes, row, whole);
                 results.finish_row(
                     i, [&](std::int64_t c, T value) __attribute__((always_inline)) { to[c] = from_compute<E>(value); });
             }
@@ -332,6 +371,18 @@ class RowLoop {
             compute_far(some.first + i, 1);
             if (value_is_near) run_.value[some.first + i] = value;
         }
+    }
+
+    // Row i, if there is a second output.
+    template <class Row>
+    FASTSOFTMAX_INLINE bool write_both(const Results& results, const Rows<E>& some, int i, const Row& row, bool whole) {
+        if constexpr (may_write_second<Op>)
+            if (run_.second_out.data) {
+                write_both_of(kept(some, i), some.out(i), some.second_out(i), run_.classes, row, results.second_row(i),
+                              whole && second_dense_);
+                return true;
+            }
+        return false;
     }
 
     FASTSOFTMAX_ONCE void compute_far(std::ptrdiff_t first, std::ptrdiff_t count) const {
@@ -368,10 +419,17 @@ void own_rows_of(const Run& run) {
             E* out = reinterpret_cast<E*>(row.out.data);
             row.slices = 1;
             row.x.data = row.out.data = reinterpret_cast<std::byte*>(floats);
-            row.kept = floats + (run.classes + lanes - 1) / lanes * lanes;
+            const std::ptrdiff_t width = (run.classes + lanes - 1) / lanes * lanes;
+            row.kept = floats + width;
+            E* const second_out = reinterpret_cast<E*>(row.second_out.data);
+            if (second_out) {
+                row.second_out.data = reinterpret_cast<std::byte*>(floats + width);
+                row.kept = floats + 2 * width;
+            }
             read_elements(x, run.classes, floats);
             own_rows<Op, T>(row);
             if constexpr (Op::writes) write_elements(floats, run.classes, out);
+            if (second_out) write_elements(floats + width, run.classes, second_out);
         }
     }
 }
@@ -431,6 +489,31 @@ FASTSOFTMAX_INLINE Compute<E>* kept_of_block(const Run& run) {
         return static_cast<Compute<E>*>(run.kept);
 }
 
+// What a second output needs of a block besides: the largest score, and the sum of all others, where that exponential
+// may be above half of the sum; else none, and the sum of all.
+template <class T, class Exp, class E>
+FASTSOFTMAX_ONCE void see_block(const Group<T>& group, const Exp& exp, const E* x, std::ptrdiff_t count,
+                                const Wide<T>& partial, Statistics& s) {
+    const std::int64_t label = group.run.label[group.first] - group.run.origin;
+    const bool has_label = 0 <= label && label < count;
+    const T label_score = has_label ? to_compute(x[label]) : T(-infinity);
+    const double of_label = static_cast<double>(lane(exp(broadcast(label_score)).rounded(), 0));
+    s.max = -infinity;
+    s.others[0] = s.rest[0] + of_label;
+    s.others[1] = s.rest[1];
+    if (of_label > s.rest[0]) {
+        // The label's own.
+        s.max = static_cast<double>(label_score);
+        s.others[0] = s.rest[0];
+    } else if (2.25 * ::largest_part<T>(partial) > s.others[0]) {
+        using Sum = SortedSum<T, false>;
+        Sum sum = sum_long_row<Sum, false>(group, 0, exp, x, count, static_cast<T*>(nullptr), false, x, x);
+        sum.add_smaller(exp, sum.smaller_lanes());
+        s.max = static_cast<double>(lane(sum.largest, 0));
+        set(s.others, folded(sum.sum.wide()));
+    }
+}
+
 template <class Op, class E, class Exp>
 Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count) {
     using T = Compute<E>;
@@ -442,9 +525,11 @@ Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count)
     const Group<T> group = {run, 0, 1, nullptr, 0, 0};
     const E* const next = Sum::keeps ? x : x + count;
     const auto one = exp.of_lane(0);
-    Statistics s = statistics_of(sum_long_row<Sum, Sum::keeps>(group, 0, one, x, count, kept, false, next, written),
-                                 one, x, count);
+    const Sum sum = sum_long_row<Sum, Sum::keeps>(group, 0, one, x, count, kept, false, next, written);
+    Statistics s = statistics_of(sum, one, x, count);
     s.reference = reference;
+    if constexpr (may_write_second<Op>)
+        if (run.second_out.data) see_block(group, one, x, count, sum.sum.wide(), s);
     return s;
 }
 
@@ -453,11 +538,6 @@ template <class T, bool few, class Exp>
 FASTSOFTMAX_INLINE void merge_states(const KeptSum<T, few>*, const Exp&, Statistics& left, const Statistics& right) {
     left.several = left.several || right.several || (left.only != 0 && right.only != 0);
     left.only = left.only + right.only;
-    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
-}
-template <class T, bool few, bool keep, class Exp>
-FASTSOFTMAX_INLINE void merge_states(const LabelSum<T, few, keep>*, const Exp&, Statistics& left,
-                                     const Statistics& right) {
     set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
 }
 // The smaller one of two largest scores, which joins the others.
@@ -471,6 +551,15 @@ FASTSOFTMAX_INLINE Pack<T> smaller_joins(Statistics& left, const Statistics& rig
 template <class T>
 FASTSOFTMAX_INLINE Wide<double> in_doubles(const Growth<T, 1>& e) {
     return {broadcast(static_cast<double>(lane(e.rounded(), 0))), broadcast(static_cast<double>(lane(e.lost(), 0)))};
+}
+template <class T, bool few, bool keep, class Exp>
+FASTSOFTMAX_INLINE void merge_states(const LabelSum<T, few, keep>*, const Exp& exp, Statistics& left,
+                                     const Statistics& right) {
+    set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
+    if constexpr (keep) {
+        const Growth<T, 1> e = exp(smaller_joins<T>(left, right));
+        set(left.others, broadcast2(left.others) + broadcast2(right.others) + in_doubles<T>(e));
+    }
 }
 template <class T, bool few, class Exp>
 FASTSOFTMAX_INLINE void merge_states(const SortedSum<T, few>*, const Exp& exp, Statistics& left,
@@ -508,7 +597,11 @@ FASTSOFTMAX_INLINE auto results_of_state(const KeptSum<T, few>*, const Group<T>&
 template <class Op, class T, bool few, bool keep, class Exp>
 FASTSOFTMAX_INLINE auto results_of_state(const LabelSum<T, few, keep>*, const Group<T>& group, const Exp& exp,
                                          const Statistics& s) {
-    return results_from<Op>(group, exp, sum_of<T>(s.rest));
+    auto results = results_from<Op>(group, exp, sum_of<T>(s.rest));
+    if constexpr (may_write_second<Op>)
+        if (group.run.second_out.data)
+            results.see_largest(exp(broadcast(static_cast<T>(s.max))).rounded(), sum_of<T>(s.others).high);
+    return results;
 }
 
 template <class Op, class T, class Exp>
@@ -527,6 +620,30 @@ void conclude_blocks(const Run& run, Statistics& s) {
     s.value_near = near_values(results) & 1;
 }
 
+// The classes of a block that are computed apart.
+template <class Results, class E>
+FASTSOFTMAX_INLINE void finish_block(const Run& run, const Results& results, E* out, std::ptrdiff_t count) {
+    results.finish_row(0, [&](std::int64_t c, auto value) __attribute__((always_inline)) {
+        if (run.origin <= c && c < run.origin + count) out[c - run.origin] = from_compute<E>(value);
+    });
+}
+
+// A block with its second output.
+template <class Op, class E, class Exp, class Results>
+FASTSOFTMAX_INLINE void write_both_blocks(const Run& run, const Exp& exp, const Results& results, const E* x, E* out,
+                                          E* second_out, std::ptrdiff_t count) {
+    using T = Compute<E>;
+    const auto row = results.row(0);
+    const auto second = results.second_row(0);
+    if (const T* kept = kept_of_block<Op, E>(run))
+        write_both_of(kept, out, second_out, count, row, second, false);
+    else
+        write_both_of(
+            x, out, second_out, count, [&](Pack<T> v) __attribute__((always_inline)) { return row(exp(v).rounded()); },
+            [&](Pack<T> v) __attribute__((always_inline)) { return second(exp(v).rounded()); }, false);
+    finish_block(run, results, out, count);
+}
+
 template <class Op, class E, class Exp>
 void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
     using T = Compute<E>;
@@ -540,6 +657,9 @@ void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
         const auto row = results.row(0);
         const E* x = reinterpret_cast<const E*>(run.x.data);
         E* out = reinterpret_cast<E*>(run.out.data);
+        if constexpr (may_write_second<Op>)
+            if (E* second_out = reinterpret_cast<E*>(run.second_out.data))
+                return write_both_blocks<Op>(run, exp, results, x, out, second_out, count);
         if constexpr (!Op::template Sum<T, false>::keeps) {
             write_packs_of(x, out, count, row, false);
         } else if (const T* kept = kept_of_block<Op, E>(run)) {
@@ -548,9 +668,7 @@ void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
             const auto value = [&](Pack<T> v) __attribute__((always_inline)) { return row(exp(v).rounded()); };
             write_packs_of(x, out, count, value, false);
         }
-        results.finish_row(0, [&](std::int64_t c, T value) __attribute__((always_inline)) {
-            if (run.origin <= c && c < run.origin + count) out[c - run.origin] = from_compute<E>(value);
-        });
+        finish_block(run, results, out, count);
     }
 }
 

@@ -116,8 +116,8 @@ FASTSOFTMAX_INLINE OwnExponential<T> exponential_of_tile(const Run& run, const T
     return {largest, run.temperature};
 }
 
-// The slices of a tile, from `first` of the run on, by references of their own. Results take the place of scores;
-// `kept` has room for as many.
+// The slices of a tile, from `first` of the run on, by references of their own. Results take the place of scores, those
+// of a second output that of what is kept; `kept` has room for as many.
 template <class Op, bool few, class T>
 FASTSOFTMAX_ONCE void own_tile_of(const Run& run, std::ptrdiff_t first, int count, T* tile, T* kept) {
     using Sum = typename Op::template Sum<T, few>;
@@ -129,12 +129,19 @@ FASTSOFTMAX_ONCE void own_tile_of(const Run& run, std::ptrdiff_t first, int coun
                             sizeof(T), pack_bytes, kept,  lanes};
     Sum sums[few ? 1 : lanes];
     sum_group<Op::writes, few>(group, sums, exp, score);
-    const auto results = results_of<Op>(group, exp, sums);
+    auto results = results_of<Op>(group, exp, sums);
     if constexpr (Op::writes) {
         const auto value = results.columns();
         for (std::ptrdiff_t c = 0; c < classes; ++c)
             store_pack(tile + c * lanes, value(load_pack<T>(kept + c * lanes), c));
     }
+    if constexpr (may_write_second<Op>)
+        if (run.second_out.data) {
+            results.see_classes(group);
+            const auto value = results.second_columns();
+            for (std::ptrdiff_t c = 0; c < classes; ++c)
+                store_pack(kept + c * lanes, value(load_pack<T>(kept + c * lanes)));
+        }
 }
 
 template <class Op, class T>
@@ -151,17 +158,28 @@ void own_tiles(const Run& run) {
     constexpr std::ptrdiff_t lanes = Pack<T>::lanes;
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const std::ptrdiff_t left = run.slices - first;
+        T* const kept = static_cast<T*>(run.kept);
         own_tile<Op>(run, first, static_cast<int>(left < lanes ? left : lanes),
-                     reinterpret_cast<T*>(run.x.data + first * run.x.slice_stride), static_cast<T*>(run.kept));
+                     reinterpret_cast<T*>(run.x.data + first * run.x.slice_stride), kept);
+        if (run.second_out.data)
+            __builtin_memcpy(run.second_out.data + first * run.second_out.slice_stride, kept,
+                             static_cast<std::size_t>(run.classes) * pack_bytes);
     }
 }
 
 // Slices at any strides, in bytes, by way of copies in tiles.
 template <class Op, class E>
-void copied_tiles(const Run& run, std::ptrdiff_t x_class_stride, std::ptrdiff_t out_class_stride, Compute<E>* tile,
-                  Compute<E>* kept) {
+void copied_tiles(const Run& run, std::ptrdiff_t x_class_stride, std::ptrdiff_t out_class_stride,
+                  std::ptrdiff_t second_class_stride, Compute<E>* tile, Compute<E>* kept) {
     using T = Compute<E>;
     constexpr std::ptrdiff_t lanes = Pack<T>::lanes;
+    const auto write = [&](const T* from, const Strided& to, std::ptrdiff_t class_stride, std::ptrdiff_t first,
+                           int count) {
+        for (std::ptrdiff_t c = 0; c < run.classes; ++c)
+            for (int i = 0; i < count; ++i)
+                *reinterpret_cast<E*>(to.data + (first + i) * to.slice_stride + c * class_stride) =
+                    from_compute<E>(from[c * lanes + i]);
+    };
     for (std::ptrdiff_t first = 0; first < run.slices; first += lanes) {
         const int count = static_cast<int>(run.slices - first < lanes ? run.slices - first : lanes);
         const std::byte* x = run.x.data + first * run.x.slice_stride;
@@ -171,13 +189,8 @@ void copied_tiles(const Run& run, std::ptrdiff_t x_class_stride, std::ptrdiff_t 
         for (std::ptrdiff_t c = 0; c < run.classes; ++c)
             for (int i = count; i < lanes; ++i) tile[c * lanes + i] = 0;
         own_tile<Op>(run, first, count, tile, kept);
-        if constexpr (Op::writes) {
-            std::byte* out = run.out.data + first * run.out.slice_stride;
-            for (std::ptrdiff_t c = 0; c < run.classes; ++c)
-                for (int i = 0; i < count; ++i)
-                    *reinterpret_cast<E*>(out + i * run.out.slice_stride + c * out_class_stride) =
-                        from_compute<E>(tile[c * lanes + i]);
-        }
+        if constexpr (Op::writes) write(tile, run.out, out_class_stride, first, count);
+        if (run.second_out.data) write(kept, run.second_out, second_class_stride, first, count);
     }
 }
 
@@ -188,14 +201,22 @@ class FarSlices {
     static constexpr int lanes = Pack<T>::lanes;
 
   public:
-    // What computes a tile of slices, from `first` of a run on: results take the place of scores.
+    // What computes a tile of slices, from `first` of a run on: results take the place of scores, those of a second
+    // output that of what is kept.
     using OwnTile = void (*)(const Run&, std::ptrdiff_t first, int count, T* tile, T* kept);
 
-    // Arrays begin with slice `first` of the run, their strides are in bytes, and `out` may be none; there is room for
-    // a tile in each of `tile` and `kept`.
+    // Arrays begin with slice `first` of the run, their strides are in bytes, and those of results may be none; there
+    // is room for a tile in each of `tile` and `kept`.
     FASTSOFTMAX_INLINE FarSlices(OwnTile own_tile, const Run& run, std::ptrdiff_t first, Strided x, Strided out,
-                                 T* tile, T* kept)
-        : own_tile_(own_tile), run_(run), first_(first), x_(x), out_(out), tile_(tile), kept_(kept) {}
+                                 Strided second_out, T* tile, T* kept)
+        : own_tile_(own_tile),
+          run_(run),
+          first_(first),
+          x_(x),
+          out_(out),
+          second_out_(second_out),
+          tile_(tile),
+          kept_(kept) {}
 
     // Takes the scores of slices: those from `from` on that `bits` has. Of those in `values` the run's numbers stay.
     // Results of earlier ones may be written meanwhile.
@@ -212,13 +233,13 @@ class FarSlices {
         }
     }
 
-    // A whole tile at once: load(tile) its scores, and store(tile) its results.
+    // A whole tile at once: load(tile) its scores, and store(tile, those of a second output) its results.
     template <class Load, class Store>
     FASTSOFTMAX_INLINE void compute_tile(std::ptrdiff_t from, int count, Load load, Store store) {
         finish();
         load(tile_);
         own_tile_(run_, from, count, tile_, kept_);
-        store(tile_);
+        store(tile_, kept_);
     }
 
     FASTSOFTMAX_INLINE void finish() {
@@ -229,7 +250,7 @@ class FarSlices {
     OwnTile own_tile_;
     const Run& run_;
     std::ptrdiff_t first_;
-    Strided x_, out_;
+    Strided x_, out_, second_out_;
     T *tile_, *kept_;
     int count_ = 0;
     std::ptrdiff_t slice_[lanes];
@@ -239,12 +260,15 @@ class FarSlices {
         std::int64_t label[lanes];
         double chosen[lanes], scale[lanes], exponent[lanes], value[lanes], sign[lanes];
         T sums[fastsoftmax::parts_of_sums][lanes];
+        double second_scale[lanes], second_exponent[lanes];
         for (int i = 0; i < count_; ++i) {
             const std::ptrdiff_t slice = slice_[i];
             if (run_.label) label[i] = run_.label[slice];
             if (run_.chosen) chosen[i] = run_.chosen[slice];
             if (run_.scale) scale[i] = run_.scale[slice];
             if (run_.exponent) exponent[i] = run_.exponent[slice];
+            if (run_.second_scale) second_scale[i] = run_.second_scale[slice];
+            if (run_.second_exponent) second_exponent[i] = run_.second_exponent[slice];
         }
         for (int i = count_; i < lanes; ++i)
             for (std::ptrdiff_t c = 0; c < run_.classes; ++c) tile_[c * lanes + i] = 0;
@@ -254,6 +278,8 @@ class FarSlices {
         run.chosen = run_.chosen ? chosen : nullptr;
         run.scale = run_.scale ? scale : nullptr;
         run.exponent = run_.exponent ? exponent : nullptr;
+        run.second_scale = run_.second_scale ? second_scale : nullptr;
+        run.second_exponent = run_.second_exponent ? second_exponent : nullptr;
         run.value = run_.value ? value : nullptr;
         run.sign = run_.sign ? sign : nullptr;
         if (run_.sums.data) run.sums = {reinterpret_cast<std::byte*>(sums), sizeof(T), sizeof sums[0]};
@@ -266,12 +292,16 @@ class FarSlices {
                 for (int k = 0; k < fastsoftmax::parts_of_sums; ++k)
                     *reinterpret_cast<T*>(run_.sums.data + slice * run_.sums.slice_stride +
                                           k * run_.sums.class_stride) = sums[k][i];
-            if (!out_.data) continue;
-            std::byte* out = out_.data + (slice - first_) * out_.slice_stride;
-            for (std::ptrdiff_t c = 0; c < run_.classes; ++c)
-                *reinterpret_cast<T*>(out + c * out_.class_stride) = tile_[c * lanes + i];
+            if (out_.data) scatter(tile_ + i, out_, slice);
+            if (second_out_.data) scatter(kept_ + i, second_out_, slice);
         }
         count_ = 0;
+    }
+
+    FASTSOFTMAX_INLINE void scatter(const T* from, const Strided& to, std::ptrdiff_t slice) const {
+        std::byte* out = to.data + (slice - first_) * to.slice_stride;
+        for (std::ptrdiff_t c = 0; c < run_.classes; ++c)
+            *reinterpret_cast<T*>(out + c * to.class_stride) = from[c * lanes];
     }
 };
 

@@ -67,10 +67,11 @@ FASTSOFTMAX_INLINE bool all_are_far(const T* rows, std::ptrdiff_t classes, int c
 // How many tiles go together, so that their chains of operations overlap: few enough for the first-level cache.
 constexpr std::ptrdiff_t tiles_together = 4;
 
-// `count` tiles of dense rows, at x and out, from `first` of the run on; the last one has `last` rows.
+// `count` tiles of dense rows, at x and out, from `first` of the run on; the last one has `last` rows. Null: there is
+// no second output.
 template <class Op, class T>
-FASTSOFTMAX_ONCE void near_tiles_of(const Run& run, const T* x, T* out, std::ptrdiff_t first, int count, int last,
-                                    FarSlices<T>& far_slices) {
+FASTSOFTMAX_ONCE void near_tiles_of(const Run& run, const T* x, T* out, T* second, std::ptrdiff_t first, int count,
+                                    int last, FarSlices<T>& far_slices) {
     using Exp = FixedExponential<T>;
     using Sum = typename Op::template Sum<T, true>;
     constexpr int lanes = Pack<T>::lanes;
@@ -92,6 +93,8 @@ FASTSOFTMAX_ONCE void near_tiles_of(const Run& run, const T* x, T* out, std::ptr
         const Sum sum = sum_tile<Sum, Op::writes>(tile, x + k * size, run.classes, scratch + k * size, scores);
         results[k] = results_of<Op>(tile, Exp(), &sum);
         set_far(results[k], begins_far(scores));
+        if constexpr (may_write_second<Op>)
+            if (second) results[k].see_classes(tile);
     }
     for (int k = 0; k < count; ++k) {
         const T* next = x + (tiles_together + k) * size;
@@ -102,8 +105,10 @@ FASTSOFTMAX_ONCE void near_tiles_of(const Run& run, const T* x, T* out, std::ptr
             far_slices.compute_tile(
                 tile.first, lanes,
                 [&](T* to) __attribute__((always_inline)) { rows_to_tile(x + k * size, run.classes, to); },
-                [&](const T* from) __attribute__((always_inline)) {
+                [&](const T* from, const T* from_second) __attribute__((always_inline)) {
                     if constexpr (Op::writes) tile_to_rows(from, run.classes, out + k * size);
+                    if constexpr (may_write_second<Op>)
+                        if (second) tile_to_rows(from_second, run.classes, second + k * size);
                 });
             continue;
         }
@@ -116,27 +121,40 @@ FASTSOFTMAX_ONCE void near_tiles_of(const Run& run, const T* x, T* out, std::ptr
             };
             tile_to_rows(of_class, run.classes, out + k * size);
         }
+        if constexpr (may_write_second<Op>)
+            if (second) {
+                const auto value = results[k].second_columns();
+                const auto of_class = [&](std::ptrdiff_t c) __attribute__((always_inline)) {
+                    return value(load_pack<T>(tile.kept + c * lanes));
+                };
+                tile_to_rows(of_class, run.classes, second + k * size);
+            }
     }
 }
 
 // Up to tiles_together tiles of dense rows by way of copies, because their loads reach beyond the last row, or because
 // their elements are of another type.
 template <class Op, class E>
-FASTSOFTMAX_ONCE void near_copies_of(const Run& run, const E* x, E* out, std::ptrdiff_t first, std::ptrdiff_t rows) {
+FASTSOFTMAX_ONCE void near_copies_of(const Run& run, const E* x, E* out, E* second, std::ptrdiff_t first,
+                                     std::ptrdiff_t rows) {
     using T = Compute<E>;
     constexpr std::ptrdiff_t lanes = Pack<T>::lanes, most = tiles_together * lanes * few_classes;
-    T own[most + read_behind<T>], results[most];
+    T own[most + read_behind<T>], results[most], second_results[may_write_second<Op> ? most : 1];
     const std::ptrdiff_t count = (rows + lanes - 1) / lanes, elements = rows * run.classes;
     read_elements(x, elements, own);
     for (std::ptrdiff_t i = elements; i < count * lanes * run.classes + read_behind<T>; ++i) own[i] = 0;
     T tile[lanes * few_classes], kept[lanes * few_classes];
     const std::ptrdiff_t row = run.classes * static_cast<std::ptrdiff_t>(sizeof(T)), element = sizeof(T);
     FarSlices<T> far_slices(own_tile<Op, T>, run, first, {reinterpret_cast<std::byte*>(own), row, element},
-                            {Op::writes ? reinterpret_cast<std::byte*>(results) : nullptr, row, element}, tile, kept);
-    near_tiles_of<Op>(run, static_cast<const T*>(own), results, first, static_cast<int>(count),
-                      static_cast<int>(rows - (count - 1) * lanes), far_slices);
+                            {Op::writes ? reinterpret_cast<std::byte*>(results) : nullptr, row, element},
+                            {second ? reinterpret_cast<std::byte*>(second_results) : nullptr, row, element}, tile,
+                            kept);
+    near_tiles_of<Op>(run, static_cast<const T*>(own), results, second ? second_results : nullptr, first,
+                      static_cast<int>(count), static_cast<int>(rows - (count - 1) * lanes), far_slices);
     far_slices.finish();
     if constexpr (Op::writes) write_elements(results, elements, out);
+    if constexpr (may_write_second<Op>)
+        if (second) write_elements(second_results, elements, second);
 }
 
 // Transposed as they are, rows of four classes change their order: which rows the lanes in `bits` are. (Operations with
@@ -150,15 +168,17 @@ FASTSOFTMAX_INLINE std::uint32_t rows_of_lanes(std::uint32_t bits) {
 // `count` tiles of dense rows of two classes, or of as many as 16 bytes hold: they stay in registers. The latter way
 // changes the order of rows, which must not matter.
 template <class Op, int classes, class T>
-FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, std::ptrdiff_t count,
-                                     FarSlices<T>& far_slices) {
+FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, [[maybe_unused]] T* second,
+                                     std::ptrdiff_t count, FarSlices<T>& far_slices) {
     using Exp = FixedExponential<T>;
     using Sum = typename Op::template Sum<T, true>;
     constexpr int lanes = Pack<T>::lanes;
     constexpr std::ptrdiff_t size = lanes * classes;
     for (std::ptrdiff_t tile = 0; tile < count; ++tile, x += size, out += Op::writes ? size : 0) {
+        T own[may_write_second<Op> ? size : 1];
         const Group<T> group = {
-            run, tile * lanes, lanes, reinterpret_cast<const std::byte*>(x), classes * sizeof(T), sizeof(T)};
+            run,       tile * lanes, lanes, reinterpret_cast<const std::byte*>(x), classes * sizeof(T),
+            sizeof(T), own,          lanes};
         Pack<T> packs[classes];
         unrolled<classes>([&](int c) __attribute__((always_inline)) { packs[c] = load_pack<T>(x + c * lanes); });
         if constexpr (classes == 2)
@@ -183,6 +203,15 @@ FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, std::pt
         set_far(results, begin_far);
         const std::uint32_t far = ~results.near & bits_of(lanes);
         if (far != 0) far_slices.add(tile * lanes, classes == 2 ? far : rows_of_lanes(far), near_values(results));
+        if constexpr (may_write_second<Op> && classes == 2)
+            if (second) {
+                for (int c = 0; c < classes; ++c) store_pack(own + c * lanes, part(kept, c));
+                results.see_classes(group);
+                const auto value = results.second_columns();
+                for (int c = 0; c < classes; ++c) packs[c] = value(part(kept, c));
+                join_pairs(packs);
+                for (int c = 0; c < classes; ++c) store_pack(second + tile * size + c * lanes, packs[c]);
+            }
         if constexpr (Op::writes) {
             const auto value = results.columns();
             unrolled<classes>([&](int c) __attribute__((always_inline)) { packs[c] = value(part(kept, c), c); });
@@ -227,12 +256,17 @@ FASTSOFTMAX_ONCE void near_single(const Run& run) {
     if (!(results.near & 1)) {
         T tile[lanes * few_classes], of_tile[lanes * few_classes];
         const std::ptrdiff_t element = sizeof(T);
-        FarSlices<T> far_slices(own_tile<Op, T>, run, 0, {run.x.data, 0, element}, {run.out.data, 0, element}, tile,
-                                of_tile);
+        FarSlices<T> far_slices(own_tile<Op, T>, run, 0, {run.x.data, 0, element}, {run.out.data, 0, element},
+                                {run.second_out.data, 0, element}, tile, of_tile);
         far_slices.add(0, 1, near_values(results));
         far_slices.finish();
     } else if constexpr (Op::writes) {
         T* out = reinterpret_cast<T*>(run.out.data);
+        if constexpr (may_write_second<Op>)
+            if (T* second = reinterpret_cast<T*>(run.second_out.data)) {
+                results.see_classes(group);
+                write_packs_of(kept, second, classes, results.second_row(0), false);
+            }
         write_packs_of(kept, out, classes, results.row(0), false);
         results.finish_row(0, [&](std::int64_t c, T value) __attribute__((always_inline)) { out[c] = value; });
     }
@@ -246,6 +280,7 @@ void near_tiles(const Run& run) {
     const std::ptrdiff_t size = lanes * run.classes;
     const E* x = reinterpret_cast<const E*>(run.x.data);
     E* out = reinterpret_cast<E*>(run.out.data);
+    E* second = reinterpret_cast<E*>(run.second_out.data);
     if constexpr (as_they_are &&
                   requires(typename Op::template Sum<T, true> sum, Pack<T> e) { sum.take({e, e}, e, 0); })
         if (run.slices == 1) return near_single<Op, T>(run);
@@ -253,8 +288,8 @@ void near_tiles(const Run& run) {
     if constexpr (as_they_are) {
         T tile[lanes * few_classes], kept[lanes * few_classes];
         const std::ptrdiff_t row = run.classes * static_cast<std::ptrdiff_t>(sizeof(T)), element = sizeof(T);
-        FarSlices<T> far_slices(own_tile<Op, T>, run, 0, {run.x.data, row, element}, {run.out.data, row, element}, tile,
-                                kept);
+        FarSlices<T> far_slices(own_tile<Op, T>, run, 0, {run.x.data, row, element}, {run.out.data, row, element},
+                                {run.second_out.data, row, element}, tile, kept);
         // Loads of a partial square reach beyond the last row: into further rows, except at the end.
         const std::ptrdiff_t behind =
             run.classes % quarter_lanes<T> ? (read_behind<T> + run.classes - 1) / run.classes : 0;
@@ -263,15 +298,16 @@ void near_tiles(const Run& run) {
         if (run.classes == 2 || (any_order && run.classes == quarter_lanes<T>)) {
             whole = run.slices / lanes;
             if (run.classes == 2)
-                near_registers<Op, 2>(run, x, out, whole, far_slices);
+                near_registers<Op, 2>(run, x, out, second, whole, far_slices);
             else if constexpr (any_order)
-                near_registers<Op, quarter_lanes<T>>(run, x, out, whole, far_slices);
+                near_registers<Op, quarter_lanes<T>>(run, x, out, second, whole, far_slices);
             first = whole * lanes;
             whole = 0;
         }
         for (std::ptrdiff_t k = 0; k < whole; k += tiles_together) {
             const int count = static_cast<int>(whole - k < tiles_together ? whole - k : tiles_together);
-            near_tiles_of<Op>(run, x + k * size, out ? out + k * size : out, k * lanes, count, lanes, far_slices);
+            near_tiles_of<Op>(run, x + k * size, out ? out + k * size : out, second ? second + k * size : second,
+                              k * lanes, count, lanes, far_slices);
         }
         far_slices.finish();
         if (first == 0) first = whole * lanes;
@@ -279,8 +315,8 @@ void near_tiles(const Run& run) {
     constexpr std::ptrdiff_t together = as_they_are ? lanes : tiles_together * lanes;
     for (; first < run.slices; first += together) {
         const std::ptrdiff_t left = run.slices - first;
-        near_copies_of<Op>(run, x + first * run.classes, out ? out + first * run.classes : out, first,
-                           left < together ? left : together);
+        near_copies_of<Op>(run, x + first * run.classes, out ? out + first * run.classes : out,
+                           second ? second + first * run.classes : second, first, left < together ? left : together);
     }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../group.hpp"
+#include "curvature.hpp"
 
 namespace {
 
@@ -75,6 +76,8 @@ class AnyWeight {
     }
 };
 
+struct Nothing {};
+
 template <bool with_gradient>
 struct CrossEntropy {
     static constexpr auto operation = with_gradient ? Operation::cross_entropy_grad : Operation::cross_entropy;
@@ -87,6 +90,7 @@ struct CrossEntropy {
     template <class T, class Exp>
     struct Results {
         using Weight = std::conditional_t<Exp::is_fixed, ModerateWeight<T>, AnyWeight<T>>;
+        using Second = std::conditional_t<with_gradient, Curvature<T, !Exp::is_fixed>, Nothing>;
 
         struct Value {
             Pack<T> scale;  // of the exponentials, a power of two that makes room for the weight
@@ -118,6 +122,8 @@ struct CrossEntropy {
         Value value;
         Pack<T> label_value;
         std::int64_t label[Pack<T>::lanes];
+        std::uint32_t unlikely;  // slices in which another class than the label may dominate
+        Second second;
 
         Results() = default;
         // From the exponentials of labels and the sums of the others'.
@@ -140,6 +146,34 @@ struct CrossEntropy {
         FASTSOFTMAX_INLINE void finish_row(int i, Put put) const {
             if (label[i] >= 0) put(label[i], lane(label_value, i));
         }
+
+        // The second output, once the exponentials have been seen: of slices in the lanes, of row i of them, or of a
+        // slice in blocks.
+        FASTSOFTMAX_INLINE void see_classes(const Group<T>& group) {
+            second.see_classes(unlikely & near, group.run.classes,
+                               [&](std::ptrdiff_t c) __attribute__((always_inline)) {
+                                   return load_pack<T>(group.kept + c * group.kept_class_stride);
+                               });
+        }
+        FASTSOFTMAX_INLINE void see_row(int i, double largest_part, const T* e, std::ptrdiff_t classes) {
+            if ((unlikely >> i & 1) && second.may_dominate(i, largest_part)) second.see_row(i, e, classes);
+        }
+        FASTSOFTMAX_INLINE void see_largest(Pack<T> largest, Pack<T> rest) {
+            if (unlikely & 1) second.see_largest(largest, rest);
+        }
+        struct SecondValue {
+            Value value;
+            Second second;
+
+            FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
+                if constexpr (Exp::is_fixed)
+                    return second(e, value(e));
+                else
+                    return second(e);
+            }
+        };
+        FASTSOFTMAX_INLINE SecondValue second_columns() const { return {value, second}; }
+        FASTSOFTMAX_INLINE SecondValue second_row(int i) const { return {row(i), second.of_lane(i)}; }
 
       private:
         FASTSOFTMAX_INLINE void set(const Group<T>& group, const Exp& exp, const Labels<T>& labels, Growth<T, 1> e,
@@ -190,6 +224,11 @@ struct CrossEntropy {
                 label_value = value.weight.mended_label({broadcast(T(0)), scaled_top, scaled_rest},
                                                         broadcast(T(0)) - product(scaled_rest, value.factor));
                 __builtin_memcpy(label, labels.index, sizeof label);
+                if (run.second_out.data) {
+                    unlikely = ~lane_bits(less(rest.high, top.high)) & bits_of(group.count);
+                    second = Second(run, group.first, group.count, labels, labels.chosen, exp.defined(top + rest),
+                                    rest.high);
+                }
             }
         }
 

@@ -166,6 +166,14 @@ FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t count, F f)
               [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) { store_in(out, i, count, f(v, i)); });
 }
 
+// The second output of slices, of which one class may dominate.
+template <class T>
+FASTSOFTMAX_INLINE Curvature<T, true> curvature_of(const Run& run, std::ptrdiff_t first, int count,
+                                                   const Labels<T>& labels, Doubles<T> sum_of_terms,
+                                                   const Measured<T>& m) {
+    return {run, first, count, labels, labels.chosen + sum_of_terms, m.top + m.rest, m.rest.high};
+}
+
 template <class T>
 FASTSOFTMAX_ONCE void raise_row(const Rows<T>& rows, int r, std::ptrdiff_t count) {
     const Doubles<T> exponent = doubles<T>(rows.run.exponent[rows.first + r]);
@@ -239,8 +247,19 @@ FASTSOFTMAX_ONCE void weigh_rows(const Rows<T>& rows) {
         }
         const Apart<T> apart = {Classes<T>(labels.index).few(), Classes<T>(largest).few(), load_pack<T>(label_term),
                                 load_pack<T>(largest_term)};
-        const LossGradient<T> all(run, rows.first, rows.count, m, labels.chosen, exp(scores).rounded(),
-                                  sums_of_terms(rows), apart);
+        const Doubles<T> sum_of_terms = sums_of_terms(rows);
+        const LossGradient<T> all(run, rows.first, rows.count, m, labels.chosen, exp(scores).rounded(), sum_of_terms,
+                                  apart);
+        if (run.second_out.data) {
+            const Curvature<T, true> curvatures = curvature_of(run, rows.first, rows.count, labels, sum_of_terms, m);
+            for (int i = 0; i < rows.count; ++i) {
+                const auto one = exp.of_lane(i);
+                const Curvature<T, true> curvature = curvatures.of_lane(i);
+                transform(rows.x(i), rows.second_out(i), classes,
+                          [&](Pack<T> v, std::ptrdiff_t)
+                              __attribute__((always_inline)) { return curvature(one(v).rounded()); });
+            }
+        }
         for (int i = 0; i < rows.count; ++i) {
             const T* x = rows.x(i);
             T* out = rows.out(i);
@@ -275,7 +294,7 @@ void weighed_rows(const Run& run) {
 
 // The same of a tile, where results take the place of scores.
 template <bool with_gradient, bool few, class T>
-FASTSOFTMAX_ONCE void weigh_tile(const Run& run, std::ptrdiff_t first, int count, T* tile) {
+FASTSOFTMAX_ONCE void weigh_tile(const Run& run, std::ptrdiff_t first, int count, T* tile, T* second) {
     using Sum = SortedSum<T, few>;
     constexpr int lanes = Pack<T>::lanes;
     const std::ptrdiff_t classes = run.classes;
@@ -314,9 +333,13 @@ FASTSOFTMAX_ONCE void weigh_tile(const Run& run, std::ptrdiff_t first, int count
     store_doubles(from_terms, to_doubles(sum.total()));
     conclude_losses(run, first, count, m, log, labels, scores, from_terms);
     if constexpr (with_gradient) {
-        const LossGradient<T> gradient(run, first, count, m, labels.chosen, exp(scores).rounded(),
-                                       run.own_terms ? to_doubles(sum_of_terms.total()) : doubles<T>(run.sum_of_terms),
-                                       apart);
+        const Doubles<T> total = run.own_terms ? to_doubles(sum_of_terms.total()) : doubles<T>(run.sum_of_terms);
+        const LossGradient<T> gradient(run, first, count, m, labels.chosen, exp(scores).rounded(), total, apart);
+        if (second) {
+            const Curvature<T, true> curvature = curvature_of(run, first, count, labels, total, m);
+            for (std::ptrdiff_t c = 0; c < classes; ++c)
+                store_pack(second + c * lanes, curvature(exp(score(c)).rounded()));
+        }
         for (std::ptrdiff_t c = 0; c < classes; ++c) {
             const Pack<Integer<T>> at = broadcast(static_cast<Integer<T>>(c));
             const Pack<T> value = gradient(exp(score(c)).rounded(), term(c));
@@ -340,10 +363,13 @@ void weighed_tiles(const Run& run) {
         const std::ptrdiff_t left = run.slices - first;
         const int count = static_cast<int>(left < lanes ? left : lanes);
         T* const tile = reinterpret_cast<T*>(run.x.data + first * run.x.slice_stride);
+        T* const second = run.second_out.data
+                              ? reinterpret_cast<T*>(run.second_out.data + first * run.second_out.slice_stride)
+                              : nullptr;
         if (run.classes <= few_classes)
-            weigh_tile<with_gradient, true>(run, first, count, tile);
+            weigh_tile<with_gradient, true>(run, first, count, tile, second);
         else
-            weigh_tile<with_gradient, false>(run, first, count, tile);
+            weigh_tile<with_gradient, false>(run, first, count, tile, second);
     }
 }
 
