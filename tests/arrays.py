@@ -353,11 +353,14 @@ class Inputs:
 Call = Callable[[ModuleType, Inputs, int], Any]
 
 
+_UNUSED = np.random.PCG64(0)  # made once: each takes a lock, of which there may be none
+
+
 class GivenNumbers(np.random.Generator):
     """Its random numbers are these, over and over: of one number, each slice gets the same."""
 
     def __init__(self, numbers: ArrayLike) -> None:
-        super().__init__(np.random.PCG64(0))
+        super().__init__(_UNUSED)
         self._numbers = np.asarray(numbers, np.float64)
 
     def random(self, size: int) -> NDArray:  # type: ignore[override]
