@@ -409,7 +409,6 @@ LOSSES: dict[str, Call] = {
 }
 
 
-
 def _hess(**options: Any) -> Call:
     """Loss, gradient and Hessian likewise."""
 

@@ -232,9 +232,7 @@ assert_type(fs.logsumexp(double, 0, out=np.zeros(3)).dtype, np.dtype[np.float64]
 assert_type(fs.entropy(double, 0, out=np.zeros(3)).dtype, np.dtype[np.float64])
 assert_type(fs.cross_entropy_grad(untyped, labels, out=given), NDArray[np.float32])
 assert_type(fs.cross_entropy_with_grad(single, labels, out=given), tuple[Any, NDArray[np.float32]])
-assert_type(
-    fs.cross_entropy_with_grad_hess(single, labels, out=(given, None)), tuple[Any, NDArray[Any], NDArray[Any]]
-)
+assert_type(fs.cross_entropy_with_grad_hess(single, labels, out=(given, None)), tuple[Any, NDArray[Any], NDArray[Any]])
 assert_type(fs.cross_entropy_grad(brain, labels, out=brain.copy()).ndim, int)
 
 refused(lambda: fs.softmax(single, out=[0.0]))  # type: ignore[call-overload]

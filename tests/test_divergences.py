@@ -155,9 +155,7 @@ def test_a_student_learns_what_its_teacher_says_of_scanned_digits():
         for batch in np.array_split(rng.permutation(training), 40):
             features = np.maximum(images[batch] @ hidden, 0)
             logits = features @ student
-            divergence, grad = fs.kl_divergence_with_grad(
-                says[batch], logits, temperature=2, upstream=2**2, out=logits
-            )
+            divergence, grad = fs.kl_divergence_with_grad(says[batch], logits, temperature=2, upstream=2**2, out=logits)
             back = (grad @ student.T) * (features > 0)
             student -= 0.3 * features.T @ grad
             hidden -= 0.3 * images[batch].T @ back

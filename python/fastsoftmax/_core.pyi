@@ -102,7 +102,6 @@ def cross_entropy_with_grad_hess(
     hess_out: _Array | None,  # beside the logits
     /,
 ) -> tuple[Any, _Array, _Array]: ...
-
 def kl_divergence(
     p_logits: _Array,
     q_logits: _Array,
