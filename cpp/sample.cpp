@@ -83,7 +83,8 @@ struct Call {
           truncates(truncation.top_k < plan.classes || truncation.top_p < 1 || truncation.min_p > 0),
           blocks((plan.classes + block_size - 1) / block_size),
           room(std::min((plan.classes + step_size - 1) / step_size * step_size, block_size) + most_lanes),
-          bins(std::clamp<std::ptrdiff_t>(plan.classes / 4, 32, most_bins)) {}
+          bins(std::clamp<std::ptrdiff_t>(plan.classes / 4, 32, most_bins)),
+          collected(std::min(most_collected, room)) {}
 
     const Batch batch;
     const Plan& plan;
@@ -93,6 +94,7 @@ struct Call {
     const std::ptrdiff_t blocks;  // of a slice
     const std::ptrdiff_t room;    // elements of a block, in whole steps, of which the last may end in a pack more
     const std::ptrdiff_t bins;
+    const std::ptrdiff_t collected;  // of a block, at most
 
     std::ptrdiff_t begin_of(std::ptrdiff_t block) const { return block * block_size; }
     std::ptrdiff_t end_of(std::ptrdiff_t block) const { return std::min((block + 1) * block_size, plan.classes); }
@@ -141,7 +143,7 @@ struct Team {
     double* memory;
 
     static std::ptrdiff_t size(const Call& call) {
-        const std::ptrdiff_t place = sizeof(std::uint16_t), of_block = most_collected + most_collected * place / 8 + 2;
+        const std::ptrdiff_t place = sizeof(std::uint16_t), of_block = call.collected + call.collected * place / 8 + 2;
         return 2 * call.room + call.blocks + (call.truncates ? 2 * (call.bins + 1) + call.blocks * of_block : 0);
     }
     double* buffer(int thread) const { return memory + thread * size(call); }
@@ -150,7 +152,7 @@ struct Team {
     Bin* bins(int thread) const { return reinterpret_cast<Bin*>(buffer(thread) + 2 * call.room + call.blocks); }
     double* scores() const { return memory + 2 * call.room + call.blocks + 2 * (call.bins + 1); }
     std::ptrdiff_t* counts() const {
-        return reinterpret_cast<std::ptrdiff_t*>(scores() + call.blocks * most_collected);
+        return reinterpret_cast<std::ptrdiff_t*>(scores() + call.blocks * call.collected);
     }
     double* above() const { return reinterpret_cast<double*>(counts() + call.blocks); }
     std::uint16_t* places() const { return reinterpret_cast<std::uint16_t*>(above() + call.blocks); }
@@ -263,8 +265,8 @@ class Slice {
             if (!fit.load(std::memory_order_relaxed) || !has(b, bracket.low)) return;
             count =
                 sampling<T>().collect(scores(begin, end, thread), end - begin, max[b], call.temperature, bracket,
-                                      most_collected, collected(b), places(b), all_above_ ? team.above() + b : nullptr);
-            if (count > most_collected) fit.store(false, std::memory_order_relaxed);
+                                      call.collected, collected(b), places(b), all_above_ ? team.above() + b : nullptr);
+            if (count > call.collected) fit.store(false, std::memory_order_relaxed);
         });
         collected_ = fit;
     }
@@ -306,8 +308,10 @@ class Slice {
     const T* scores(std::ptrdiff_t begin, std::ptrdiff_t end, int thread) const {
         return call.scores<T>(source_, begin, end, team.buffer(thread));
     }
-    T* collected(std::ptrdiff_t block) const { return reinterpret_cast<T*>(team.scores()) + block * most_collected; }
-    std::uint16_t* places(std::ptrdiff_t block) const { return team.places() + block * most_collected; }
+    T* collected(std::ptrdiff_t block) const {
+        return reinterpret_cast<T*>(team.scores()) + block * team.call.collected;
+    }
+    std::uint16_t* places(std::ptrdiff_t block) const { return team.places() + block * team.call.collected; }
 
     // The exponential of each block's largest score, relative to that of all; in double, as their errors would be those
     // of whole blocks.
@@ -435,7 +439,7 @@ class Selection {
         std::int64_t candidates = 0;
         for (std::ptrdiff_t j = from; j < count; ++j) candidates += bins()[j].count * inspected_part;
         enter(from, to);
-        return candidates > call_.blocks * most_collected / 2;
+        return candidates > call_.blocks * call_.collected / 2;
     }
 
     // `wanted` of those from key `low` on, which are enough unless all are left.

@@ -20,6 +20,7 @@ import fastsoftmax as fs
 import numpy as np
 from arrays import (
     CALLS,
+    DRAWS,
     FLOATING,
     IN_PLACE,
     INTO,
@@ -30,7 +31,7 @@ from arrays import (
     Inputs,
     assert_all_same_bits,
     bfloat16,
-    every_result,
+    results,
 )
 from numpy.typing import DTypeLike, NDArray
 
@@ -173,7 +174,13 @@ class Exhausted:
 def exhaust() -> None:
     """Every call without memory; the next smaller one works all the same, and then the same again."""
     few = Inputs.normal((3, 5), np.float32)
-    of_few = every_result(fs, few)
+
+    def results_of_few() -> tuple[NDArray[Any], ...]:
+        # What sampling knows between its two visits of the scores is more than the stack should hold.
+        kept = [call for name, call in CALLS.items() if name not in DRAWS]
+        return tuple(r for call in kept for r in results(call(fs, few, -1)))
+
+    of_few = results_of_few()
     dense = Inputs.normal((300, 1000), np.float32)
     raised = set()
     for layout in ("c", "strided"):
@@ -189,7 +196,7 @@ def exhaust() -> None:
                     call(a, out)
                 except MemoryError:
                     failed = True
-                got = every_result(fs, few)
+                got = results_of_few()
             assert_all_same_bits(got, of_few)
             if failed:
                 raised.add((name, layout))

@@ -402,7 +402,7 @@ def _cross_entropy(
     with_hess: bool = False,
     hess_out: Array | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Loss, gradient and Hessian, where asked for. What is one a slice keeps the class axis, of extent 1, to the end."""
+    """Loss, gradient and Hessian, if wanted. What is one a slice keeps the class axis, of extent 1, to the end."""
     x, targets, axis, weight, ignore_index, e, temperature, reduction, dtype = loss_arguments(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
     )
