@@ -26,6 +26,9 @@ Operation = Literal[
     "log_softmax_grad",
     "cross_entropy",
     "cross_entropy_with_grad",
+    "cross_entropy_with_grad_hess",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "vocabulary_step",
 ]
 
@@ -62,7 +65,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        operation = self.operation.replace("_with_grad", " + gradient").replace("_grad", " gradient")
+        operation = self.operation.replace("_hess", " + Hessian")
+        operation = operation.replace("_with_grad", " + gradient").replace("_grad", " gradient")
         words = [operation.replace("_step", " step").replace("sample_", "sample ")]
         if self.dtype != "float32":
             words.append(self.dtype)
@@ -116,8 +120,8 @@ class Case:
         """The signature of the core's operation that computes it."""
         if self.draws:
             return {"second": False, "labels": False, "output": False}
-        both = self.operation in ("cross_entropy_with_grad", "vocabulary_step")
-        return SIGNATURES["cross_entropy_grad" if both else self.operation]
+        name = "cross_entropy_with_grad" if self.operation == "vocabulary_step" else self.operation
+        return SIGNATURES[name.removesuffix("_hess").replace("_with_grad", "_grad")]
 
     @property
     def draws(self) -> bool:
@@ -127,6 +131,16 @@ class Case:
     @property
     def has_loss(self) -> bool:
         return self.operation.startswith("cross_entropy")
+
+    @property
+    def diverges(self) -> bool:
+        """Whether it compares two arrays of scores."""
+        return self.operation.startswith("kl_divergence")
+
+    @property
+    def has_hess(self) -> bool:
+        """Whether a second array with the class axis is written."""
+        return self.operation.endswith("_hess")
 
     @property
     def reduces(self) -> bool:
@@ -141,7 +155,7 @@ class Case:
     @property
     def bytes_moved(self) -> int:
         """The bytes that must be read and written if memory sees every array once."""
-        arrays = self.arrays_read + (not self.reduces)
+        arrays = self.arrays_read + (not self.reduces) + self.has_hess
         return arrays * self.elements * dtype_of(self.dtype).itemsize
 
 
@@ -172,7 +186,9 @@ class Workload:
         self.x: Array = logits.astype(self.dtype, copy=False)
         self._logits = self.x.copy() if case.in_place else self.x
         if case.signature["second"]:
-            self.dy: Array = rng.standard_normal(case.shape, np.float32).astype(self.dtype, copy=False)
+            # The gradient of a result; or scores that others resemble, as a student's do its teacher's.
+            dy = rng.standard_normal(case.shape, np.float32)
+            self.dy: Array = (logits + dy if case.diverges else dy).astype(self.dtype, copy=False)
 
     def renew(self) -> None:
         """Restore the logits that a contender overwrote."""
@@ -182,7 +198,7 @@ class Workload:
     @cached_property
     def result_shape(self) -> tuple[int, ...]:
         case = self.case
-        if case.operation == "cross_entropy" and case.reduction == "mean":
+        if case.operation in ("cross_entropy", "kl_divergence") and case.reduction == "mean":
             return ()
         return case.batch if case.reduces else case.shape
 
@@ -191,7 +207,7 @@ class Workload:
         """Whether contenders that can write to an array that is given to them do so."""
         if self.case.result:
             return self.case.result != "new"
-        fits = self.case.operation not in ("cross_entropy", "vocabulary_step", "log_softmax_top_k")
+        fits = self.case.operation not in ("cross_entropy", "kl_divergence", "vocabulary_step", "log_softmax_top_k")
         fits = fits and not self.case.draws
         return fits and math.prod(self.result_shape) * self.dtype.itemsize >= PREALLOCATE_BYTES
 
@@ -199,6 +215,10 @@ class Workload:
     def out(self) -> Array:
         """The logits, or zeros written out, so that every page exists."""
         return self.x if self.case.in_place else np.full(self.result_shape, 0, self.dtype)
+
+    @cached_property
+    def hess(self) -> Array:
+        return np.full(self.result_shape, 0, self.dtype)
 
 
 GROUPS: dict[str, list[Case]] = {
@@ -220,6 +240,9 @@ GROUPS: dict[str, list[Case]] = {
         Case("cross_entropy_with_grad", (100_000, 2)),
         Case("cross_entropy_with_grad", (100_000, 10)),
         Case("cross_entropy_with_grad", (1_000_000, 10)),
+        Case("cross_entropy_with_grad_hess", (100_000, 2)),
+        Case("cross_entropy_with_grad_hess", (100_000, 10)),
+        Case("kl_divergence", (100_000, 10)),
     ],
     "Rows": [
         Case("softmax", (10_000, 50)),
@@ -286,6 +309,7 @@ GROUPS: dict[str, list[Case]] = {
         Case("cross_entropy", (4, 19, 128, 128), axis=1),
         Case("cross_entropy_with_grad", (4, 19, 128, 128), axis=1),
         Case("cross_entropy_with_grad", (16, 19, 128, 128), axis=1),
+        Case("kl_divergence", (4, 19, 128, 128), axis=1),
     ],
     "Losses": [
         Case("cross_entropy", (10_000, 100)),
@@ -299,6 +323,12 @@ GROUPS: dict[str, list[Case]] = {
         Case("cross_entropy_with_grad", (64, 32_000)),
         Case("cross_entropy_with_grad", (512, 32_000)),
         Case("cross_entropy_with_grad", (16, 128_256)),
+        Case("cross_entropy_with_grad_hess", (10_000, 100)),
+        Case("cross_entropy_with_grad_hess", (4096, 1000)),
+        Case("kl_divergence", (10_000, 100)),
+        Case("kl_divergence", (4096, 1000)),
+        Case("kl_divergence", (64, 128_256)),
+        Case("kl_divergence_with_grad", (4096, 1000)),
     ],
     "Draws": [
         *(
@@ -328,6 +358,7 @@ GROUPS: dict[str, list[Case]] = {
                 Case("softmax_grad", (1024, 1000), dtype=dtype),
                 Case("cross_entropy", (1024, 1000), dtype=dtype),
                 Case("cross_entropy_with_grad", (1024, 1000), dtype=dtype),
+                Case("kl_divergence", (1024, 1000), dtype=dtype),
             )
         ),
         Case("softmax", (4096, 1000), dtype="float64"),
@@ -362,6 +393,8 @@ QUICK = frozenset(
         Case("cross_entropy_with_grad", (4096, 1000)),
         Case("cross_entropy_with_grad", (64, 32_000)),
         Case("cross_entropy_with_grad", (4, 19, 128, 128), axis=1),
+        Case("cross_entropy_with_grad_hess", (100_000, 10)),
+        Case("kl_divergence", (4096, 1000)),
     }
 )
 

@@ -83,9 +83,11 @@ class NumpyApi(Contender):
             return partial(function, work.x, work.targets, case.axis, **out)
         if case.operation == "log_softmax_top_k":
             return partial(function, work.x, case.k, case.axis)
-        if case.has_loss:
+        if case.has_loss or case.diverges:
             reduction = {} if case.reduction == "mean" else {"reduction": case.reduction}
-            return partial(function, work.x, work.targets, case.axis, **reduction, **out)
+            if case.has_hess and out:
+                out = {"out": (work.out, work.hess)}
+            return partial(function, work.x, work.dy if case.diverges else work.targets, case.axis, **reduction, **out)
         if case.operation in ("softmax_grad", "log_softmax_grad"):
             forward = getattr(self._module, case.operation.removesuffix("_grad"))
             return partial(function, forward(work.x, case.axis), work.dy, case.axis, **out)
@@ -124,11 +126,19 @@ class Scipy(Contender):
             return partial(self._at, work.x, np.expand_dims(work.targets, case.axis), case.axis)
         if case.operation == "log_softmax_top_k":
             return partial(self._top, np.moveaxis(work.x, case.axis, -1), case.k)
+        if case.operation == "kl_divergence":
+            return partial(self._divergence, work.x, work.dy, case.axis)
         if case.operation not in ("softmax", "log_softmax", "logsumexp", "entropy"):
             raise Unsupported(f"scipy.special has no {case.operation}")
         if case.operation == "entropy":
             return lambda: special.entr(special.softmax(work.x, case.axis)).sum(case.axis)
         return partial(getattr(special, case.operation), work.x, axis=case.axis)
+
+    @staticmethod
+    def _divergence(x: Array, y: Array, axis: int) -> Any:
+        from scipy import special
+
+        return special.rel_entr(special.softmax(x, axis), special.softmax(y, axis)).sum(axis).mean()
 
     @staticmethod
     def _at(x: Array, targets: Array, axis: int) -> Array:

@@ -146,11 +146,24 @@ uint32_t move_1_to_0(const uint32_t* x, ptrdiff_t count, int threads) {
     return sum;
 }
 
+uint32_t move_2_to_0(const uint32_t* a, const uint32_t* b, ptrdiff_t count, int threads) {
+    uint32_t sum = 0;
+    SHARED_SUM
+    for (ptrdiff_t i = 0; i < count; ++i) sum += a[i] ^ b[i];
+    return sum;
+}
 void move_1_to_1(const uint32_t* x, uint32_t* y, ptrdiff_t count, int threads) {
     SHARED(simd)
     for (ptrdiff_t i = 0; i < count; ++i) y[i] = ~x[i];
 }
 
+void move_1_to_2(const uint32_t* x, uint32_t* y, uint32_t* z, ptrdiff_t count, int threads) {
+    SHARED(simd)
+    for (ptrdiff_t i = 0; i < count; ++i) {
+        y[i] = ~x[i];
+        z[i] = -x[i];
+    }
+}
 void move_2_to_1(const uint32_t* a, const uint32_t* b, uint32_t* y, ptrdiff_t count, int threads) {
     SHARED(simd)
     for (ptrdiff_t i = 0; i < count; ++i) y[i] = a[i] ^ b[i];

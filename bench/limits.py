@@ -64,6 +64,8 @@ class Move(Limit):
         words = -(-case.elements * work.dtype.itemsize // 4)
         read = [np.ones(words, np.uint32) for _ in range(case.arrays_read)]
         written = [] if case.reduces else read[:1] if case.in_place else [np.ones(words, np.uint32)]
+        if case.has_hess:
+            written.append(np.ones(words, np.uint32))
         return self.call(f"move_{len(read)}_to_{len(written)}", work, [*read, *written])
 
 

@@ -7,20 +7,25 @@ from rich import box
 from rich.table import Table
 
 from .busy import BusyRun
-from .cases import Case
+from .cases import Case, Operation
 from .contenders import ONE_THREAD
 from .race import OURS, CaseResult, Run
 
 FEW = 32  # classes
 CALL_SECONDS = 1e-6
-# How many times as long as logsumexp of the same scores.
-OF_LOGSUMEXP = {
-    "entropy": 1.5,
-    "log_softmax_at": 1.1,
-    "log_softmax_top_k": 1.5,
-    "sample": 1.3,
-    "sample_top_k": 3.0,
-    "sample_top_p": 3.0,
+# How many times as long as another operation of the same scores: logsumexp, of two arrays where two are read, or the
+# loss with its gradient.
+LOGSUMEXP: Operation = "logsumexp"
+LOSS: Operation = "cross_entropy_with_grad"
+OF_ANOTHER: dict[str, tuple[Operation, float]] = {
+    "entropy": (LOGSUMEXP, 1.5),
+    "log_softmax_at": (LOGSUMEXP, 1.1),
+    "log_softmax_top_k": (LOGSUMEXP, 1.5),
+    "sample": (LOGSUMEXP, 1.3),
+    "sample_top_k": (LOGSUMEXP, 3.0),
+    "sample_top_p": (LOGSUMEXP, 3.0),
+    "kl_divergence": (LOGSUMEXP, 3.0),
+    "cross_entropy_with_grad_hess": (LOSS, 1.3),
 }
 # The noise in a ratio of two loops that take the same time.
 NOISE = 0.05
@@ -39,7 +44,8 @@ LEGEND = (
     "Wanted: 1.5 times as fast as the fastest other, 3 times with up to 32 classes or a class axis that is not the "
     "last; at most 1.4 times the time of exp, 2 times with up to 99 classes or such an axis; a call on fewer than 1000 "
     "numbers in 1 µs or 1.3 times the time of np.exp; entropy and the k largest in at most 1.5 times the time of "
-    "logsumexp, log-probabilities at indices in 1.1 times, sample in 1.3, with top_k or top_p in 3; with two threads "
+    "logsumexp, log-probabilities at indices in 1.1 times, sample in 1.3, with top_k or top_p in 3, a divergence in "
+    "1.5 times that of both arrays; a Hessian beside loss and gradient in 1.3 times their time; with two threads "
     "1.8 times as fast as with one, or as much as exp gains if that is less, and with any number never slower. "
     "[NOTES.md](NOTES.md) says what bounds the cases of each kind, and what was tried."
 )
@@ -63,13 +69,14 @@ def table(runs: Sequence[Run], plain: bool = False) -> Table:
     for run in runs:
         results = {result.case: result for result in run.results}
         for result in run.results:
-            for mark, wanted, found in missed(result, results.get(replace(result.case, operation="logsumexp", k=0))):
+            another, _ = OF_ANOTHER.get(result.case.operation, (LOGSUMEXP, 0.0))
+            for mark, wanted, found in missed(result, results.get(replace(result.case, operation=another, k=0))):
                 grid.add_row(result.case.name, str(run.threads), mark, f"{wanted:.2f}", f"{found:.2f}")
     return grid
 
 
-def missed(result: CaseResult, logsumexp: CaseResult | None = None) -> Iterator[tuple[str, float, float]]:
-    """(mark, what is wanted, what was found). `logsumexp`: that of the same scores, if it was raced."""
+def missed(result: CaseResult, another: CaseResult | None = None) -> Iterator[tuple[str, float, float]]:
+    """(mark, what is wanted, what was found). `another`: the other operation on the same scores, if it was raced."""
     case, timings = result.case, result.timings
     fastest = result.rivals[0]
     lead = 3.0 if case.classes <= FEW or case.strided else 1.5
@@ -83,10 +90,10 @@ def missed(result: CaseResult, logsumexp: CaseResult | None = None) -> Iterator[
         limit = limit_of_exp(case)
         if (found := result.ratio(OURS, "exp")) > limit:
             yield "/ exp", limit, found
-    if logsumexp is not None and case.operation in OF_LOGSUMEXP:
-        limit = OF_LOGSUMEXP[case.operation]
-        if (found := timings[OURS].median / logsumexp.timings[OURS].median) > limit:
-            yield "/ logsumexp", limit, found
+    if another is not None and case.operation in OF_ANOTHER:
+        name, limit = OF_ANOTHER[case.operation]
+        if (found := timings[OURS].median / another.timings[OURS].median) > limit:
+            yield f"/ {'logsumexp' if name == LOGSUMEXP else 'loss + gradient'}", limit, found
     if OURS + ONE_THREAD in timings:
         gain = result.ratio(OURS + ONE_THREAD)
         wanted = 1.0

@@ -194,6 +194,48 @@ def cross_entropy_with_grad_rows(x: Any, targets: Any, grad: Any) -> Any:
 
 
 @_jit
+def cross_entropy_with_grad_hess_rows(x: Any, targets: Any, grad: Any, hess: Any) -> Any:
+    loss = 0.0
+    share = x.dtype.type(1) / x.dtype.type(x.shape[0])
+    for i in prange(x.shape[0]):
+        largest = x[i, 0]
+        total = x.dtype.type(0)
+        for c in range(1, x.shape[1]):
+            largest = max(largest, x[i, c])
+        for c in range(x.shape[1]):
+            e = exp(x[i, c] - largest)
+            grad[i, c] = e
+            total += e
+        scale = x.dtype.type(1) / total
+        for c in range(x.shape[1]):
+            p = grad[i, c] * scale
+            grad[i, c] = p * share
+            hess[i, c] = p * (x.dtype.type(1) - p) * share
+        grad[i, targets[i]] -= share
+        loss += largest + math.log(total) - x[i, targets[i]]
+    return loss / x.shape[0]
+
+
+@_jit
+def kl_divergence_rows(x: Any, y: Any) -> Any:
+    divergence = 0.0
+    for i in prange(x.shape[0]):
+        largest, largest_y = x[i, 0], y[i, 0]
+        for c in range(1, x.shape[1]):
+            largest = max(largest, x[i, c])
+            largest_y = max(largest_y, y[i, c])
+        total, total_y, weighed = x.dtype.type(0), x.dtype.type(0), x.dtype.type(0)
+        for c in range(x.shape[1]):
+            d, d_y = x[i, c] - largest, y[i, c] - largest_y
+            e = exp(d)
+            total += e
+            total_y += exp(d_y)
+            weighed += e * (d - d_y)
+        divergence += weighed / total - math.log(total) + math.log(total_y)
+    return divergence / x.shape[0]
+
+
+@_jit
 def softmax_columns(x: Any, out: Any) -> None:
     outer, classes, inner = x.shape
     blocks = (inner + BLOCK - 1) // BLOCK
@@ -323,6 +365,8 @@ ROWS: dict[str, Kernel] = {
     "log_softmax_grad": log_softmax_grad_rows,
     "cross_entropy": cross_entropy_rows,
     "cross_entropy_with_grad": cross_entropy_with_grad_rows,
+    "cross_entropy_with_grad_hess": cross_entropy_with_grad_hess_rows,
+    "kl_divergence": kl_divergence_rows,
 }
 COLUMNS: dict[str, Kernel] = {
     "softmax": softmax_columns,

@@ -58,6 +58,18 @@ class Torch(Contender):
                 y = getattr(torch, forward)(x, case.axis)
                 backward = getattr(torch.ops.aten, f"_{forward}_backward_data")
                 return partial(backward, self._tensor(work.dy), y, case.axis, x.dtype)
+            case "kl_divergence":
+                return partial(self._divergence, x, self._tensor(work.dy), case.axis)
+            case "kl_divergence_with_grad":
+                q = self._tensor(work.dy).requires_grad_()
+
+                def divergence_and_gradient() -> Any:
+                    divergence = self._divergence(x, q, case.axis)
+                    return divergence.detach(), *torch.autograd.grad(divergence, q)
+
+                return divergence_and_gradient
+            case "cross_entropy_with_grad_hess":
+                return partial(self._with_hessian, x, targets.unsqueeze(case.axis), case.axis)
             case _:
                 # torch wants the classes second.
                 x = x.movedim(case.axis, 1) if x.ndim > 1 else x
@@ -71,6 +83,22 @@ class Torch(Contender):
         from torch.distributions import Categorical
 
         return Categorical(logits=x.movedim(axis, -1), validate_args=False).entropy()
+
+    @staticmethod
+    def _divergence(x: Any, y: Any, axis: int) -> Any:
+        from torch.nn import functional
+
+        logp, logq = x.log_softmax(axis), y.log_softmax(axis)
+        return functional.kl_div(logq, logp, reduction="sum", log_target=True) * (x.shape[axis] / x.numel())
+
+    @staticmethod
+    def _with_hessian(x: Any, targets: Any, axis: int) -> Any:
+        logp = x.log_softmax(axis)
+        p = logp.exp()
+        share = x.shape[axis] / x.numel()
+        hess = p * (1 - p) * share
+        grad = p.mul_(share).scatter_add_(axis, targets, p.new_full((), -share).expand(targets.shape))
+        return -logp.gather(axis, targets).mean(), grad, hess
 
     @staticmethod
     def _at(x: Any, targets: Any, axis: int) -> Any:
@@ -159,6 +187,11 @@ class TorchCompiled(Torch):
                 return self._compiled(self._at, self._tensor(work.x), targets, case.axis)
             case "log_softmax_top_k":
                 return self._compiled(self._top, self._tensor(work.x), case.k, case.axis)
+            case "kl_divergence":
+                return self._compiled(self._divergence, self._tensor(work.x), self._tensor(work.dy), case.axis)
+            case "cross_entropy_with_grad_hess":
+                targets = torch.from_numpy(work.targets).unsqueeze(case.axis)
+                return self._compiled(self._with_hessian, self._tensor(work.x), targets, case.axis)
             case "cross_entropy" | "cross_entropy_with_grad" if case.reduction == "mean":
                 x = self._tensor(work.x)
                 x = x.movedim(case.axis, 1) if x.ndim > 1 else x
@@ -301,6 +334,8 @@ class Jax(Contender):
             arrays = [np.asarray(getattr(jax.nn, case.operation.removesuffix("_grad"))(work.x, case.axis)), work.dy]
         if case.draws:
             arrays.append(jax.random.key(0))
+        if case.diverges:
+            arrays.append(work.dy)
         inputs = [jax.numpy.asarray(array) for array in arrays]
         return lambda: jax.block_until_ready(compiled(*inputs))
 
@@ -332,6 +367,15 @@ class Jax(Contender):
             logp = jax.nn.log_softmax(x, axis=axis)
             p = jnp.exp(logp)
             return -jnp.where(p == 0, 0, p * logp).sum(axis)
+
+        def divergence(x: Any, y: Any) -> Any:
+            logp, logq = jax.nn.log_softmax(x, axis=axis), jax.nn.log_softmax(y, axis=axis)
+            return (jnp.exp(logp) * (logp - logq)).sum(axis).mean()
+
+        def with_hessian(x: Any, targets: Any) -> Any:
+            value, grad = jax.value_and_grad(loss)(x, targets)
+            p = jax.nn.softmax(x, axis=axis)
+            return value, grad, p * (1 - p) / targets.size
 
         def softmax_grad(y: Any, dy: Any) -> Any:
             return y * (dy - (y * dy).sum(axis, keepdims=True))
@@ -378,6 +422,12 @@ class Jax(Contender):
                 function = loss if reduction == "mean" else losses
             case "cross_entropy_with_grad":
                 function = jax.value_and_grad(loss) if reduction == "mean" else losses_and_gradient
+            case "cross_entropy_with_grad_hess":
+                function = with_hessian
+            case "kl_divergence":
+                function = divergence
+            case "kl_divergence_with_grad":
+                function = jax.value_and_grad(divergence, argnums=1)
             case "softmax_grad":
                 function = softmax_grad
             case "log_softmax_grad":
@@ -419,11 +469,16 @@ class Numba(Contender):
             raise Unsupported(f"no kernel for {case.operation} along axis {case.axis}")
         shape = (outer, classes) if rows else (outer, classes, -1)
         x = work.x.reshape(shape)
+        if case.diverges:
+            return partial(function, x, work.dy.reshape(shape))
         if case.has_loss or case.operation == "log_softmax_at":
             targets = np.ascontiguousarray(work.targets).reshape((outer,) if rows else (outer, -1))
             if case.operation in ("cross_entropy", "log_softmax_at"):
                 return partial(function, x, targets)
             grad = x if case.in_place else np.empty_like(x)
+            if case.has_hess:
+                hess = np.empty_like(x)
+                return lambda: (function(x, targets, grad, hess), grad, hess)
             return lambda: (function(x, targets, grad), grad)
         out = np.empty(work.result_shape, x.dtype) if not work.preallocates else work.out
         flat = out.reshape(shape[:1] + shape[2:] if case.reduces else shape)
