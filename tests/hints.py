@@ -207,7 +207,7 @@ assert_type(fs.sample(1.0, random), np.intp)
 assert_type(fs.sample(single, random), Any)
 assert_type(fs.sample(single, random, size=None, top_k=np.int64(5)), Any)
 assert_type(fs.sample(single, random, 0, size=3, temperature=2, top_p=0.9, min_p=np.float32(0.1)), NDArray[np.intp])
-assert_type(fs.sample(lists, random, size=np.uint8(3), where=mask), NDArray[np.intp])
+assert_type(fs.sample(half, random, size=np.uint8(3), where=mask), NDArray[np.intp])
 refused(lambda: fs.sample(single))  # type: ignore[call-overload]
 refused(lambda: fs.sample(single, 0))  # type: ignore[call-overload]
 refused(lambda: fs.sample(single, random, None))  # type: ignore[call-overload]

@@ -183,7 +183,7 @@ constexpr int parts_of_sums = 5;
 // As many picks are ranked by comparing each with each. Of more, sorting takes less time.
 constexpr std::ptrdiff_t most_ranked = 256;
 // How many rows are computed together where exponentials of two arrays are kept.
-constexpr std::ptrdiff_t rows_of_both(std::ptrdiff_t classes, std::ptrdiff_t lanes, std::ptrdiff_t width) {
+static constexpr std::ptrdiff_t rows_of_both(std::ptrdiff_t classes, std::ptrdiff_t lanes, std::ptrdiff_t width) {
     const std::ptrdiff_t fit = rows_room / (2 * width * (classes > 0 ? classes : 1));
     return fit < 1 ? 1 : fit < lanes ? fit : lanes;
 }
