@@ -36,7 +36,7 @@ def check(dtype: type, tolerance: float) -> None:
     }
     assert calls.keys() == set(reference.__all__)
     for name, arguments in calls.items():
-        # Each draws from a generator of its own.
+        # Both draw from the same generator's beginning.
         got, wanted = (getattr(module, name)(*deepcopy(arguments)) for module in (fs, reference))
         pairs = zip(got, wanted, strict=True) if isinstance(got, tuple) else [(got, wanted)]
         for a, b in pairs:

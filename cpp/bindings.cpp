@@ -306,7 +306,7 @@ py::object entropy(const py::array& x, const MaybeArray& out, const py::dtype& d
     return compute_arrays<Operation::entropy>(x, {}, out, dtype, axes, temperature, where, keepdims);
 }
 
-// Indices, and results, have the shape of x but for the extent along `axis`, or lack that axis.
+// `indices` and the result have the shape of x without `axis`, or with any extent along it.
 py::object log_softmax_at(const py::array& x, const py::array& indices, const MaybeArray& out, const py::dtype& dtype,
                           std::int64_t axis, double temperature, const MaybeArray& where) {
     Builder b(x, ClassAxes().set(static_cast<std::size_t>(axis)));
@@ -326,7 +326,7 @@ py::object log_softmax_at(const py::array& x, const py::array& indices, const Ma
     return all_are_classes ? finished(result, !out) : py::none();
 }
 
-// Both results have the shape of x but for the extent k along `axis`.
+// Both results have the shape of x, with extent k along `axis`.
 py::tuple log_softmax_top_k(const py::array& x, std::int64_t k, const py::dtype& dtype, std::int64_t axis,
                             double temperature, const MaybeArray& where) {
     Builder b(x, ClassAxes().set(static_cast<std::size_t>(axis)));

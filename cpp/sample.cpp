@@ -167,8 +167,8 @@ struct Team {
     }
 };
 
-// One slice, while it is measured. Of each block there is the largest score and, relative to its exponential, the sum
-// of what is left.
+// One slice, while it is measured. Each block has its largest score, and the sum of the exponentials that are left,
+// relative to that of this score.
 template <class T>
 class Slice {
   public:
@@ -225,8 +225,9 @@ class Slice {
         for (std::ptrdiff_t b = 0; b < call.blocks; ++b) sum_[b] = sum += sum_[b] * team.factors()[b];
     }
 
-    // Calls f(block, scores, count, least, thread) for parts that have all that is left of keys from `key` on, of which
-    // those from `least` on are left: from what is collected, or else of so many classes of each block.
+    // Calls f(block, scores, count, least, thread) for parts of the slice that together hold every class that is left
+    // and has a key from `key` on. In a part, the keys from `least` on are left. The parts are those collected, if any
+    // are, or else the first `classes_of_block` classes of each block.
     template <class F>
     void for_left(std::int64_t key, std::ptrdiff_t classes_of_block, F f) const {
         if (collected_) {

@@ -180,8 +180,9 @@ constexpr std::ptrdiff_t rows_room = 16384;
 // Largest score, its exponential, and the sum of all others, the latter two in two parts.
 constexpr int parts_of_sums = 5;
 
-// As many picks are ranked by comparing each with each. Of more, sorting takes less time.
+// Up to this many picks are ranked by comparing each with every other one. More are sorted, which is then faster.
 constexpr std::ptrdiff_t most_ranked = 256;
+
 // How many rows are computed together where exponentials of two arrays are kept.
 static constexpr std::ptrdiff_t rows_of_both(std::ptrdiff_t classes, std::ptrdiff_t lanes, std::ptrdiff_t width) {
     const std::ptrdiff_t fit = rows_room / (2 * width * (classes > 0 ? classes : 1));
@@ -271,8 +272,8 @@ struct Bin {
     std::int64_t weight, count;
 };
 
-// What is left to draw from, each of what the one before left: so many of the most probable classes; the fewest of them
-// whose sum reaches this; those of at least this times the largest probability.
+// Which classes may be drawn. Each rule applies to the classes that the one before it left: the `top_k` most probable
+// ones; the fewest whose sum reaches `top_p`; those with at least `min_p` times the largest probability.
 struct Truncation {
     std::int64_t top_k = INT64_MAX;
     double top_p = 1, min_p = 0;

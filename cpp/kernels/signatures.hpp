@@ -79,41 +79,34 @@ constexpr Signature signature<Operation::entropy> = {.name = "entropy",
                                                      .state = statistics_state,
                                                      .value_of_none = 0};
 
-// Summed as for logsumexp. Results, as many as labels, go to their array some at a time.
+// Slices are summed as for logsumexp. There are as many results as labels, and they are scattered some at a time.
+constexpr Signature picks_signature(const char* name) {
+    return {.name = name,
+            .labels = PerSlice::own,
+            .masked_scores = -infinity,
+            .masked_output = -infinity,
+            .sums_exponentials = true,
+            .state = statistics_state};
+}
 template <>
-constexpr Signature signature<Operation::log_softmax_at> = {.name = "log_softmax_at",
-                                                            .labels = PerSlice::own,
-                                                            .masked_scores = -infinity,
-                                                            .masked_output = -infinity,
-                                                            .sums_exponentials = true,
-                                                            .state = statistics_state};
+constexpr Signature signature<Operation::log_softmax_at> = picks_signature("log_softmax_at");
+template <>
+constexpr Signature signature<Operation::log_softmax_top_k> = picks_signature("log_softmax_top_k");
 
-// Likewise; neighbouring slices are gathered, because what is selected from is a row.
+constexpr Signature divergence_signature(const char* name, bool with_gradient) {
+    return {.name = name,
+            .second = true,
+            .output = with_gradient,
+            .value = PerSlice::one,
+            .masked_scores = -infinity,
+            .masked_second = -infinity,
+            .keeps_both = true,
+            .value_of_none = 0};
+}
 template <>
-constexpr Signature signature<Operation::log_softmax_top_k> = {.name = "log_softmax_top_k",
-                                                               .labels = PerSlice::own,
-                                                               .masked_scores = -infinity,
-                                                               .masked_output = -infinity,
-                                                               .sums_exponentials = true,
-                                                               .state = statistics_state};
+constexpr Signature signature<Operation::kl_divergence> = divergence_signature("kl_divergence", false);
 template <>
-constexpr Signature signature<Operation::kl_divergence> = {.name = "kl_divergence",
-                                                           .second = true,
-                                                           .value = PerSlice::one,
-                                                           .masked_scores = -infinity,
-                                                           .masked_second = -infinity,
-                                                           .keeps_both = true,
-                                                           .value_of_none = 0};
-
-template <>
-constexpr Signature signature<Operation::kl_divergence_grad> = {.name = "kl_divergence_grad",
-                                                                .second = true,
-                                                                .output = true,
-                                                                .value = PerSlice::one,
-                                                                .masked_scores = -infinity,
-                                                                .masked_second = -infinity,
-                                                                .keeps_both = true,
-                                                                .value_of_none = 0};
+constexpr Signature signature<Operation::kl_divergence_grad> = divergence_signature("kl_divergence_grad", true);
 
 // Its own loop reads scores and weights, a block at a time.
 constexpr Signature weighed_signature = {.name = "weighed_logsumexp",

@@ -434,8 +434,8 @@ void own_rows_of(const Run& run) {
     }
 }
 
-// From here on a run has one row, which is computed in blocks. Exponentials of its own refer to `reference`, the
-// largest score of the row; the fixed ones leave it out.
+// From here on a run has one row, which is computed in blocks. OwnExponential needs `reference`, the largest score of
+// the row; FixedExponential ignores it.
 
 template <class Exp, class T>
 FASTSOFTMAX_INLINE Exp exponential_of_block(const Run& run, double reference) {

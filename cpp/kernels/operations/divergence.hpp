@@ -26,7 +26,7 @@ struct CarriedSum {
     }
 };
 
-// Of exponentials, which are kept.
+// Sums exponentials, which are kept.
 template <class T>
 struct RoundedSum : CarriedSum<T> {
     template <class Exp, int packs>
@@ -219,7 +219,7 @@ class Divergence {
         const Doubles<T> sum = quotient(terms, all), zero = doubles<T>(0);
         // sum of p d - terms = sum of p - q, which would be 0.
         Doubles<T> off = quotient(slopes - terms, all);
-        // Of a large one, or where it is undefined, there is nothing to mend.
+        // A large difference cannot be mended, nor can one that is NaN.
         off = select(less(off * off, doubles<T>(1)), off, zero);
         // Where all q add up to less than 1 by `off`, exp(-d) - 1 + d is too large by half of its square.
         const Doubles<T> square = off * off, divergence = max(zero, sum - square * doubles<T>(0.5));

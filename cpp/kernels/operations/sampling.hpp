@@ -76,9 +76,9 @@ double largest_score(const T* x, std::ptrdiff_t count) {
 }
 
 // The sum of exp((x - max) / temperature) over scores whose key is not below `least`, where `max` is not below any; NaN
-// if one is NaN. Error: 1.7 * 2^-23 (double 2^-52), of an exponential, the one of `max`, and the sum of four. At `to`,
-// if that is not null, their exponentials, in any unit, are left with room for whole packs, 0 for other scores. What
-// is at `next`, if that is not null, is fetched meanwhile, so many bytes a score.
+// if one is NaN. Error: 1.7 * 2^-23 (double 2^-52), of an exponential, the one of `max`, and the sum of four. Unless
+// `to` is null, it receives the exponentials, in any unit, and 0 for the other scores; it has room for whole packs.
+// Unless `next` is null, the memory there is fetched meanwhile, `next_bytes` for each score.
 template <class T>
 double mass_of_block(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to,
                      const std::byte* next, std::ptrdiff_t next_bytes) {
@@ -149,9 +149,9 @@ std::ptrdiff_t collect_scores(const T* x, std::ptrdiff_t count, double max, doub
     return found;
 }
 
-// Adds what scores within the bracket weigh to the bins, in order of their keys, but for keys below `least`; returns
-// what those above it weigh, if asked. The weight of a score is 1, or its exponential relative to `max` in units of
-// 2^-weight_bits, nearly.
+// Adds the weight of each score in the bracket to the bin of its key, except for keys below `least`. If `above`,
+// returns the weight of all scores above the bracket. A score weighs 1 or, by mass, its exponential relative to that of
+// `max`, in units of about 2^-weight_bits.
 template <class T, bool by_mass>
 std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
                          std::int64_t least, bool above, Bin* bins) {
@@ -221,7 +221,7 @@ std::uint32_t undefined_in_tile(const T* tile, std::ptrdiff_t classes) {
     return ~lane_bits(numbers & less(-end, largest) & less(largest, end));
 }
 
-// Of the exponentials of a tile, those of classes that are not left become 0. `top`: the largest of each slice.
+// Sets the exponentials in a tile of all classes that are not left to 0. `top`: the largest one of each slice.
 template <class T>
 FASTSOFTMAX_INLINE void truncate_tile(const T* tile, T* kept, std::ptrdiff_t classes, Pack<T> top,
                                       const Truncation& truncation) {
