@@ -9,7 +9,7 @@ from pathlib import Path
 import fastsoftmax
 from rich.console import Console
 
-from . import busy, busy_report, cases, marks, report
+from . import busy, busy_report, cases, compare, marks, report
 from .measure import console_of, measure
 from .workers import Disagreement
 
@@ -19,6 +19,9 @@ RESULTS = Path(__file__).parent / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = console_of(sys.stdout)
+    if options.compare:
+        console.print(compare.table(*options.compare))
+        return 0
     groups, quick_ones = (cases.BUSY | cases.GAINS, cases.BUSY_QUICK) if options.busy else (cases.GROUPS, cases.QUICK)
     selected = list(cases.select(options.case, options.quick, groups, quick_ones))
     if options.list:
@@ -54,7 +57,7 @@ def _race(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]
     if options.peers:
         console.print(marks.table(runs))
 
-    written = chart.draw(options.chart or RESULTS / "bench", runs[-1])
+    written = chart.draw(options.chart or RESULTS / "bench", runs)
     if options.json:
         report.write_json(options.json, runs)
         written.append(options.json)
@@ -117,7 +120,15 @@ def _parser() -> argparse.ArgumentParser:
         "--chart",
         type=Path,
         metavar="FILE",
-        help=f"to FILE.png and FILE.svg ({RESULTS / 'bench'} or, with --busy, {RESULTS / 'busy'})",
+        help="pictures, as PNG and SVG: all cases (FILE, FILE_2_threads, ...) and everyday calls (FILE_everyday); "
+        f"default {RESULTS / 'bench'}, with --busy {RESULTS / 'busy'}",
+    )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        help="only print what got faster or slower between two files that --json wrote",
     )
     parser.add_argument("--list", action="store_true", help="only print the names of the cases")
     return parser

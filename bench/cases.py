@@ -398,6 +398,16 @@ QUICK = frozenset(
     }
 )
 
+# Those of the first picture.
+EVERYDAY = (
+    Case("softmax", (100_000, 10)),
+    Case("softmax", (4096, 1000)),
+    Case("softmax", (4, 19, 128, 128), axis=1),
+    Case("log_softmax", (4096, 1000)),
+    Case("logsumexp", (4096, 1000)),
+    Case("cross_entropy_with_grad", (4096, 1000)),
+)
+
 # The cases that are timed beside other work: from 10 µs to 100 ms with one thread.
 BUSY: dict[str, list[Case]] = {
     "Rows": [

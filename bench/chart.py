@@ -14,11 +14,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import machine, marks
 from .busy import BusyRun
-from .cases import QUICK
+from .cases import EVERYDAY, QUICK, Case
 from .race import OURS, CaseResult, Run
-from .report import names
+from .report import names, threads
+from .workers import Timing
 
 INK, FAINT, GRID, LOST = "#1f2933", "#7b8794", "#e4e7eb", "#c5383f"
+NEUTRAL = "#808a94"  # has contrast with a light ground and with a dark one
 SELF: dict[str, Any] = {"color": "#0b69c7", "marker": "o", "markersize": 8.5, "markeredgecolor": "white"}
 LIMITS: dict[str, dict[str, Any]] = {
     name: {"color": color, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
@@ -33,6 +35,13 @@ OTHERS: tuple[dict[str, Any], ...] = tuple(
         strict=True,
     )
 )
+# Of the picture of everyday calls.
+BARS = {
+    OURS: (OURS, "#2f81e0"),
+    "reference": ("NumPy", "#8a94a0"),
+    "SciPy": ("SciPy", "#d08770"),
+    "torch": ("torch", "#b48ead"),
+}
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -41,8 +50,15 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(path: Path, run: Run) -> list[Path]:
-    """Write it as PNG and SVG beside each other; the suffix of `path` does not matter."""
+def draw(path: Path, runs: Sequence[Run]) -> list[Path]:
+    """Write the pictures as PNG and SVG beside each other; the suffix of `path` does not matter."""
+    written = _draw_all(path, runs[0])
+    for run in runs[1:]:
+        written += _draw_all(path.with_name(f"{path.stem}_{run.threads}_threads"), run)
+    return written + _draw_everyday(path.with_name(f"{path.stem}_everyday"), runs[0])
+
+
+def _draw_all(path: Path, run: Run) -> list[Path]:
     about = run.about
     # All cases would be more than one sees at a glance.
     results = [result for result in run.results if result.case in QUICK] or run.results
@@ -92,6 +108,46 @@ def draw_busy(path: Path, run: BusyRun) -> list[Path]:
         return _finish(figure, path, title, run.about)
 
 
+def _draw_everyday(path: Path, run: Run) -> list[Path]:
+    """Some calls beside NumPy, SciPy and torch, readable on a light ground and on a dark one."""
+    by_case = {result.case: result for result in run.results}
+    results = [by_case[case] for case in EVERYDAY if case in by_case]
+    if not results:
+        return []
+    thickness = 0.8 / len(BARS)
+    with mpl.rc_context():
+        mpl.rcParams.update({**STYLE, "text.color": NEUTRAL})
+        figure, axes = plt.subplots(figsize=(9, 0.4 + 0.85 * len(results)), layout="constrained")
+        for k, (name, (label, color)) in enumerate(BARS.items()):
+            here = [(i, result) for i, result in enumerate(results) if name in result.timings]
+            heights = [i + (k - (len(BARS) - 1) / 2) * thickness for i, _ in here]
+            bars = axes.barh(heights, [r.ratio(name) for _, r in here], thickness * 0.9, label=label, color=color)
+            texts = [_duration(r.timings[name]) if name == OURS else f"{r.ratio(name):.1f}×" for _, r in here]
+            axes.bar_label(bars, texts, padding=4, color=color if name == OURS else NEUTRAL, fontsize=8.5)
+        axes.set_yticks(range(len(results)), [_everyday_name(result.case) for result in results])
+        axes.invert_yaxis()
+        axes.set_xticks([])
+        axes.tick_params(length=0, colors=NEUTRAL)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.legend(loc="lower right", frameon=False)
+        title = f"Time of a call, {threads(run.threads)}: how many times as long as fastsoftmax"
+        axes.set_title(title, loc="left", weight="bold", fontsize=12)
+        figure.supxlabel(machine.sentence(run.about), x=0.01, ha="left", fontsize=7.5)
+        return _save(figure, path, "none")
+
+
+def _duration(timing: Timing) -> str:
+    return f"{timing.median * 1e3:.2g} ms" if timing.median >= 1e-3 else f"{timing.median * 1e6:.3g} µs"
+
+
+def _everyday_name(case: Case) -> str:
+    """The call, and the shape below it."""
+    axis = "" if case.axis == -1 else f", axis={case.axis}"
+    call = case.operation.replace("cross_entropy_with_grad", "cross-entropy + gradient")
+    return f"{call}{axis}\n{case.dtype} {case.shape}"
+
+
 def _load(spinning: int) -> str:
     return "alone" if spinning == 0 else f"beside {spinning} spinning"
 
@@ -108,10 +164,14 @@ def _finish(figure: Any, path: Path, title: str, about: dict[str, Any]) -> list[
     )
     origin = f"{machine.sentence(about)}\n{fill(machine.versions(about), 150)}; {about['date']}"
     figure.supxlabel(origin, x=0.01, ha="left", fontsize=7.5, color=FAINT)
+    return _save(figure, path, "white")
+
+
+def _save(figure: Any, path: Path, ground: str) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    figure.savefig(written[0], dpi=150, facecolor="white")
-    figure.savefig(written[1], facecolor="white", metadata={"Date": None})
+    figure.savefig(written[0], dpi=150, facecolor=ground)
+    figure.savefig(written[1], facecolor=ground, metadata={"Date": None})
     plt.close(figure)
     return written
 

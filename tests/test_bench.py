@@ -15,9 +15,9 @@ pytest.importorskip("rich", reason="needs what the benchmark needs")
 pytest.importorskip("matplotlib", reason="needs what the benchmark needs")
 pytest.importorskip("threadpoolctl", reason="needs what the benchmark needs")
 
-from bench import busy, busy_report, chart, marks, report
+from bench import busy, busy_report, chart, compare, machine, marks, report
 from bench.busy import Beside, BusyRun, Figures, Gain, Together
-from bench.cases import Case
+from bench.cases import EVERYDAY, Case
 from bench.contenders import Contender, Unsupported, definition, ours
 from bench.race import CaseResult, Run, race
 from bench.workers import Disagreement, Station, Timing, started
@@ -100,6 +100,47 @@ def test_an_entropy_that_takes_too_long_beside_the_logsumexp_of_its_scores_is_fo
     run = Run(1, {}, [raced("logsumexp", 2.0), slow, raced("logsumexp", 2.0, (9, 9000)), fast, alone])
     rows = list(zip(*(column.cells for column in marks.table([run], plain=True).columns), strict=True))
     assert rows == [(slow.case.name, "1", "/ logsumexp", "1.50", "1.60")]
+
+
+def test_the_pictures_are_of_all_cases_for_each_number_of_threads_and_of_everyday_calls(tmp_path):
+    def run(threads):
+        times = {"fastsoftmax": 1e-3, "reference": 12e-3, "SciPy": 8e-3, "move": 1e-4}
+        timings = {name: Timing(1, [seconds]) for name, seconds in times.items()}
+        results = [CaseResult("g", case, False, timings, {}, ("move",)) for case in (SMALL, EVERYDAY[0], EVERYDAY[2])]
+        return Run(threads, {**machine.describe([ours()]), "threads": threads}, results)
+
+    written = chart.draw(tmp_path / "race.png", [run(1), run(2)])
+    assert written == [
+        tmp_path / f"race{name}.{kind}" for name in ("", "_2_threads", "_everyday") for kind in ("png", "svg")
+    ]
+    drawn = (tmp_path / "race_everyday.svg").read_text(encoding="utf-8")
+    for label in ("12.0×", "8.0×", "1 ms", "softmax, axis=1", "Time of a call, 1 thread"):
+        assert f"<!-- {label}" in drawn
+    assert SMALL.name not in drawn
+
+
+def test_runs_are_compared_case_by_case_and_a_change_beyond_the_noise_is_told(tmp_path):
+    def write(name, **samples):
+        results = [
+            CaseResult(
+                "g", Case("softmax", (int(length), 10)), False, {"fastsoftmax": Timing(1, times, 1.0, 1.0)}, {}, ()
+            )
+            for length, times in ((key.strip("_"), times) for key, times in samples.items())
+        ]
+        report.write_json(tmp_path / name, [Run(1, {}, results)])
+        return tmp_path / name
+
+    steady = [1.0, 1.01, 1.02]
+    old = write("old.json", _1=steady, _2=steady, _3=[1.0, 1.2, 1.3], _4=steady, _5=steady)
+    new = write(
+        "new.json", _1=[1.1, 1.11, 1.12], _2=[0.8, 0.81, 0.82], _3=[1.1, 1.3, 1.4], _4=[1.0, 1.03, 1.04], _6=steady
+    )
+    verdicts = {change.name: change.verdict for change in compare.changes(old, new)}
+    names = [f"softmax ({length}, 10)" for length in (1, 2, 3, 4)]
+    assert verdicts == dict(zip(names, ["slower", "faster", "", ""], strict=True))
+    rows = list(zip(*(column.cells for column in compare.table(old, new).columns), strict=True))
+    assert rows[0] == (names[0], "1", "1.01e+06", "1.11e+06", "1.10", "1.03", "slower")
+    assert rows[-1][-1] == "faster"
 
 
 # Beside other work
