@@ -1,0 +1,87 @@
+"""The site: `nox -s docs` builds it, and fails on a warning."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import fastsoftmax
+
+project = "fastsoftmax"
+author = "The fastsoftmax developers"
+project_copyright = f"{author}, BSD 3-Clause licence"
+version = release = fastsoftmax.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["examples"]  # the gallery is made from these
+default_role = "autolink"  # as in numpydoc's docstrings: a link if it is a name of the package
+
+autodoc_typehints = "none"  # the docstrings tell the types, in fewer words
+numpydoc_show_class_members = False
+# The sites of other projects are not asked for their names: the build needs no network.
+nitpick_ignore_regex = [("py:.*", r"(numpy|scipy|torch)\..*")]
+
+RESULTS = Path(__file__).parents[1] / "bench" / "RESULTS.md"
+
+
+def standings(threads: str) -> str:
+    """A table of how fast each library is beside fastsoftmax, from the lines below the results."""
+    section = RESULTS.read_text(encoding="utf-8").partition(f"## {threads}\n")[2].partition("\n## ")[0]
+    line = r"ahead of (.+) in (\d+ of \d+) cases: ([\d.]+) times .+ mean, ([\d.]+) in the closest \((.+)\)"
+    rows = [
+        f"| {name} | {ahead} | {mean} | {closest}, {case} |"
+        for name, ahead, mean, closest, case in re.findall(line, section)
+    ]
+    return "\n".join(["| library | ahead in | mean | closest or furthest behind |", "|---|---|---|---|", *rows])
+
+
+myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
+myst_heading_anchors = 3
+myst_substitutions = {"standings": standings("1 thread")}
+
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "image_srcset": ["2x"],
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_logo = html_favicon = "_static/logo.svg"
+html_copy_source = html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"text": project},
+    "header_links_before_dropdown": 6,
+    "show_prev_next": True,
+    "footer_start": ["copyright"],
+    "footer_end": ["theme-version"],
+}
+
+# Files of the repository that are pages here, too, and the pages that include them.
+PAGES = {
+    "ACCURACY.md": "/accuracy_tables.md",
+    "NOTES.md": "/performance/notes.md",
+    "RESULTS.md": "/performance/results.md",
+    "../docs/design.md": "/design.md",
+}
+
+
+def link_to_pages(_app: Any, _path: Path, _docname: str, content: list[str]) -> None:
+    """Let the links of an included file lead to the pages of its neighbours."""
+    content[0] = re.sub(r"\]\(([^)#\s]+)", lambda link: f"]({PAGES.get(link[1], link[1])}", content[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("include-read", link_to_pages)
