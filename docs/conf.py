@@ -20,7 +20,9 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["examples"]  # the gallery is made from these
-default_role = "autolink"  # as in numpydoc's docstrings: a link if it is a name of the package
+default_role = (
+    "autolink"  # as in numpydoc's docstrings: a link if it is a name of the package
+)
 
 autodoc_typehints = "none"  # the docstrings tell the types, in fewer words
 numpydoc_show_class_members = False
@@ -31,14 +33,18 @@ RESULTS = Path(__file__).parents[1] / "bench" / "RESULTS.md"
 
 
 def standings(threads: str) -> str:
-    """A table of how fast each library is beside fastsoftmax, from the lines below the results."""
-    section = RESULTS.read_text(encoding="utf-8").partition(f"## {threads}\n")[2].partition("\n## ")[0]
-    line = r"ahead of (.+) in (\d+ of \d+) cases: ([\d.]+) times .+ mean, ([\d.]+) in the closest \((.+)\)"
+    """A table of each library beside fastsoftmax, from the lines below the results."""
+    results = RESULTS.read_text(encoding="utf-8")
+    section = results.partition(f"## {threads}\n")[2].partition("\n## ")[0]
+    line = r"ahead of (.+) in (.+) cases: (\S+) times .*, (\S+) in the closest \((.+)\)"
     rows = [
-        f"| {name} | {ahead} | {mean} | {closest}, {case} |"
+        f"| {name} | {ahead.replace(' ', '&nbsp;')} | {mean} | {closest}, {case} |"
         for name, ahead, mean, closest, case in re.findall(line, section)
     ]
-    return "\n".join(["| library | ahead in | mean | closest or furthest behind |", "|---|---|---|---|", *rows])
+    heading = (
+        "| library | ahead in | mean | closest or furthest behind |\n|---|---|---|---|"
+    )
+    return "\n".join([heading, *rows])
 
 
 myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
@@ -48,23 +54,34 @@ myst_substitutions = {"standings": standings("1 thread")}
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
+    "capture_repr": (),  # what a cell prints is enough
     "image_srcset": ["2x"],
     "download_all_examples": False,
+    "remove_config_comments": True,
     "show_memory": False,
     "show_signature": False,
+    "within_subsection_order": "FileNameSortKey",
     "write_computation_times": False,
 }
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_logo = html_favicon = "_static/logo.svg"
+html_context = {"default_mode": "auto"}
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": project},
     "header_links_before_dropdown": 6,
-    "show_prev_next": True,
+    "secondary_sidebar_items": {
+        "**": ["page-toc"],
+        # More room for wide tables.
+        "accuracy_tables": [],
+        "performance/results": [],
+        "performance/busy": [],
+    },
     "footer_start": ["copyright"],
     "footer_end": ["theme-version"],
 }
@@ -80,7 +97,9 @@ PAGES = {
 
 def link_to_pages(_app: Any, _path: Path, _docname: str, content: list[str]) -> None:
     """Let the links of an included file lead to the pages of its neighbours."""
-    content[0] = re.sub(r"\]\(([^)#\s]+)", lambda link: f"]({PAGES.get(link[1], link[1])}", content[0])
+    content[0] = re.sub(
+        r"\]\(([^)#\s]+)", lambda link: f"]({PAGES.get(link[1], link[1])}", content[0]
+    )
 
 
 def setup(app: Any) -> None:

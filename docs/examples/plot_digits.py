@@ -4,8 +4,8 @@ A classifier of digits
 
 A linear classifier of scanned digits, trained with nothing but a loss and its gradient.
 
-Each image of scikit-learn's digits has 64 pixels. The classifier computes ten scores from them, one for each digit,
-and `softmax` turns these into probabilities.
+Each image of scikit-learn's digits has 64 pixels. The classifier computes ten scores from
+them, one for each digit, and ``softmax`` turns these into probabilities.
 """
 
 import fastsoftmax as fs
@@ -18,9 +18,9 @@ images = (images / 16).astype(np.float32)
 training, held_out = np.split(np.random.default_rng(0).permutation(len(digits)), [1400])
 
 # %%
-# Training is gradient descent. `cross_entropy_with_grad` gives the mean loss and its gradient with respect to the
-# scores; the gradient of the weights is a matrix product. With ``out=scores``, the gradient takes the place of the
-# scores, so no further array is needed.
+# Training is gradient descent. ``cross_entropy_with_grad`` gives the mean loss and its
+# gradient with respect to the scores; the gradient of the weights is a matrix product. With
+# ``out=scores``, the gradient takes the place of the scores, so no further array is needed.
 
 weights = np.zeros((64, 10), np.float32)
 bias = np.zeros(10, np.float32)
@@ -30,7 +30,9 @@ for _ in range(150):
     loss, grad = fs.cross_entropy_with_grad(scores, digits[training], out=scores)
     weights -= images[training].T @ grad
     bias -= grad.sum(axis=0)
-    losses.append((loss, fs.cross_entropy(images[held_out] @ weights + bias, digits[held_out])))
+    losses.append(
+        (loss, fs.cross_entropy(images[held_out] @ weights + bias, digits[held_out]))
+    )
 
 figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 axes.plot(losses, label=["training", "held out"])
@@ -47,17 +49,17 @@ predicted = probabilities.argmax(axis=-1)
 print(f"{np.mean(predicted == digits[held_out]):.1%} of {len(held_out)} images are right")
 
 # %%
-# The entropy of the probabilities says how uncertain the classifier is about an image. These are the eight least
-# certain ones, with the two most probable digits of each.
+# The entropy of the probabilities says how uncertain the classifier is about an image.
+# These are the eight least certain ones, with the two most probable digits of each.
 
 log_probabilities, best = fs.log_softmax_top_k(scores, 2)
 figure, panels = plt.subplots(2, 4, figsize=(6.4, 4), layout="constrained")
 for panel, i in zip(panels.flat, fs.entropy(scores).argsort()[::-1], strict=False):
     panel.imshow(images[held_out[i]].reshape(8, 8), cmap="gray_r")
-    guesses = [f"{digit}: {np.exp(log_p):.0%}" for digit, log_p in zip(best[i], log_probabilities[i], strict=True)]
-    panel.set_title(
-        "  ".join(guesses), fontsize=9, color="tab:blue" if best[i, 0] == digits[held_out[i]] else "tab:red"
-    )
+    (first, second), p = best[i], np.exp(log_probabilities[i])
+    color = "tab:blue" if first == digits[held_out[i]] else "tab:red"
+    panel.set_title(f"{first}: {p[0]:.0%}  {second}: {p[1]:.0%}", fontsize=9, color=color)
     panel.set_axis_off()
 figure.suptitle("least certain (red: the first guess is wrong)", fontsize=10)
 plt.show()
+# sphinx_gallery_thumbnail_number = 2

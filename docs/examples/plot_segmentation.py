@@ -2,25 +2,25 @@
 A segmentation map
 ==================
 
-Segmentation gives each pixel of an image a class. Networks return their scores in the shape (images, classes, rows,
-columns): the class axis is axis 1, and the classes of a pixel are far apart in memory. ``axis=1`` is all that is
-needed.
+Segmentation gives each pixel of an image a class. Networks return their scores in the shape
+(images, classes, rows, columns): the class axis is axis 1, and the classes of a pixel are
+far apart in memory. ``axis=1`` is all that is needed.
 
-To keep the example short, scores come from colours: the closer a pixel and its surroundings are to the colour of a
-class, the higher the score.
+To keep the example short, scores come from colours: the closer a pixel and its surroundings
+are to the colour of a class, the higher the score.
 """
 
 import fastsoftmax as fs
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_rgb
 from scipy.ndimage import uniform_filter
 from sklearn.datasets import load_sample_image
 
 photograph = load_sample_image("china.jpg").astype(np.float32) / 255
 names = ("sky", "roof", "red wood", "trees", "stone")
-colors = np.array(
-    [[0.68, 0.79, 0.88], [0.45, 0.46, 0.44], [0.50, 0.22, 0.18], [0.19, 0.22, 0.10], [0.72, 0.66, 0.60]], np.float32
-)
+colors = ("#adc9e0", "#737570", "#80382e", "#30381a", "#b8a899")
+colors = np.array([to_rgb(color) for color in colors], np.float32)
 
 # %%
 # A batch of one image, in half precision as a network would store it:
@@ -31,17 +31,18 @@ scores = np.moveaxis(-80 * distance, -1, 0)[np.newaxis].astype(np.float16)
 print(scores.shape, scores.dtype)
 
 # %%
-# Probabilities of all classes, and the most probable class of each pixel. For a training step,
-# `cross_entropy_with_grad` would take the same scores with ``axis=1``.
+# Probabilities of all classes, and the most probable class of each pixel. For a training
+# step, ``cross_entropy_with_grad`` would take the same scores with ``axis=1``.
 
 probabilities = fs.softmax(scores, axis=1, dtype=np.float32)
 labels = probabilities.argmax(axis=1)
-for name, share in zip(names, np.bincount(labels.ravel(), minlength=len(names)) / labels.size, strict=True):
-    print(f"{name:<9} {share:.0%}")
+for i, name in enumerate(names):
+    print(f"{name:<9} {np.mean(labels == i):.0%}")
 
 # %%
-# The entropy tells where the map should not be trusted: at the edges of things, and where two classes have similar
-# colours. `entropy` computes it from the scores, without an array of probabilities.
+# The entropy tells where the map should not be trusted: at the edges of things, and where
+# two classes have similar colours. ``entropy`` computes it from the scores, without an
+# array of probabilities.
 
 uncertainty = fs.entropy(scores, axis=1, dtype=np.float32) / np.log(2)
 
@@ -54,7 +55,7 @@ panels[1, 0].imshow(probabilities[0, names.index("trees")], vmin=0, vmax=1, cmap
 panels[1, 0].set_title("probability of trees")
 image = panels[1, 1].imshow(uncertainty[0], cmap="magma")
 panels[1, 1].set_title("entropy (bits)")
-figure.colorbar(image, ax=panels[1, 1], fraction=0.03)
+figure.colorbar(image, ax=panels[1, 1], location="bottom", shrink=0.6)
 for panel in panels.flat:
     panel.set_axis_off()
 plt.show()
