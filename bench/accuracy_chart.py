@@ -18,9 +18,12 @@ mpl.use("agg")
 from matplotlib import pyplot as plt
 
 from . import machine
-from .accuracy import Slices, ulp_error
 from .cases import Array, Case, Operation, Workload
 from .contenders import Contender, Unsupported, contenders
+
+# As in accuracy.py.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from precision import Slices, ulp_error
 
 # The colours can be told apart on a white background and on a dark one, and so can the texts.
 INK = "#75808d"

@@ -26,25 +26,25 @@ default_role = (
 
 autodoc_typehints = "none"  # the docstrings tell the types, in fewer words
 numpydoc_show_class_members = False
-# The sites of other projects are not asked for their names: the build needs no network.
+# The sites of other projects are not asked for their names: no network is needed.
 nitpick_ignore_regex = [("py:.*", r"(numpy|scipy|torch)\..*")]
 
 RESULTS = Path(__file__).parents[1] / "bench" / "RESULTS.md"
 
 
 def standings(threads: str) -> str:
-    """A table of each library beside fastsoftmax, from the lines below the results."""
+    """Each library beside fastsoftmax, from the lines below the results."""
     results = RESULTS.read_text(encoding="utf-8")
     section = results.partition(f"## {threads}\n")[2].partition("\n## ")[0]
-    line = r"ahead of (.+) in (.+) cases: (\S+) times .*, (\S+) in the closest \((.+)\)"
+    line = (
+        r"ahead of (.+) in (.+) cases: (\S+) times .*, (\S+) in the closest \((.+)\)"
+    )
     rows = [
         f"| {name} | {ahead.replace(' ', '&nbsp;')} | {mean} | {closest}, {case} |"
         for name, ahead, mean, closest, case in re.findall(line, section)
     ]
-    heading = (
-        "| library | ahead in | mean | closest or furthest behind |\n|---|---|---|---|"
-    )
-    return "\n".join([heading, *rows])
+    heading = "| library | ahead in | mean | closest or furthest behind |"
+    return "\n".join([heading, "|---|---|---|---|", *rows])
 
 
 myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
@@ -68,6 +68,8 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 templates_path = ["_templates"]
 html_static_path = ["_static"]
+# Pages without others below them have nothing to list.
+html_sidebars = dict.fromkeys(("quickstart", "when_not", "design", "changelog"), ())
 html_css_files = ["site.css"]
 html_logo = html_favicon = "_static/logo.svg"
 html_context = {"default_mode": "auto"}

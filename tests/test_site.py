@@ -18,6 +18,7 @@ import pytest
 SITE = Path(__file__).parents[1] / "build" / "docs"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PAGES = ("index", "quickstart", "gallery/plot_segmentation", "api/fastsoftmax.softmax", "accuracy", "performance/index")
+TIME_LIMIT = 100_000  # ms
 WIDTHS = {"wide": 1440, "narrow": 390}
 
 if not SITE.exists():
@@ -90,6 +91,7 @@ class Opened:
 
     def __init__(self, browser: Any, address: str, width: int, scheme: str) -> None:
         self.tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.tab.set_default_timeout(TIME_LIMIT)
         self.faults: list[str] = []
         self.tab.on("console", lambda message: self._note(message.type in ("error", "warning"), message.text))
         self.tab.on("pageerror", lambda error: self._note(True, str(error)))

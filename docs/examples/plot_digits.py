@@ -2,10 +2,11 @@
 A classifier of digits
 ======================
 
-A linear classifier of scanned digits, trained with nothing but a loss and its gradient.
+A linear classifier of scanned digits, trained with nothing but a loss and its
+gradient.
 
-Each image of scikit-learn's digits has 64 pixels. The classifier computes ten scores from
-them, one for each digit, and ``softmax`` turns these into probabilities.
+Each image of scikit-learn's digits has 64 pixels. The classifier computes ten scores
+from them, one for each digit, and ``softmax`` turns these into probabilities.
 """
 
 import fastsoftmax as fs
@@ -15,12 +16,14 @@ from sklearn.datasets import load_digits
 
 images, digits = load_digits(return_X_y=True)
 images = (images / 16).astype(np.float32)
-training, held_out = np.split(np.random.default_rng(0).permutation(len(digits)), [1400])
+shuffled = np.random.default_rng(0).permutation(len(digits))
+training, held_out = shuffled[:1400], shuffled[1400:]
 
 # %%
-# Training is gradient descent. ``cross_entropy_with_grad`` gives the mean loss and its
-# gradient with respect to the scores; the gradient of the weights is a matrix product. With
-# ``out=scores``, the gradient takes the place of the scores, so no further array is needed.
+# Training is gradient descent. ``cross_entropy_with_grad`` gives the mean loss and
+# its gradient with respect to the scores; the gradient of the weights is a matrix
+# product. With ``out=scores``, the gradient takes the place of the scores, so no
+# further array is needed.
 
 weights = np.zeros((64, 10), np.float32)
 bias = np.zeros(10, np.float32)
@@ -46,11 +49,13 @@ axes.legend()
 scores = images[held_out] @ weights + bias
 probabilities = fs.softmax(scores)
 predicted = probabilities.argmax(axis=-1)
-print(f"{np.mean(predicted == digits[held_out]):.1%} of {len(held_out)} images are right")
+right = np.mean(predicted == digits[held_out])
+print(f"{right:.1%} of {len(held_out)} images")
 
 # %%
-# The entropy of the probabilities says how uncertain the classifier is about an image.
-# These are the eight least certain ones, with the two most probable digits of each.
+# The entropy of the probabilities says how uncertain the classifier is about an
+# image. These are the eight least certain ones, with the two most probable digits of
+# each.
 
 log_probabilities, best = fs.log_softmax_top_k(scores, 2)
 figure, panels = plt.subplots(2, 4, figsize=(6.4, 4), layout="constrained")
@@ -58,7 +63,8 @@ for panel, i in zip(panels.flat, fs.entropy(scores).argsort()[::-1], strict=Fals
     panel.imshow(images[held_out[i]].reshape(8, 8), cmap="gray_r")
     (first, second), p = best[i], np.exp(log_probabilities[i])
     color = "tab:blue" if first == digits[held_out[i]] else "tab:red"
-    panel.set_title(f"{first}: {p[0]:.0%}  {second}: {p[1]:.0%}", fontsize=9, color=color)
+    guesses = f"{first}: {p[0]:.0%}  {second}: {p[1]:.0%}"
+    panel.set_title(guesses, fontsize=9, color=color)
     panel.set_axis_off()
 figure.suptitle("least certain (red: the first guess is wrong)", fontsize=10)
 plt.show()

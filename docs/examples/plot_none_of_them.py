@@ -2,13 +2,13 @@
 Human, dog and "none of them"
 =============================
 
-Softmax shares all of the probability among the classes that it is given. A classifier of
-humans and dogs that sees a bear must call it one of the two. The remedy is a third class,
-"none of them", with a score of its own.
+Softmax shares all of the probability among the classes that it is given. A classifier
+of humans and dogs that sees a bear must call it one of the two. The remedy is a third
+class, "none of them", with a score of its own.
 
-Here, two measurements of an animal stand for an image: its height and how long its fur is.
-The score of a class is the logarithm of how common such measurements are in that class, so
-softmax gives the probability of each class (Bayes' theorem).
+Here, two measurements of an animal stand for an image: its height and how long its
+fur is. The score of a class is the logarithm of how common such measurements are in
+that class, so softmax gives the probability of each class (Bayes' theorem).
 """
 
 import fastsoftmax as fs
@@ -27,9 +27,9 @@ def two_scores(measured):
 
 
 # %%
-# "None of them" may be anything, so its density is the same everywhere: a constant score.
-# It is low. Where the score of a class is higher, that class wins. Far from both classes
-# their scores fall without end, and "none of them" is left.
+# "None of them" may be anything, so its density is the same everywhere: a constant
+# score. It is low. Where the score of a class is higher, that class wins. Far from
+# both classes their scores fall without end, and "none of them" is left.
 
 
 def three_scores(measured):
@@ -39,15 +39,17 @@ def three_scores(measured):
 
 
 # %%
-# The picture mixes a colour for each class by its probability: red for human, blue for dog,
-# light grey for none of them. On the left there is no grey. An animal of 2.2 metres with
-# fur of 9 centimetres is a dog there, and quite certainly so.
+# The picture mixes a colour for each class by its probability: red for human, blue
+# for dog, light grey for none of them. On the left there is no grey. An animal of 2.2
+# metres with fur of 9 centimetres is a dog there, and quite certainly so.
 
-measured = np.stack(np.meshgrid(np.linspace(0, 2.4, 400), np.linspace(0, 10, 300)), axis=-1)
+heights, furs = np.linspace(0, 2.4, 400), np.linspace(0, 10, 300)
+measured = np.stack(np.meshgrid(heights, furs), axis=-1)
+size = {"figsize": (8, 3.8), "layout": "constrained"}
 plane = {"extent": (0, 2.4, 0, 10), "origin": "lower", "aspect": "auto"}
 colors = np.array([[0.84, 0.15, 0.16], [0.12, 0.40, 0.71], [0.88, 0.88, 0.88]])
 
-figure, panels = plt.subplots(1, 2, figsize=(8, 3.8), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, 2, sharey=True, **size)
 for panel, scores in zip(
     panels, (two_scores(measured), three_scores(measured)), strict=True
 ):
@@ -55,7 +57,7 @@ for panel, scores in zip(
     panel.imshow(fs.softmax(scores) @ colors[:classes], **plane)
     panel.set(title=f"{classes} classes", xlabel="height (m)")
     for name, mean in zip(names, means, strict=True):
-        panel.text(*mean, name, color="white", ha="center", va="center", weight="bold")
+        panel.text(*mean, name, color="white", ha="center", va="center")
 panels[0].set_ylabel("fur (cm)")
 
 # %%
@@ -69,16 +71,16 @@ for name, *probabilities in zip(
     print(f"{name:<13}", *(row.round(3) for row in probabilities))
 
 # %%
-# If something is known beforehand, such as "there are no humans here", ``where`` takes a
-# class out. The probabilities of the others then sum to 1.
+# If something is known beforehand, such as "there are no humans here", ``where``
+# takes a class out. The probabilities of the others then sum to 1.
 
 print(fs.softmax(three_scores(animals), where=[False, True, True]).round(3))
 
 # %%
-# The entropy shows where the classifier hesitates: along the borders between the classes.
-# With a temperature above 1 the borders get wider.
+# The entropy shows where the classifier hesitates: along the borders between the
+# classes. With a temperature above 1 the borders get wider.
 
-figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
+figure, panels = plt.subplots(1, 2, sharey=True, **size)
 for panel, temperature in zip(panels, (1.0, 3.0), strict=True):
     entropy = fs.entropy(three_scores(measured), temperature=temperature) / np.log(2)
     image = panel.imshow(entropy, **plane, vmin=0, vmax=np.log2(3))

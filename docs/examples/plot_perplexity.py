@@ -2,15 +2,16 @@
 Token log-probabilities and perplexity
 ======================================
 
-How probable is a text to a language model? The model gives, for each token, scores of all
-tokens that could come next. The log-probability of the token that did come is one number of
-each row. ``log_softmax_at`` computes these, and no others.
+How probable is a text to a language model? The model gives, for each token, scores of
+all tokens that could come next. The log-probability of the token that did come is one
+number of each row. ``log_softmax_at`` computes these, and no others.
 
-The scores are often stored first and studied later. Here they are in a file that stays on
-disk, in half precision.
+The scores are often stored first and studied later. Here they are in a file that
+stays on disk, in half precision.
 
-The model of this example is a small one: it counts which character follows which three
-others in four of scikit-learn's descriptions of data sets. The text to rate is a fifth one.
+The model of this example is a small one: it counts which character follows which
+three others in four of scikit-learn's descriptions of data sets. The text to rate is
+a fifth one.
 """
 
 import tempfile
@@ -35,8 +36,8 @@ vocabulary = sorted(set(known + text))
 number = {character: i for i, character in enumerate(vocabulary)}
 
 # %%
-# The model's scores are the logarithms of what it counted, after three, two, one and no
-# characters before. Longer contexts weigh more.
+# The model's scores are the logarithms of what it counted, after three, two, one and
+# no characters before. Longer contexts weigh more.
 
 counts = {}
 for length in range(4):
@@ -68,14 +69,16 @@ scores = np.load(path, mmap_mode="r")
 tokens = np.array([number[character] for character in text])
 log_probabilities = fs.log_softmax_at(scores, tokens, dtype=np.float32)
 
-print(f"{scores.shape[0]} tokens, {scores.shape[1]} in the vocabulary, {scores.dtype}")
+print(
+    f"{scores.shape[0]} tokens, {scores.shape[1]} in the vocabulary, {scores.dtype}"
+)
 print(f"perplexity {np.exp(-log_probabilities.mean()):.2f}")
 print(f"{-log_probabilities.mean() / np.log(2):.2f} bits a character")
 
 # %%
 # A perplexity of n says that the model is as uncertain as if it chose among n equally
-# probable characters. Which characters surprised it? The darker the background, the less
-# probable was the character.
+# probable characters. Which characters surprised it? The darker the background, the
+# less probable was the character.
 
 width, lines = 72, []
 for line in text[:900].splitlines():
@@ -86,8 +89,15 @@ position = 0
 for row, line in enumerate(lines):
     for column, character in enumerate(line):
         surprise = min(-log_probabilities[position + column] / 8, 1)
-        axes.add_patch(plt.Rectangle((column, row), 1, 1, color=plt.cm.OrRd(surprise)))
-        style = {"family": "monospace", "fontsize": 10, "ha": "center", "va": "center"}
+        axes.add_patch(
+            plt.Rectangle((column, row), 1, 1, color=plt.cm.OrRd(surprise))
+        )
+        style = {
+            "family": "monospace",
+            "fontsize": 10,
+            "ha": "center",
+            "va": "center",
+        }
         style["color"] = "white" if surprise > 0.6 else "black"
         axes.text(column + 0.5, row + 0.5, character, **style)
     position += len(line)
@@ -96,9 +106,9 @@ axes.set(xlim=(0, width), ylim=(len(lines), 0))
 axes.set_axis_off()
 
 # %%
-# The entropy says how uncertain the model was before it saw the next character. On average,
-# the surprise should be as large. Here it is larger: the model is too sure of itself on a
-# text that it does not know. A temperature above 1 helps.
+# The entropy says how uncertain the model was before it saw the next character. On
+# average, the surprise should be as large. Here it is larger: the model is too sure
+# of itself on a text that it does not know. A temperature above 1 helps.
 
 print(f"mean entropy {fs.entropy(scores, dtype=np.float32).mean():.2f} nats")
 print(f"mean surprise {-log_probabilities.mean():.2f} nats")

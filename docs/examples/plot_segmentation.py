@@ -2,12 +2,12 @@
 A segmentation map
 ==================
 
-Segmentation gives each pixel of an image a class. Networks return their scores in the shape
-(images, classes, rows, columns): the class axis is axis 1, and the classes of a pixel are
-far apart in memory. ``axis=1`` is all that is needed.
+Segmentation gives each pixel of an image a class. Networks return their scores in the
+shape (images, classes, rows, columns): the class axis is axis 1, and the classes of a
+pixel are far apart in memory. ``axis=1`` is all that is needed.
 
-To keep the example short, scores come from colours: the closer a pixel and its surroundings
-are to the colour of a class, the higher the score.
+To keep the example short, scores come from colours: the closer a pixel and its
+surroundings are to the colour of a class, the higher the score.
 """
 
 import fastsoftmax as fs
@@ -31,8 +31,9 @@ scores = np.moveaxis(-80 * distance, -1, 0)[np.newaxis].astype(np.float16)
 print(scores.shape, scores.dtype)
 
 # %%
-# Probabilities of all classes, and the most probable class of each pixel. For a training
-# step, ``cross_entropy_with_grad`` would take the same scores with ``axis=1``.
+# Probabilities of all classes, and the most probable class of each pixel. For a
+# training step, ``cross_entropy_with_grad`` would take the same scores with
+# ``axis=1``.
 
 probabilities = fs.softmax(scores, axis=1, dtype=np.float32)
 labels = probabilities.argmax(axis=1)
@@ -40,9 +41,9 @@ for i, name in enumerate(names):
     print(f"{name:<9} {np.mean(labels == i):.0%}")
 
 # %%
-# The entropy tells where the map should not be trusted: at the edges of things, and where
-# two classes have similar colours. ``entropy`` computes it from the scores, without an
-# array of probabilities.
+# The entropy tells where the map should not be trusted: at the edges of things, and
+# where two classes have similar colours. ``entropy`` computes it from the scores,
+# without an array of probabilities.
 
 uncertainty = fs.entropy(scores, axis=1, dtype=np.float32) / np.log(2)
 
@@ -51,7 +52,8 @@ panels[0, 0].imshow(photograph)
 panels[0, 0].set_title("photograph")
 panels[0, 1].imshow(colors[labels[0]])
 panels[0, 1].set_title("most probable class")
-panels[1, 0].imshow(probabilities[0, names.index("trees")], vmin=0, vmax=1, cmap="Greens")
+trees = probabilities[0, names.index("trees")]
+panels[1, 0].imshow(trees, vmin=0, vmax=1, cmap="Greens")
 panels[1, 0].set_title("probability of trees")
 image = panels[1, 1].imshow(uncertainty[0], cmap="magma")
 panels[1, 1].set_title("entropy (bits)")
