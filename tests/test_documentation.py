@@ -38,6 +38,13 @@ def test_a_docstring_has_the_sections_of_numpydoc(name):
         assert re.search(rf"^[\w, ]*\b{parameter}\b", inspect.getdoc(function), re.MULTILINE)
 
 
+def test_the_reference_has_a_page_for_each_function():
+    page = ROOT / "docs" / "api.rst"
+    if not page.exists():
+        pytest.skip("no docs beside the tests")
+    assert sorted(re.findall(r"^   (\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE)) == FUNCTIONS
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_python_blocks_of_a_page_run_in_order(page, monkeypatch, tmp_path):
     text = page.read_text(encoding="utf-8")

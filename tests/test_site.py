@@ -17,7 +17,14 @@ import pytest
 
 SITE = Path(__file__).parents[1] / "build" / "docs"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PAGES = ("index", "quickstart", "gallery/plot_segmentation", "api/fastsoftmax.softmax", "accuracy", "performance/index")
+PAGES = (
+    "index",
+    "quickstart",
+    "gallery/plot_segmentation",
+    "api/fastsoftmax.cross_entropy_with_grad_hess",
+    "accuracy",
+    "performance/index",
+)
 TIME_LIMIT = 100_000  # ms
 WIDTHS = {"wide": 1440, "narrow": 390}
 
@@ -122,13 +129,15 @@ def test_a_page_shows_all_that_it_has_on_a_screen_of_any_width(name, width, sche
     with Opened(browser, address, WIDTHS[width], scheme) as opened:
         tab = opened.tab
         tab.goto(f"{address}/{name}.html", wait_until="networkidle")
-        pictures = tab.locator("article img")
-        missing = pictures.evaluate_all("all => all.filter(each => !each.naturalWidth).map(each => each.src)")
+        missing = tab.locator("article img").evaluate_all("all => all.filter(e => !e.naturalWidth).map(e => e.src)")
+        headings = tab.locator("h1, h2, h3, .sig")
+        cut = headings.evaluate_all("all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)")
         folder = SITE.with_name("screenshots")
         folder.mkdir(exist_ok=True)
         tab.screenshot(path=folder / f"{name.replace('/', '-')}-{width}-{scheme}.png", full_page=True)
         assert tab.locator("h1").count() >= 1
         assert not missing
+        assert not cut
         assert tab.evaluate("document.documentElement.dataset.theme") == scheme
         assert tab.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width], "the page scrolls sideways"
         assert not opened.faults

@@ -22,15 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn import datasets
 
-known = "".join(
-    load().DESCR
-    for load in (
-        datasets.load_iris,
-        datasets.load_wine,
-        datasets.load_breast_cancer,
-        datasets.load_diabetes,
-    )
-)
+names = ("iris", "wine", "breast_cancer", "diabetes")
+known = "".join(getattr(datasets, f"load_{name}")().DESCR for name in names)
 text = datasets.load_digits().DESCR[:1500]
 vocabulary = sorted(set(known + text))
 number = {character: i for i, character in enumerate(vocabulary)}
@@ -49,7 +42,7 @@ for length in range(4):
 def scores_after(context):
     """Scores of all characters."""
     mixed = np.full(len(vocabulary), 1e-2)
-    for length in range(4):
+    for length in range(len(context) + 1):
         row = counts.get(context[len(context) - length :])
         if row is not None:
             mixed += 8**length * row / row.sum()
@@ -69,9 +62,7 @@ scores = np.load(path, mmap_mode="r")
 tokens = np.array([number[character] for character in text])
 log_probabilities = fs.log_softmax_at(scores, tokens, dtype=np.float32)
 
-print(
-    f"{scores.shape[0]} tokens, {scores.shape[1]} in the vocabulary, {scores.dtype}"
-)
+print("tokens and vocabulary:", scores.shape, scores.dtype)
 print(f"perplexity {np.exp(-log_probabilities.mean()):.2f}")
 print(f"{-log_probabilities.mean() / np.log(2):.2f} bits a character")
 
@@ -85,21 +76,15 @@ for line in text[:900].splitlines():
     lines += [line[i : i + width] for i in range(0, len(line) + 1, width)]
 
 figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+style = {"family": "monospace", "fontsize": 10, "ha": "center", "va": "center"}
 position = 0
 for row, line in enumerate(lines):
     for column, character in enumerate(line):
-        surprise = min(-log_probabilities[position + column] / 8, 1)
-        axes.add_patch(
-            plt.Rectangle((column, row), 1, 1, color=plt.cm.OrRd(surprise))
-        )
-        style = {
-            "family": "monospace",
-            "fontsize": 10,
-            "ha": "center",
-            "va": "center",
-        }
-        style["color"] = "white" if surprise > 0.6 else "black"
-        axes.text(column + 0.5, row + 0.5, character, **style)
+        surprise = min(-log_probabilities[position + column] / 8, 1.0)
+        cell = plt.Rectangle((column, row), 1, 1, color=plt.cm.OrRd(surprise))
+        axes.add_patch(cell)
+        color = "white" if surprise > 0.6 else "black"
+        axes.text(column + 0.5, row + 0.5, character, color=color, **style)
     position += len(line)
     position += text[position : position + 1] == "\n"
 axes.set(xlim=(0, width), ylim=(len(lines), 0))
