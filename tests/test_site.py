@@ -130,8 +130,8 @@ def test_a_page_shows_all_that_it_has_on_a_screen_of_any_width(name, width, sche
         tab = opened.tab
         tab.goto(f"{address}/{name}.html", wait_until="networkidle")
         missing = tab.locator("article img").evaluate_all("all => all.filter(e => !e.naturalWidth).map(e => e.src)")
-        headings = tab.locator("h1, h2, h3, .sig")
-        cut = headings.evaluate_all("all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)")
+        names = tab.locator("h1, h2, h3, .sig, .prev-next-area")
+        cut = names.evaluate_all("all => all.filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)")
         folder = SITE.with_name("screenshots")
         folder.mkdir(exist_ok=True)
         tab.screenshot(path=folder / f"{name.replace('/', '-')}-{width}-{scheme}.png", full_page=True)
