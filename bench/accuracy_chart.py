@@ -23,7 +23,7 @@ from .contenders import Contender, Unsupported, contenders
 
 # As in accuracy.py.
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from precision import Slices, ulp_error
+from precision import SUFFICES, Slices, ulp_error
 
 # The colours can be told apart on a white background and on a dark one, and so can the texts.
 INK = "#75808d"
@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-peers", action="store_true", help="fastsoftmax, NumPy and SciPy only")
     parser.add_argument("--output", type=Path, default=Path("docs/pictures"), help="the folder (%(default)s)")
     options = parser.parse_args(arguments)
+    if not SUFFICES:
+        print("long double has fewer than 64 bits on this machine: nothing to compare with")
+        return 2
     racers = [racer for racer in contenders(peers=not options.no_peers) if racer.name in STYLES]
     for racer in racers:
         racer.start(threads=1)
