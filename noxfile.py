@@ -97,6 +97,18 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The site, in build/docs, without a warning; a test then opens it in Chromium, where that is installed."""
+    session.install(".[test]")
+    install_groups(session, "docs")
+    # Afresh, so that no page is left of one that is gone.
+    for folder in ("build/docs", "docs/api", "docs/gallery"):
+        shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-n", "docs", "build/docs")
+    session.run("python", "-m", "pytest", "tests/test_site.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The benchmark; arguments after `--` are its own, for example `-- --quick`."""
     session.install(".[bench]")

@@ -10,6 +10,6 @@ measure.py      all cases with one number of threads
 busy.py         `--busy`: one thread and several beside other work, and what comes of it: busy_report.py
 report.py       tables, Markdown and JSON of what came out
 marks.py        what fastsoftmax holds itself to, and where it does not get there
-chart.py        and its picture
+chart.py        and its picture; of the errors: accuracy_chart.py
 machine.py      where it was measured
 """

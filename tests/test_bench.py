@@ -15,7 +15,10 @@ pytest.importorskip("rich", reason="needs what the benchmark needs")
 pytest.importorskip("matplotlib", reason="needs what the benchmark needs")
 pytest.importorskip("threadpoolctl", reason="needs what the benchmark needs")
 
-from bench import busy, busy_report, chart, compare, machine, marks, report
+import contract
+from precision import SUFFICES
+
+from bench import accuracy_chart, busy, busy_report, chart, compare, machine, marks, report
 from bench.busy import Beside, BusyRun, Figures, Gain, Together
 from bench.cases import EVERYDAY, Case
 from bench.contenders import Contender, Unsupported, definition, ours
@@ -263,3 +266,18 @@ def test_each_part_of_the_written_results_leaves_the_other_as_it_is(tmp_path):
     assert path.read_text() == race_first.replace("## Old\n\ntext", "new")
     report.write_part(path, report.RACE, "a\n\n## 1 thread\n\n| b |")
     assert path.read_text() == race_first.replace("## Old\n\ntext", "new")
+
+
+# Pictures of accuracy
+
+
+@pytest.mark.skipif(not SUFFICES, reason="long double has fewer than 64 bits: nothing to compare with")
+def test_the_curves_of_accuracy_keep_the_bounds_and_become_pictures(tmp_path):
+    racers = [ours()]
+    for operation in accuracy_chart.SCALED:
+        worst = accuracy_chart.errors(operation, racers, accuracy_chart.SCALES[::10])["fastsoftmax"]
+        assert (worst <= contract.BOUNDS[operation].float32).all()
+    right, curves = accuracy_chart.one_less_p(racers, accuracy_chart.LEADS[:40:10])
+    np.testing.assert_allclose(curves["fastsoftmax"], right, rtol=1e-6)
+    assert accuracy_chart.main(["--quick", "--no-peers", "--output", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dominating.svg", "scale.svg"]

@@ -1,4 +1,4 @@
-"""Every example in a docstring and every Python block of the README runs, and gives what it says."""
+"""Every example in a docstring, and every Python block of the README and the site, runs and gives what it says."""
 
 import doctest
 import inspect
@@ -9,7 +9,9 @@ import fastsoftmax as fs
 import numpy as np
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [page for page in DOCUMENTS if "```python" in page.read_text(encoding="utf-8")]
 FUNCTIONS = sorted(n for n in fs.__all__ if callable(getattr(fs, n)))
 
 
@@ -36,12 +38,20 @@ def test_a_docstring_has_the_sections_of_numpydoc(name):
         assert re.search(rf"^[\w, ]*\b{parameter}\b", inspect.getdoc(function), re.MULTILINE)
 
 
-def test_the_python_blocks_of_the_readme_run_in_order(capsys, monkeypatch, tmp_path):
-    if not README.exists():
-        pytest.skip("no README.md beside the tests")
-    text = README.read_text(encoding="utf-8")
+def test_the_reference_has_a_page_for_each_function():
+    page = ROOT / "docs" / "api.rst"
+    if not page.exists():
+        pytest.skip("no docs beside the tests")
+    assert sorted(re.findall(r"^   (\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE)) == FUNCTIONS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_python_blocks_of_a_page_run_in_order(page, monkeypatch, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    for module in re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE):
+        pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
+    namespace = {"__name__": page.stem}
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
     assert blocks
     for block in blocks:
@@ -49,12 +59,19 @@ def test_the_python_blocks_of_the_readme_run_in_order(capsys, monkeypatch, tmp_p
         code = block.group(1)
         if ">>>" in code:
             failures = []
-            test = doctest.DocTestParser().get_doctest(code, namespace, "README.md", str(README), line)
+            test = doctest.DocTestParser().get_doctest(code, namespace, page.name, str(page), line)
             doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=failures.append, clear_globs=False)
             assert not failures, "".join(failures)
             namespace.update(test.globs)
         else:
-            exec(compile("\n" * line + code, str(README), "exec"), namespace)
+            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+
+
+def test_no_block_of_a_page_is_of_a_kind_that_does_not_run():
+    """Python is run here, commands are not; in braces, what is no code."""
+    for page in DOCUMENTS:
+        kinds = re.findall(r"^```(\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(kinds) <= {"python", "sh", "{image}", "{include}", "{toctree}"}, page
 
 
 # What the docstrings advise

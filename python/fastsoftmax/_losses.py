@@ -78,7 +78,7 @@ def cross_entropy(
     Notes
     -----
     With p = softmax(logits / T) over C classes, weights w, smoothing e, and the target's probabilities q (1 for the
-    class of an index, else 0), a sample has the loss
+    class of an index, else 0), a sample has the loss::
 
         L = -sum_c w_c ((1 - e) q_c + e / C) log p_c
 
@@ -156,7 +156,7 @@ def cross_entropy_grad(
 
     Notes
     -----
-    In the notation of `cross_entropy`, with a_c = w_c ((1 - e) q_c + e / C), a sample has the gradient
+    In the notation of `cross_entropy`, with a_c = w_c ((1 - e) q_c + e / C), a sample has the gradient::
 
         g_c = u (p_c sum_k a_k - a_c) / T
 
@@ -292,7 +292,7 @@ def cross_entropy_with_grad_hess(
     Notes
     -----
     Loss and gradient are those of `cross_entropy_with_grad`, bit for bit. In the notation of `cross_entropy_grad`, a
-    sample has the second derivatives
+    sample has the second derivatives::
 
         h_c = u p_c (1 - p_c) sum_k a_k / T^2
 
@@ -406,7 +406,7 @@ def kl_divergence(
 
     Notes
     -----
-    A slice has the divergence
+    A slice has the divergence::
 
         KL(p || q) = sum_c p_c d_c = sum_c p_c (exp(-d_c) - 1 + d_c),    d_c = log p_c - log q_c
 

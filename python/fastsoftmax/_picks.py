@@ -53,7 +53,7 @@ def log_softmax_at(
 
     Notes
     -----
-    With `indices` of as many axes as `x`, the result is
+    With `indices` of as many axes as `x`, the result is::
 
         numpy.take_along_axis(log_softmax(x, axis), indices, axis)
 

@@ -70,7 +70,7 @@ def softmax(
 
     Notes
     -----
-    With T for the temperature and sums over a slice,
+    With T for the temperature and sums over a slice::
 
         softmax(x)_c = exp(x_c / T) / sum_k exp(x_k / T)
 
@@ -159,7 +159,7 @@ def log_softmax(
 
     Notes
     -----
-    With T for the temperature and sums over a slice,
+    With T for the temperature and sums over a slice::
 
         log_softmax(x)_c = x_c / T - log(sum_k exp(x_k / T))
 
@@ -244,15 +244,16 @@ def logsumexp(
 
     Notes
     -----
-    With sums over a slice,
+    With sums over a slice::
 
         logsumexp(x, b) = log(sum_k b_k exp(x_k))
 
     as in `scipy.special.logsumexp`. Half precision is computed in float32 and rounded once.
 
     Where terms cancel, digits are lost: besides its rounding, the result is off by up to
-    2^-55 (1 + sum_k |b_k| exp(x_k) / |sum_k b_k exp(x_k)|). There, terms of equal `x` count as one term with the sum
-    of their `b`. If large terms cancel exactly, the sum of the others is right, down to exp(-22000) times the largest.
+    ``2^-55 (1 + sum_k |b_k| exp(x_k) / |sum_k b_k exp(x_k)|)``. There, terms of equal `x` count as one term with the
+    sum of their `b`. If large terms cancel exactly, the sum of the others is right, down to exp(-22000) times the
+    largest.
 
     A slice that holds NaN gives NaN, else one that holds +inf gives +inf. An empty sum, and one in which all `x` are
     -inf, gives -inf with sign 0. A negative sum gives NaN without `return_sign`.
@@ -321,7 +322,7 @@ def entropy(
 
     Notes
     -----
-    With p = softmax(x / T), T for the temperature, and the sum over a slice,
+    With p = softmax(x / T), T for the temperature, and the sum over a slice::
 
         entropy(x) = -sum_c p_c log p_c
 
@@ -329,7 +330,7 @@ def entropy(
     between 0 and the logarithm of the number of classes. Divided by log(2) it is in bits. Half precision is computed
     in float32 and rounded once.
 
-    The probabilities are not stored. The sum is computed without subtraction, as
+    The probabilities are not stored. The sum is computed without subtraction::
 
         log(S) + sum_c e_c (max - x_c) / (T S)        with e_c = exp((x_c - max) / T) and S = sum_c e_c
 
@@ -408,7 +409,7 @@ def softmax_grad(
 
     Notes
     -----
-    With T for the temperature and sums over a slice,
+    With T for the temperature and sums over a slice::
 
         dx_c = y_c (dy_c - sum_k y_k dy_k) / T
 
@@ -477,7 +478,7 @@ def log_softmax_grad(
 
     Notes
     -----
-    With T for the temperature and sums over a slice,
+    With T for the temperature and sums over a slice::
 
         dx_c = (dy_c - exp(logp_c) sum_k dy_k) / T
 
