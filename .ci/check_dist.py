@@ -18,7 +18,7 @@ SDIST = (
     *(r"README\.md", r"LICENSE", r"CHANGELOG\.md", r"CITATION\.cff", r"CONTRIBUTING\.md", r"SECURITY\.md"),
     *(r"bench/\w+\.py", r"bench/limits\.c", r"bench/(ACCURACY|NOTES|RESULTS)\.md", r"bench/(RESULTS|BUSY)\.(png|svg)"),
     r"cpp/([\w/]+)\.(cpp|hpp|py)",
-    r"docs/\w+\.md",
+    r"docs/\w+\.(md|png)",
     r"python/fastsoftmax/(\w+\.pyi?|py\.typed)",
     r"tests/[\w/]+\.(c|cpp|json|py)",
 )

@@ -6,7 +6,7 @@ import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -103,9 +103,7 @@ def _opened(arguments: Namespace) -> Scores:
     logits, targets = _mapped(arguments.logits), _mapped(arguments.targets)
     if logits.dtype.kind == "V" and logits.dtype.itemsize == 2 and logits.dtype.names is None:
         if arguments.dtype is None:
-            raise _BadInput(
-                f"{arguments.logits}: dtype {logits.dtype.str}; pass --dtype bfloat16, if that is what it is"
-            )
+            raise _BadInput(f"{arguments.logits}: dtype {logits.dtype.str}; if that is bfloat16, pass --dtype bfloat16")
         if find_spec("ml_dtypes") is None:
             raise _BadInput("--dtype bfloat16 needs ml_dtypes: pip install ml_dtypes")
         logits = logits.view(import_module("ml_dtypes").bfloat16)
@@ -270,5 +268,6 @@ def _plot(path: Path, drawn: list[tuple[float, Reliability]]) -> None:
         part.write_bytes(picture.getvalue())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise _BadInput(f"{path}: {error.strerror}") from error
