@@ -712,8 +712,8 @@ def to_bins(bins: Any, strategy: Any) -> int:
 
 def boosting_arguments(
     y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None
-) -> tuple[Array, Array, Array | float]:
-    """Scores, class indices or probabilities, and a factor for each sample, or for all."""
+) -> tuple[Array, Array, Array | None]:
+    """Scores, class indices or probabilities, and a factor for each sample."""
     scores = to_array(y_pred, "y_pred")
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(
@@ -738,7 +738,7 @@ def boosting_arguments(
             raise ValueError(f"{_at(labels, 'y_true', (position,))}; expected a class index in [0, {scores.shape[1]})")
     elif labels.dtype.kind in "iub":
         labels = labels.astype(FLOAT32)  # one-hot
-    return scores, labels, 1.0 if sample_weight is None else _to_sample_weight(sample_weight, scores.shape[:1])
+    return scores, labels, None if sample_weight is None else _to_sample_weight(sample_weight, scores.shape[:1])
 
 
 def _to_sample_weight(given: ArrayLike, batch: tuple[int, ...]) -> Array:

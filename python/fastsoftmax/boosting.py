@@ -8,20 +8,21 @@ Both have to start from the same scores: built-in objectives begin with the freq
 Pass ``base_score=0`` to XGBoost, ``boost_from_average=False`` to LightGBM; or a ``base_margin`` or an ``init_score``.
 """
 
-from functools import cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._arguments import Array, boosting_arguments
+from ._arguments import Array, boosting_arguments, result_dtype
 from ._losses import cross_entropy_grad, cross_entropy_with_grad_hess
 
 __all__ = ["lightgbm", "lightgbm_sklearn", "xgboost", "xgboost_sklearn"]
 
 # The least second derivative in XGBoost; where p vanishes and lambda is 0, it decides the leaves.
 _FLOOR = np.float32(1e-16)
+# Elements whose derivatives in float64 stay in a cache until they are rounded.
+_CHUNK = 1 << 17
 # The first version of XGBoost in which the second derivative is |p - y|.
 _ABSOLUTE = (3, 5)
 
@@ -113,7 +114,6 @@ def xgboost_sklearn(
     return grad, np.maximum(hess, _FLOOR, out=hess)
 
 
-@cache
 def _xgboost_version() -> tuple[int, ...]:
     return tuple(int(part) for part in import_module("xgboost").__version__.split(".")[:2])
 
@@ -171,7 +171,7 @@ def lightgbm_sklearn(
     Returns
     -------
     grad : ndarray
-        ``w (p - y)``, with p = softmax(y_pred), in the order of `y_pred`.
+        ``w (p - y)``, with p = softmax(y_pred), in float32 and in the order of `y_pred`.
     hess : ndarray
         ``K / (K - 1) w p (1 - p)``, with K classes.
 
@@ -190,10 +190,17 @@ def lightgbm_sklearn(
     probabilities of them.
     """
     scores, labels, weight = boosting_arguments(y_true, y_pred, sample_weight)
-    # LightGBM takes both class after class, as it gives the scores.
-    floating = scores if scores.dtype.kind == "f" else scores.astype(np.float64)
-    out = np.empty_like(floating), np.empty_like(floating)
-    _, grad, hess = cross_entropy_with_grad_hess(floating, labels, reduction="none", upstream=weight, out=out)
-    classes = scores.shape[1]
-    hess *= classes / (classes - 1)
+    samples, classes = scores.shape
+    # LightGBM wants float32, class after class, as it gives the scores; to memory goes nothing else.
+    grad, hess = np.empty_like(scores, np.float32), np.empty_like(scores, np.float32)
+    step = max(1, _CHUNK // classes)
+    dtype = result_dtype(scores.dtype, "y_pred")
+    out = np.empty_like(scores[:step], dtype), np.empty_like(scores[:step], dtype)
+    for start in range(0, samples, step):
+        part = slice(start, start + step)
+        scratch = out[0][: samples - start], out[1][: samples - start]
+        upstream = None if weight is None else weight[part]
+        cross_entropy_with_grad_hess(scores[part], labels[part], reduction="none", upstream=upstream, out=scratch)
+        grad[part] = scratch[0]
+        np.multiply(scratch[1], classes / (classes - 1), out=hess[part], casting="same_kind")
     return grad, hess
