@@ -62,12 +62,7 @@ def timed(library: str, shape: tuple[int, int], objective: Objective) -> Timed:
     module = import_module(library)
     options: dict[str, Any] = {"num_class": classes}
     if library == "xgboost":
-        options: dict[str, Any] = {
-            "num_class": classes,
-            "base_score": 0.0,
-            "max_depth": 6,
-            "disable_default_eval_metric": True,
-        }
+        options |= {"base_score": 0.0, "max_depth": 6, "disable_default_eval_metric": True}
         module.train(options, module.DMatrix(features, labels), ROUNDS, obj=called)
     else:
         # A bound method would be copied with its object.

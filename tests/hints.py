@@ -295,5 +295,5 @@ found = fs.calibration.reliability(single, labels, 1, bins=np.int8(3), strategy=
 assert_type(found, fs.calibration.Reliability)
 assert_type(found.accuracy, NDArray[np.float64])
 assert_type(found.expected_error, float)
-refused(lambda: fs.calibration.reliability(single, labels, strategy="other"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+refused(lambda: fs.calibration.reliability(single, labels, strategy="other"))  # type: ignore[arg-type]
 assert_type(fs.boosting.lightgbm_sklearn(labels, single), tuple[NDArray[Any], NDArray[Any]])
