@@ -12,8 +12,9 @@ from ._losses import cross_entropy_grad
 from ._picks import log_softmax_at, log_softmax_top_k
 from ._transforms import entropy
 
-# Elements of a chunk: its scores stay in a cache for the second visit, and its scratch is 2 MB.
-CHUNK = 1 << 18
+# Elements of a chunk: its scores stay in a cache for the second visit, and its scratch of half a MB is memory that was
+# used before: pages that are new to the process cost more than the computation.
+CHUNK = 1 << 16
 
 # The label of a sample that takes no part.
 _NONE = -1
