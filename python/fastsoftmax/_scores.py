@@ -20,6 +20,11 @@ CHUNK = 1 << 16
 _NONE = -1
 
 
+def dot(a: Array, b: Array) -> float:
+    """Not by BLAS, whose threads would decide on last bits, and wait for each other on a busy machine."""
+    return float(np.einsum("i,i", a, b))
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Some samples: what is measured of them is in float64, and of those alone that take part."""
@@ -61,7 +66,7 @@ class Chunk:
         options: dict[str, Any] = {"ignore_index": _NONE, "reduction": "none", "temperature": temperature}
         cross_entropy_grad(work, self.labels, self.axis, upstream=upstream, out=work, **options)
         flat = work.ravel(order="K")
-        return float(flat @ flat)
+        return dot(flat, flat)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._arguments import Array, calibration_arguments, to_bins
-from ._scores import Chunk, Scores
+from ._scores import Chunk, Scores, dot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,8 +128,8 @@ def fitted(scores: Iterable[Chunk], classes: int) -> float:
         """The sum of the losses, what it exceeds that of the entropies by, and the sum of the weights."""
         temperature, losses, entropies, weights = math.exp(-log_beta), 0.0, 0.0, 0.0
         for chunk in scores:
-            losses += float(chunk.losses(temperature) @ chunk.weight)
-            entropies += float(chunk.entropies(temperature) @ chunk.weight)
+            losses += dot(chunk.losses(temperature), chunk.weight)
+            entropies += dot(chunk.entropies(temperature), chunk.weight)
             weights += float(chunk.weight.sum())
         return losses, losses - entropies, weights
 
