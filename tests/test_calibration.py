@@ -177,7 +177,7 @@ def test_a_file_larger_than_memory_allows_is_visited_in_chunks(function, rng, tm
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert peak < 8e6
+        assert peak < 2e6
 
 
 @pytest.mark.parametrize(
