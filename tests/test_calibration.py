@@ -363,6 +363,17 @@ def test_the_errors_are_those_of_torchmetrics(rng, bins):
         np.testing.assert_allclose(wanted, float(theirs), 1e-5)  # they sum in float32
 
 
+@pytest.mark.parametrize("bins", [5, 15])
+@pytest.mark.filterwarnings("ignore")  # of what it imports
+def test_the_errors_are_those_of_netcal(rng, bins):
+    metrics = pytest.importorskip("netcal.metrics")
+    logits, targets = samples(rng, (1000, 10))
+    found = reliability(logits, targets, bins=bins)
+    probabilities = fs.softmax(logits)
+    np.testing.assert_allclose(found.expected_error, metrics.ECE(bins).measure(probabilities, targets), 1e-10)
+    np.testing.assert_allclose(found.maximum_error, metrics.MCE(bins).measure(probabilities, targets), 1e-10)
+
+
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 7, 10, 15, 30])
 def test_a_confidence_on_an_edge_is_in_the_bin_that_ends_there(classes):
     """Of equal scores it is 1 / C, which is an edge of 30 bins for most."""
