@@ -63,10 +63,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """The tests with arrays, tables and files of other libraries."""
+    """The tests with arrays, tables and files of other libraries, and of what is made for them."""
     session.install(".[test]")
     install_groups(session, "interop")
-    session.run("python", "-m", "pytest", "tests/test_other_libraries.py", *session.posargs)
+    files = [f"tests/test_{name}.py" for name in ("boosting", "calibration", "other_libraries", "report")]
+    session.run("python", "-m", "pytest", *files, *session.posargs)
 
 
 @nox.session

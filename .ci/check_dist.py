@@ -16,9 +16,9 @@ WHEEL_BYTES = 3_000_000
 SDIST = (
     *(r"PKG-INFO", r"pyproject\.toml", r"CMakeLists\.txt", r"CMakePresets\.json"),
     *(r"README\.md", r"LICENSE", r"CHANGELOG\.md", r"CITATION\.cff", r"CONTRIBUTING\.md", r"SECURITY\.md"),
-    *(r"bench/\w+\.py", r"bench/limits\.c", r"bench/(ACCURACY|NOTES|RESULTS)\.md", r"bench/(RESULTS|BUSY)\.png"),
+    *(r"bench/\w+\.py", r"bench/limits\.c", r"bench/(ACCURACY|NOTES|RESULTS)\.md", r"bench/(RESULTS\w*|BUSY)\.png"),
     r"cpp/([\w/]+)\.(cpp|hpp|py)",
-    r"docs/(\w+/)*\w+\.(css|md|py|rst|svg|toml)",
+    r"docs/(\w+/)*\w+\.(css|md|png|py|rst|svg|toml)",
     r"python/fastsoftmax/(\w+\.pyi?|py\.typed)",
     r"tests/[\w/]+\.(c|cpp|json|py)",
 )

@@ -286,3 +286,14 @@ assert_type(reference.logsumexp(single, return_sign=True), tuple[np.float32, np.
 assert_type(reference.entropy(single, keepdims=True), NDArray[np.float32])
 assert_type(fs.reference.cross_entropy(half, labels, reduction="none"), NDArray[np.float32])
 refused(lambda: reference.cross_entropy(single, labels, reduction="men"))  # type: ignore[call-overload]
+
+# After the scores
+
+assert_type(fs.calibration.fit_temperature(single, labels), float)
+assert_type(fs.calibration.brier_score(lists, [0, 1], temperature=2), float)
+found = fs.calibration.reliability(single, labels, 1, bins=np.int8(3), strategy="quantile")
+assert_type(found, fs.calibration.Reliability)
+assert_type(found.accuracy, NDArray[np.float64])
+assert_type(found.expected_error, float)
+refused(lambda: fs.calibration.reliability(single, labels, strategy="other"))  # type: ignore[arg-type]
+assert_type(fs.boosting.lightgbm_sklearn(labels, single), tuple[NDArray[Any], NDArray[Any]])

@@ -128,8 +128,9 @@ def test_signatures_are_those_of_the_contract_here_and_in_the_reference(name, pa
 
 
 def test_the_package_offers_what_the_contract_lists_and_nothing_else():
-    runtime = {"set_num_threads", "get_num_threads", "num_threads", "show_config", "reference", "__version__"}
-    assert set(fs.__all__) == {*FUNCTIONS, *runtime}
+    runtime = {"set_num_threads", "get_num_threads", "num_threads", "show_config", "__version__"}
+    modules = {"boosting", "calibration", "reference"}
+    assert set(fs.__all__) == {*FUNCTIONS, *runtime, *modules}
     assert set(fs.__all__) <= set(dir(fs))
 
 

@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import fastsoftmax as fs
@@ -13,11 +14,16 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md"))]
 PAGES = [page for page in DOCUMENTS if "```python" in page.read_text(encoding="utf-8")]
 FUNCTIONS = sorted(n for n in fs.__all__ if callable(getattr(fs, n)))
+FUNCTIONS += [f"calibration.{name}" for name in ("brier_score", "fit_temperature", "reliability")]
+
+
+def found(name):
+    return inspect.unwrap(attrgetter(name)(fs))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_examples_of_a_docstring_give_what_they_say(name):
-    function = inspect.unwrap(getattr(fs, name))
+    function = found(name)
     (test,) = doctest.DocTestFinder(recurse=False).find(function, name, globs={})
     assert test.examples, "no example"
     failures = []
@@ -27,7 +33,7 @@ def test_the_examples_of_a_docstring_give_what_they_say(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_docstring_has_the_sections_of_numpydoc(name):
-    function = inspect.unwrap(getattr(fs, name))
+    function = found(name)
     sections = re.findall(r"^ *([A-Z][A-Za-z ]+)\n *-{4,}$", inspect.getdoc(function), re.MULTILINE)
     parameters = inspect.signature(function).parameters
     underlines = re.findall("-{4,}", inspect.getdoc(function))

@@ -3,6 +3,7 @@
 import fastsoftmax as fs
 import numpy as np
 import pytest
+from fastsoftmax.calibration import brier_score, fit_temperature, reliability
 
 HIDDEN, EPOCHS, SAMPLES, RATE, MOMENTUM = 64, 40, 32, 0.1, 0.9
 
@@ -81,6 +82,64 @@ def test_two_digits_and_none_of_them_are_told_apart(digits):
     images, labels = digits
     three = np.select([labels == 3, labels == 8], [0, 1], 2)
     assert held_out_accuracy(images, three, 3) >= 0.96
+
+
+def test_a_network_that_is_too_sure_is_calibrated_by_one_number(digits):
+    """Trained long on few images until its loss is nearly 0, it is as sure of those that it gets wrong."""
+    images, labels = digits
+    rng = np.random.default_rng(3)
+    training, calibration, test = np.split(rng.permutation(len(images)), [60, 900])
+    network = Network(images.shape[1], 10, rng)
+    for _ in range(300):
+        for batch in np.array_split(rng.permutation(training), 2):
+            network.step(images[batch], labels[batch])
+    scores = 3 * network.forward(images)[1]  # and too sure on purpose
+    temperature = fit_temperature(scores[calibration], labels[calibration])
+    assert temperature > 2
+    before = reliability(scores[test], labels[test])
+    after = reliability(scores[test], labels[test], temperature=temperature)
+    assert before.expected_error > 0.06
+    assert after.expected_error < before.expected_error / 2
+    losses = [fs.cross_entropy(scores[test], labels[test], temperature=t) for t in (1, temperature)]
+    assert losses[1] < losses[0] / 2
+    briers = [brier_score(scores[test], labels[test], temperature=t) for t in (1, temperature)]
+    assert briers[1] < briers[0]
+    # Which class is the likeliest does not change.
+    assert before.count @ np.nan_to_num(before.accuracy) == pytest.approx(after.count @ np.nan_to_num(after.accuracy))
+
+
+def test_a_third_class_tells_what_is_neither_a_human_nor_a_dog(rng):
+    """Two classes share all probability, even for a car: calibrated on humans and dogs, the network is sure of it."""
+    centres = np.array([[-2.0, 0.0], [2.0, 0.0], [6.0, 5.0]])  # humans, dogs, and cars, which are on the dogs' side
+    kinds = rng.integers(0, 3, 3000)
+    points = centres[kinds] + rng.normal(size=(3000, 2))
+
+    def learned(points, labels, classes):
+        """Logistic regression by gradient descent."""
+        features = np.c_[points, np.ones(len(points))]
+        weights = np.zeros((3, classes))
+        for _ in range(500):
+            _, grad = fs.cross_entropy_with_grad(features @ weights, labels)
+            weights -= 0.5 * features.T @ grad
+        return lambda points: np.c_[points, np.ones(len(points))] @ weights
+
+    known = kinds < 2
+    half = np.arange(3000) < 1500
+    two = learned(points[half & known], kinds[half & known], 2)
+    three = learned(points[half], kinds[half], 3)
+
+    unseen = ~half & known
+    temperature = fit_temperature(two(points[unseen]), kinds[unseen])
+    assert reliability(two(points[unseen]), kinds[unseen], temperature=temperature).expected_error < 0.02
+    cars = points[~half & ~known]
+    # Calibrated on what it knows, it takes each car for a dog, as sure as it is of dogs.
+    assert np.mean(fs.softmax(two(cars), temperature=temperature)[:, 1] > 0.99) > 0.95
+    # "None of them" takes the probability, and what is left for human and dog is small.
+    probabilities = fs.softmax(three(cars), temperature=fit_temperature(three(points[~half]), kinds[~half]))
+    assert np.mean(probabilities[:, 2] > 0.9) > 0.95
+    assert reliability(three(points[~half]), kinds[~half]).expected_error < 0.02
+    # Those that it knows it still tells apart.
+    assert np.mean(three(points[unseen]).argmax(-1) == kinds[unseen]) > 0.95
 
 
 def test_digits_whose_stored_scores_have_little_entropy_are_read_better(digits, tmp_path):

@@ -18,6 +18,8 @@ from ._transforms import entropy, log_softmax, log_softmax_grad, logsumexp, soft
 
 __all__ = [
     "__version__",
+    "boosting",
+    "calibration",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
@@ -41,15 +43,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from . import reference
+    from . import boosting, calibration, reference
+
+# Modules that are imported when they are asked for: `reference` takes as long as all the rest of this package.
+_MODULES = ("boosting", "calibration", "reference")
 
 
 def __getattr__(name: str) -> Any:
-    """`reference` when asked for: it takes as long to import as all the rest of this package."""
-    if name == "reference":
+    if name in _MODULES:
         from importlib import import_module
 
-        return import_module(".reference", __name__)
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypeVa
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from . import boosting as boosting
+from . import calibration as calibration
 from . import reference as reference
 from ._arguments import Axis, Flag
 from ._runtime import get_num_threads as get_num_threads
@@ -21,6 +23,8 @@ from ._runtime import show_config as show_config
 
 __all__ = [
     "__version__",
+    "boosting",
+    "calibration",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",

@@ -686,6 +686,74 @@ def loss_arguments(
     return logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, dtype
 
 
+def calibration_arguments(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    axis: SupportsIndex,
+    temperature: Any,
+    ignore_index: Any,
+    sample_weight: ArrayLike | None,
+) -> tuple[Array, Array, int, float, int | None, Array | None]:
+    """The arguments that the measures of calibration share."""
+    if type(targets) is not ndarray:
+        targets = _to_new_indices(targets, "targets")
+    if targets.dtype.kind not in "iu":
+        raise TypeError(f"targets has dtype {targets.dtype}; expected class indices, of an integer dtype")
+    checked = loss_arguments(logits, targets, axis, None, ignore_index, 0.0, temperature, "none")
+    weight = None if sample_weight is None else _to_sample_weight(sample_weight, targets.shape)
+    return checked[0], checked[1], checked[2], checked[6], checked[4], weight
+
+
+def to_bins(bins: Any, strategy: Any) -> int:
+    if not isinstance(strategy, str) or strategy not in ("uniform", "quantile"):
+        raise ValueError(f"strategy is {shown(strategy)}; expected 'uniform' or 'quantile'")
+    return _to_count(bins, "bins", 1)
+
+
+def boosting_arguments(
+    y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None
+) -> tuple[Array, Array, Array | None]:
+    """Scores, class indices or probabilities, and a factor for each sample."""
+    scores = to_array(y_pred, "y_pred")
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(
+            f"y_pred has shape {scores.shape}; expected (samples, classes), as with num_class, the number of classes"
+        )
+    labels = to_real_array(y_true, "y_true")
+    if labels.ndim == 1 and labels.dtype.kind not in "iu":  # both libraries keep labels as floats
+        with np.errstate(all="ignore"):
+            indices = labels.astype(np.intp)
+            if not np.array_equal(indices, labels):
+                place = int(np.argmax(indices != labels))
+                raise ValueError(f"{_at(labels, 'y_true', (place,))}; expected a class index")
+        labels = indices
+    if labels.shape not in (scores.shape[:1], scores.shape):
+        raise ValueError(
+            f"y_true has shape {labels.shape}; expected {scores.shape[:1]}, class indices, or {scores.shape}, class "
+            "probabilities, as y_pred"
+        )
+    if labels.ndim == 1:
+        position = _core.find_invalid_index(labels, scores.shape[1], None)
+        if position is not None:
+            raise ValueError(f"{_at(labels, 'y_true', (position,))}; expected a class index in [0, {scores.shape[1]})")
+    elif labels.dtype.kind in "iub":
+        labels = labels.astype(FLOAT32)  # one-hot
+    return scores, labels, None if sample_weight is None else _to_sample_weight(sample_weight, scores.shape[:1])
+
+
+def _to_sample_weight(given: ArrayLike, batch: tuple[int, ...]) -> Array:
+    weight = to_real_array(given, "sample_weight")
+    if weight.shape != batch:
+        raise ValueError(f"sample_weight has shape {weight.shape}; expected {batch}, one for each sample")
+    with np.errstate(all="ignore"):
+        good = weight.size == 0 or (weight.min() >= 0 and weight.max() < inf)
+    if not good:
+        place = np.unravel_index(int(np.argmin((weight >= 0) & (weight < inf))), batch)
+        shown_weight = _at(weight, "sample_weight", tuple(int(k) for k in place))
+        raise ValueError(f"{shown_weight}; expected a finite number that is not negative")
+    return weight
+
+
 def _to_new_indices(given: ArrayLike, name: str) -> Array:
     indices = _from_other(given, name)
     if indices.size == 0 and isinstance(given, (list, tuple)):
