@@ -242,9 +242,11 @@ struct WeighedKernel {
     WeighedSum (*round_exact)(ExactSum& sum);
 };
 
-// Totals of pieces, which blocks of softmax and of the entropy measure and merge.
+// Totals of pieces.
 struct PiecesKernel {
     Signature signature;
+    // Blocks of softmax, which add all exponentials, and of the entropy, which add all but the largest.
+    Table<ElementType, Blocks, floating_types> all, rest;
     // To the reference of a largest score that is not smaller than the total's own.
     Table<ElementType, void (*)(Total&, double largest, double temperature), floating_types> raise;
     // As the state of a slice with a reference of its own, or with the fixed one, of which no sum may be in range;
