@@ -116,6 +116,14 @@ Total* totals_at(const Plan& plan, const Offsets& at) {
     return reinterpret_cast<Total*>(plan.slices.arrays[Role::value].data + at[Role::value]);
 }
 
+// Whether blocks are rows that a kernel takes in place: of halves only one by the fixed reference.
+bool is_row(const Plan& plan, bool near) { return plan.loop == Loop::rows && (near || !plan.halves()); }
+
+std::byte* row_at(const Plan& plan, Role role, const Offsets& at, std::ptrdiff_t begin) {
+    const Array& array = plan.slices.arrays[role];
+    return array.data + at[role] + begin * bytes_of(array.type);
+}
+
 // Calls body(first, length, threads, memory) for the units of the plan, or parts of them: where slices are few, the
 // body has several threads.
 template <class Body>
@@ -172,8 +180,8 @@ void update_totals(const Slices& slices, double temperature) {
                        const Workspace& workspace) {
                        const Offsets at = plan.slices.batch.moved(first, i);
                        std::byte* row = workspace.x;
-                       if (plan.loop == Loop::rows)
-                           row = plan.slices.arrays[Role::scores].data + at[Role::scores] + begin * plan.width();
+                       if (is_row(plan, false))
+                           row = row_at(plan, Role::scores, at, begin);
                        else
                            batch.transport.gather_block(Role::scores, at, begin, end, row);
                        parts[i * blocks + b] = measured(type, row, end - begin, temperature);
@@ -203,13 +211,21 @@ void compute_part(Operation operation, const Slices& slices, double temperature)
                    [&](std::ptrdiff_t, std::ptrdiff_t i, std::ptrdiff_t begin, std::ptrdiff_t end,
                        const Workspace& workspace) {
                        const Offsets at = plan.slices.batch.moved(first, i);
-                       batch.transport.gather_block(Role::scores, at, begin, end, workspace.x);
+                       const bool near = states[i].near, in_place = is_row(plan, near);
                        Run block = run_at(temperature);
                        block.classes = end - begin;
+                       block.measured = false;
                        block.x.data = block.out.data = workspace.x;
-                       const Blocks& blocks = (states[i].near ? kernel.near_blocks : kernel.blocks)[type];
-                       blocks.write(block, states[i], end - begin);
-                       batch.transport.scatter_block(Role::output, at, begin, end, workspace.x);
+                       if (in_place) {
+                           block.x.data = row_at(plan, Role::scores, at, begin);
+                           block.out.data = row_at(plan, Role::output, at, begin);
+                       } else {
+                           batch.transport.gather_block(Role::scores, at, begin, end, workspace.x);
+                       }
+                       const Table<ElementType, Blocks, floating_types>& blocks =
+                           near ? kernel.near_blocks : kernel.blocks;
+                       blocks[in_place ? plan.type() : type].write(block, states[i], end - begin);
+                       if (!in_place) batch.transport.scatter_block(Role::output, at, begin, end, workspace.x);
                    });
     });
 }

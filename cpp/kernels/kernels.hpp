@@ -109,6 +109,7 @@ struct Run {
     Strided second_out;    // none unless asked for: the Hessian
     void* kept = nullptr;  // where rows or lines may keep exponentials
     bool stream = false;   // the results of all runs are too large for the caches
+    bool measured = true;  // a block that is written; else it has left no exponentials
     Ahead scores_ahead, dy_ahead, results_ahead;
 
     double* value = nullptr;  // logsumexp, entropy, or the loss before any reduction
