@@ -253,7 +253,7 @@ def data():
     (line,) = (s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmData"))
     return int(line.split()[1]) * 1024
 
-shape = int(sys.argv[2]) // 2**16, 2**14
+shape = 2**10, int(sys.argv[2]) // 2**12
 warm = np.zeros((2000, 1000), np.float32)
 fs.LogSumExp().update(warm).softmax(fs.softmax(warm), out=warm)
 x = np.memmap(Path(sys.argv[1]) / "x", np.float32, "w+", shape=shape)
@@ -267,10 +267,10 @@ except MemoryError:
     pass
 assert fs.softmax(x, out=y) is y
 total = fs.LogSumExp()
-for begin in range(0, shape[1], 2**12):
-    total.update(x[:, begin : begin + 2**12])
-for begin in range(0, shape[1], 2**12):
-    part = slice(begin, begin + 2**12)
+for begin in range(0, shape[1], 2**14):
+    total.update(x[:, begin : begin + 2**14])
+for begin in range(0, shape[1], 2**14):
+    part = slice(begin, begin + 2**14)
     total.softmax(x[:, part], out=x[:, part])
 resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 for i in (0, 1, 97, shape[0] - 1):
