@@ -21,6 +21,8 @@ Run run_at(double temperature) {
     return run;
 }
 
+std::int64_t nonzero(const Statistics& all) { return all.several ? 2 : all.only != 0 ? 1 : 0; }
+
 // A block of `count` classes, as a row.
 Total measured(ElementType type, std::byte* row, std::ptrdiff_t count, double temperature) {
     Run block = run_at(temperature);
@@ -29,14 +31,16 @@ Total measured(ElementType type, std::byte* row, std::ptrdiff_t count, double te
     const double largest = kernels().pieces.rest[type].largest(block, count);
     const Statistics rest = kernels().pieces.rest[type].measure(block, largest, count);
     const Statistics all = kernels().pieces.all[type].measure(block, largest, count);
-    return {rest.max,
-            {rest.rest[0], rest.rest[1]},
-            {all.rest[0], all.rest[1]},
-            {rest.weighed[0], rest.weighed[1]},
-            all.several     ? 2
-            : all.only != 0 ? 1
-                            : 0,
-            0};
+    // Then some others are above 2^-84 of the largest, which is not far below 1: by the fixed reference not 0.
+    const bool several = rest.rest[0] > 0x1p-20 * static_cast<double>(count) && largest > -60;
+    const auto near = temperature == 1 && !several ? kernels().pieces.near_all[type].measure : nullptr;
+    return {.max = rest.max,
+            .rest = {rest.rest[0], rest.rest[1]},
+            .sum = {all.rest[0], all.rest[1]},
+            .weighed = {rest.weighed[0], rest.weighed[1]},
+            .nonzero = nonzero(all),
+            .near_nonzero = near ? nonzero(near(block, 0, count)) : 2,
+            .classes = 0};
 }
 
 void merge(ElementType type, Total& left, Total right, double temperature) {
@@ -65,6 +69,7 @@ void merge(ElementType type, Total& left, Total right, double temperature) {
         std::copy(rest.weighed, rest.weighed + 2, left.weighed);
         std::copy(all.rest, all.rest + 2, left.sum);
         left.nonzero = std::min<std::int64_t>(left.nonzero + right.nonzero, 2);
+        left.near_nonzero = std::min<std::int64_t>(left.near_nonzero + right.near_nonzero, 2);
     }
     left.classes = classes;
 }

@@ -149,11 +149,12 @@ struct Statistics {
 // What the pieces of a slice so far tell of it, as NumPy keeps it. Sums are by the reference of the largest score, and
 // have two parts.
 struct Total {
-    double max;            // the largest score that is not NaN; NaN: nothing has taken part
-    double rest[2];        // the sum of the exponentials of all others
-    double sum[2];         // of all, as softmax adds them
-    double weighed[2];     // of the entropy, as in Statistics
-    std::int64_t nonzero;  // exponentials that are not 0: none, one, or 2 for several
+    double max;         // the largest score that is not NaN; NaN: nothing has taken part
+    double rest[2];     // the sum of the exponentials of all others
+    double sum[2];      // of all, as softmax adds them
+    double weighed[2];  // of the entropy, as in Statistics
+    // Exponentials that are not 0: none, one, or 2 for several; by this reference, and by the fixed one.
+    std::int64_t nonzero, near_nonzero;
     std::int64_t classes;
 };
 
@@ -246,8 +247,9 @@ struct WeighedKernel {
 // Totals of pieces.
 struct PiecesKernel {
     Signature signature;
-    // Blocks of softmax, which add all exponentials, and of the entropy, which add all but the largest.
-    Table<ElementType, Blocks, floating_types> all, rest;
+    // Blocks of softmax, which add all exponentials, and of the entropy, which add all but the largest; and those of
+    // softmax by the fixed reference.
+    Table<ElementType, Blocks, floating_types> all, rest, near_all;
     // To the reference of a largest score that is not smaller than the total's own.
     Table<ElementType, void (*)(Total&, double largest, double temperature), floating_types> raise;
     // As the state of a slice with a reference of its own, or with the fixed one, of which no sum may be in range;

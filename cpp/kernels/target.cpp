@@ -236,6 +236,7 @@ Kernels make_kernels() {
     k.pieces.signature = pieces_signature;
     k.pieces.all = k.of[Operation::softmax].blocks;
     k.pieces.rest = k.of[Operation::entropy].blocks;
+    k.pieces.near_all = k.of[Operation::softmax].near_blocks;
     k.pieces.widen = ::widen_total;
     fill_pieces<float>(k);
     fill_pieces<double>(k);

@@ -34,7 +34,7 @@ from ._arguments import (
 _FIELDS = ["max", "rest", "rest_low", "sum", "sum_low", "weighed", "weighed_low"]
 # By the dtype of results, which names the last field, the number of classes.
 _STATES: dict[str, DType] = {
-    name: np.dtype([*((field, "f8") for field in _FIELDS), ("nonzero", "i8"), (name, "i8")])
+    name: np.dtype([*((field, "f8") for field in _FIELDS), ("nonzero", "i8"), ("near_nonzero", "i8"), (name, "i8")])
     for name in ("float16", "bfloat16", "float32", "float64")
 }
 
@@ -104,8 +104,9 @@ class LogSumExp:
     Kept of a slice are the largest score and the sum of the exponentials of all others, apart, so that probabilities
     near 1 and their logarithms near 0 have all digits, as those of `softmax` and `log_softmax` have. Results of pieces
     have the same error bounds, wherever the slice is cut and in whatever order totals are merged. They have the same
-    bits, too, if pieces come in order, all but the last have a multiple of 16,384 entries of the slice, there are more
-    than 56 in all, and the largest score has a size below 512 times the temperature (float64: 2048 times).
+    bits, too, if pieces have one dtype, come in order, and all but the last have a multiple of 16,384 entries of the
+    slice; there are more than 56 in all; and the largest score has a size below 512 times the temperature (float64:
+    2048 times).
 
     The dtype of results is the `numpy.result_type` of all pieces. Sums are made as precisely as each piece's own dtype
     asks: a wider `dtype` shows more digits of them, but cannot make them better.

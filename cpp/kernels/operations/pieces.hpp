@@ -74,15 +74,10 @@ Statistics near_state(const Total& total, bool all, double) {
     const typename OwnExponential<T>::Place place(broadcast(static_cast<T>(s.max)), 1);
     const double exponent =
         FixedRange<T>::bias - ExpConstants<T>::exponent_bias + static_cast<double>(lane(place.reference, 0));
-    const auto at_fixed = [&](const double (&sum)[2]) {
-        return rescaled(broadcast2(sum), widen(broadcast(0.0)), exponent);
-    };
-    const double rest = lane(at_fixed(total.rest).high, 0);
-    set(s.rest, at_fixed(s.rest));
-    // Of others below the normal numbers nothing is left.
-    constexpr int least_exponent = 1 - ExpConstants<T>::ieee_bias;
-    s.several = s.several && !(rest < lane(power_of_two(broadcast(double{least_exponent})), 0));
-    if (!s.several && total.nonzero > 0)
+    set(s.rest, rescaled(broadcast2(s.rest), widen(broadcast(0.0)), exponent));
+    s.several = total.near_nonzero > 1;
+    s.only = 0;
+    if (total.near_nonzero == 1)
         s.only = static_cast<double>(lane(FixedExponential<T>()(broadcast(static_cast<T>(s.max))).rounded(), 0)) +
                  total.sum[0] * 0;
     // Shifted exponentials are out of range, and so is an infinite one.
