@@ -13,6 +13,9 @@ int get_num_threads();
 // Returns the limit set before.
 int set_num_threads(int count);
 
+// A limit for calls from the calling thread alone, besides; likewise.
+int set_num_threads_here(int count);
+
 // "201511" for OpenMP 4.5, and so on; empty without it.
 const char* openmp_version();
 
