@@ -510,6 +510,83 @@ py::bool_ same_shape(const py::array& a, const py::array& b) {
     return a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape());
 }
 
+// Totals of pieces are arrays of the structure `Total`, in C order; a bool says whether they are of double.
+
+Total* totals_in(const py::array& totals) {
+    require(totals.itemsize() == sizeof(Total) && (totals.flags() & py::array::c_style), "expected totals in C order");
+    return reinterpret_cast<Total*>(data_of(totals));
+}
+
+void set_totals(Builder& b, const py::array& totals, bool in_double) {
+    totals_in(totals);
+    b.set(Role::value, totals);
+    b.slices.arrays[Role::value].type = in_double ? ElementType::float64 : ElementType::float32;
+}
+
+py::array copied(const py::array& totals) {
+    const py::array result = Builder::empty(totals.dtype(), static_cast<int>(totals.ndim()), totals.shape());
+    std::copy_n(totals_in(totals), totals.size(), totals_in(result));
+    return result;
+}
+
+// Runs the body, without the GIL where there are many totals.
+template <class Body>
+void run(const Totals& totals, Body body) {
+    std::optional<WithoutGil> released;
+    if (totals.count > FewRows::most) released.emplace();
+    body();
+}
+
+py::array updated_totals(const py::array& totals, bool in_double, const py::array& x, const ClassAxes& axes,
+                         double temperature, const MaybeArray& where) {
+    const py::array result = copied(totals);
+    Builder b(x, axes);
+    b.set(Role::scores, x);
+    b.set(Role::mask, where);
+    set_totals(b, result, in_double);
+    run(b.slices, [&] { update_totals(b.slices, temperature); });
+    return result;
+}
+
+py::array merged_totals(const py::array& totals, bool in_double, const py::array& others, double temperature) {
+    require(same_shape(totals, others), "expected totals of one shape");
+    const py::array result = copied(totals);
+    const Totals own = {totals_in(result), result.size(), in_double, temperature};
+    const Total* const right = totals_in(others);
+    run(own, [&] { merge_totals(own, right); });
+    return result;
+}
+
+py::array widened_totals(const py::array& totals, double temperature) {
+    const py::array result = copied(totals);
+    const Totals own = {totals_in(result), result.size(), false, temperature};
+    run(own, [&] { widen_totals(own); });
+    return result;
+}
+
+template <Operation operation>
+py::array concluded_totals(const py::array& totals, bool in_double, const py::dtype& dtype, double temperature) {
+    const py::array values = Builder::empty(dtype, static_cast<int>(totals.ndim()), totals.shape());
+    const Totals given = {totals_in(totals), totals.size(), in_double, temperature};
+    Array to;
+    set_memory(to, values);
+    run(given, [&] { conclude_totals(operation, given, to); });
+    return values;
+}
+
+template <Operation operation>
+py::object part_of_whole(const py::array& totals, bool in_double, const py::array& x, const MaybeArray& out,
+                         const py::dtype& dtype, const ClassAxes& axes, double temperature, const MaybeArray& where) {
+    Builder b(x, axes);
+    const py::array result = out ? *out : b.result(Role::output, dtype);
+    b.set(Role::scores, x);
+    b.set(Role::mask, where);
+    b.set(Role::output, result);
+    set_totals(b, totals, in_double);
+    run(b.slices, [&] { compute_part(operation, b.slices, temperature); });
+    return finished(result, !out);
+}
+
 // Whether an array has the shape of another without this axis.
 bool has_shape_without(const py::array& array, const py::array& all, std::int64_t axis) {
     const py::ssize_t *shape = array.shape(), *of_all = all.shape();
@@ -602,6 +679,20 @@ PyMethodDef methods[] = {
         "kl_divergence",
         "kl_divergence($module, p_logits, q_logits, axis, temperature, where, reduction, dtype, grad_dtype, upstream, "
         "with_grad, out, /)\n--\n\n"),
+    method<updated_totals>("updated_totals",
+                           "updated_totals($module, totals, in_double, x, axes, temperature, where, /)\n--\n\n"),
+    method<merged_totals>("merged_totals", "merged_totals($module, totals, in_double, others, temperature, /)\n--\n\n"),
+    method<widened_totals>("widened_totals", "widened_totals($module, totals, temperature, /)\n--\n\n"),
+    method<concluded_totals<Operation::logsumexp>>(
+        "logsumexp_of_totals", "logsumexp_of_totals($module, totals, in_double, dtype, temperature, /)\n--\n\n"),
+    method<concluded_totals<Operation::entropy>>(
+        "entropy_of_totals", "entropy_of_totals($module, totals, in_double, dtype, temperature, /)\n--\n\n"),
+    method<part_of_whole<Operation::softmax>>(
+        "softmax_of_part",
+        "softmax_of_part($module, totals, in_double, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
+    method<part_of_whole<Operation::log_softmax>>(
+        "log_softmax_of_part",
+        "log_softmax_of_part($module, totals, in_double, x, out, dtype, axes, temperature, where, /)\n--\n\n"),
     method<same_shape>("same_shape", "same_shape($module, a, b, /)\n--\n\n"),
     method<invalid_target>("find_invalid_target",
                            "find_invalid_target($module, targets, logits, axis, ignore_index, /)\n--\n\n"),

@@ -43,6 +43,25 @@ bool compute_at(Operation operation, const Slices& slices, double temperature);
 // NumPy's intp, to `label`; a mask is optional.
 void compute_top(Operation operation, const Slices& slices, double temperature);
 
+// Slices in pieces: one total a slice, in `value`, whose type is the one computed in. `scores` is the next piece of
+// each slice, or, in the latter, any classes of it; a mask is optional.
+void update_totals(const Slices& slices, double temperature);
+void compute_part(Operation operation, const Slices& slices, double temperature);
+
+// Totals one after another.
+struct Totals {
+    Total* begin;
+    std::ptrdiff_t count;
+    bool in_double;
+    double temperature;
+};
+// Joins those of later pieces.
+void merge_totals(const Totals& totals, const Total* others);
+// Of float, to be gone on with in double.
+void widen_totals(const Totals& totals);
+// The logsumexp or the entropy of each, to an array one after another.
+void conclude_totals(Operation operation, const Totals& totals, const Array& values);
+
 struct Loss {
     bool probabilities = false;      // `second` holds class probabilities; else `label` class indices
     const double* weight = nullptr;  // one a class

@@ -41,9 +41,7 @@ Plan::Plan(const Signature& signature, const Slices& given, const Demands& deman
     if (!demands.in_order) sort_batch();
     slices.batch.simplify();
     slices.own.simplify();
-    // Outside this range the parts of the reciprocal of the temperature are no normal floats.
-    in_float = computed_in_float(slices.arrays[Role::scores]) && demands.temperature > 0x1p-100 &&
-               demands.temperature < 0x1p100;
+    in_float = computed_in_float(slices.arrays[Role::scores]) && suits_float(demands.temperature);
     if (signature.second) in_float = in_float && computed_in_float(slices.arrays[Role::second]);
     for (const Role role : {Role::output, Role::second_output, Role::value})
         if (slices.has(role)) in_float = in_float && computed_in_float(slices.arrays[role]);
@@ -101,6 +99,7 @@ bool Plan::takes_rows(const Signature& signature, const Demands& demands) const 
     const bool plain = is_plain(signature, demands);
     if (!in_place(signature, slices.classes)) return false;
     if (bytes_of(type()) != width() && !halves()) return false;
+    if (demands.in_blocks) return !halves() && !signature.output;
     if (classes > few_classes) return !halves() || plain || (signature.rows_of_halves && classes <= block_classes);
     if (!plain && (halves() || !(signature.rows_of_halves && in_float && demands.temperature == 1))) return false;
     if (slices.batch.count == 0) return plain;
@@ -117,7 +116,7 @@ bool Plan::takes_lines(const Signature& signature, const Demands& demands) const
 void Plan::choose_loop(const Signature& signature, const Demands& demands) {
     if (takes_rows(signature, demands)) {
         loop = Loop::rows;
-        in_blocks = classes > block_classes && !demands.whole_slices;
+        in_blocks = demands.in_blocks || (classes > block_classes && !demands.whole_slices);
         at_once = in_blocks ? 1 : std::numeric_limits<std::ptrdiff_t>::max();
         return;
     }
@@ -133,7 +132,7 @@ void Plan::choose_loop(const Signature& signature, const Demands& demands) {
         std::rotate(batch.axis.begin() + i, batch.axis.begin() + i + 1, batch.axis.begin() + batch.count);
         neighbours = true;
     }
-    if (classes > block_classes) {
+    if (classes > block_classes || demands.in_blocks) {
         // A tile of slices this long would be large beside the batch.
         in_blocks = !demands.whole_slices;
         unit = at_once = in_blocks && neighbours ? lanes() : 1;

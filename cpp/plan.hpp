@@ -16,11 +16,15 @@ enum class Loop {
 // A kernel takes up to this many slices at once where each has numbers of its own.
 constexpr std::ptrdiff_t slices_per_call = 256;
 
+// Outside this range the parts of the reciprocal of the temperature are no normal floats.
+constexpr bool suits_float(double temperature) { return temperature > 0x1p-100 && temperature < 0x1p100; }
+
 // The wishes of a call.
 struct Demands {
     double temperature = 1;
     bool in_order = false;      // slices are met in C order; else in the order of their memory
     bool whole_slices = false;  // all classes of a slice at once, however many
+    bool in_blocks = false;     // slices of any length are
     bool as_rows = false;       // neighbouring slices are gathered, so that each can be had as a row
 };
 

@@ -38,7 +38,8 @@ class Transport {
     // To an array of NumPy's intp.
     void scatter_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                         const std::int64_t* labels) const;
-    // Whether classes [begin, end) of a slice take part.
+    // Whether any entry of a slice takes part; whether classes [begin, end) do.
+    bool any_present(const Offsets& at) const;
     void gather_presence(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, bool* present) const;
     void mask_results_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                          const std::int64_t* labels, double* results) const;
@@ -50,7 +51,6 @@ class Transport {
     const Slices& slices() const { return plan_.slices; }
     const Array& array(Role role) const { return slices().arrays[role]; }
     bool one_after_another(Role role) const;
-    bool any_present(const Offsets& at) const;
     // The value that stands for a masked entry.
     double masked(Role role) const {
         return role == Role::scores   ? signature_.masked_scores

@@ -1,6 +1,8 @@
 """No function has a temporary of the size of its input: the peak of the process grows by the result and a few rows."""
 
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import fastsoftmax as fs
@@ -234,3 +236,50 @@ def test_a_few_long_slices_side_by_side_need_no_copy_of_themselves(call):
     dy, out = x.copy(), x.copy()
     growth = peak_growth(lambda: call(x, dy, out, targets))
     assert growth <= 2**24, f"{growth / 2**20:.1f} MiB"
+
+
+# Run with the size of a file: every private byte that a call takes beyond the limit is refused by the system.
+MAPPED = """
+import resource, sys
+from pathlib import Path
+import fastsoftmax as fs
+import numpy as np
+
+def data():
+    (line,) = (s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmData"))
+    return int(line.split()[1]) * 1024
+
+shape = int(sys.argv[2]) // 2**16, 2**14
+warm = np.zeros((2000, 1000), np.float32)
+fs.LogSumExp().update(warm).softmax(fs.softmax(warm), out=warm)
+x = np.memmap(Path(sys.argv[1]) / "x", np.float32, "w+", shape=shape)
+y = np.memmap(Path(sys.argv[1]) / "y", np.float32, "w+", shape=shape)
+x[::97, 5] = 3
+resource.setrlimit(resource.RLIMIT_DATA, (data() + 2**22, resource.RLIM_INFINITY))
+try:
+    np.ones(2**23, np.uint8)
+    sys.exit("the limit is not kept")
+except MemoryError:
+    pass
+assert fs.softmax(x, out=y) is y
+total = fs.LogSumExp()
+for begin in range(0, shape[1], 2**12):
+    total.update(x[:, begin : begin + 2**12])
+for begin in range(0, shape[1], 2**12):
+    part = slice(begin, begin + 2**12)
+    total.softmax(x[:, part], out=x[:, part])
+resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+for i in (0, 1, 97, shape[0] - 1):
+    wanted = np.exp(3.0) if i % 97 == 0 else 1.0
+    np.testing.assert_allclose(y[i, 5], wanted / (wanted + shape[1] - 1), 1e-6)
+    np.testing.assert_allclose(x[i, 4:7], y[i, 4:7], 1e-6)
+"""
+
+
+@pytest.mark.parametrize("size", [2**28, pytest.param(2**32, marks=pytest.mark.huge)], ids=["256 MB", "4 GB"])
+def test_a_file_goes_to_another_in_a_few_megabytes_of_private_memory(size, tmp_path, environment):
+    """Of the softmax of a `numpy.memmap` to another, in one call and in pieces, 4 MiB at most are no page cache."""
+    done = subprocess.run(
+        [sys.executable, "-c", MAPPED, tmp_path, str(size)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -220,6 +220,26 @@ class OwnExponential : public ScaledExponential<T> {
   public:
     static constexpr bool is_fixed = false;
 
+    // Shift and reference, as the largest score asks for them, and what follows from an infinite one.
+    struct Place {
+        Pack<T> shift, reference, highest, undefined;
+        bool scales;
+
+        FASTSOFTMAX_ONCE Place(Pack<T> largest, double temperature) {
+            const Pack<T> zero = broadcast(T(0)), limit = broadcast(ExpConstants<T>::largest_unshifted);
+            const Pack<T> scaled = temperature == 1 ? largest : largest / broadcast(static_cast<T>(temperature));
+            const Mask<T> within = less(scaled, limit) & less(-limit, scaled);
+            const Mask<T> finite = equal(largest - largest, zero);
+            shift = select(within, zero, select(finite, largest, zero));
+            reference = select(within, round_to_integer(scaled * broadcast(ExpConstants<T>::log2e)), zero);
+            // In a slice with +inf nothing else counts.
+            highest = select(finite, largest, zero);
+            undefined = select(finite, zero, broadcast(T(__builtin_nan(""))));
+            constexpr auto all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
+            scales = temperature != 1 || equal_bits(shift, zero) != all;
+        }
+    };
+
     // `largest`: the largest score of each slice that is not NaN.
     FASTSOFTMAX_INLINE OwnExponential(Pack<T> largest, double temperature)
         : OwnExponential(Place(largest, temperature), temperature) {}
@@ -254,26 +274,6 @@ class OwnExponential : public ScaledExponential<T> {
     FASTSOFTMAX_INLINE Argument argument() const { return {shift_, temperature_}; }
 
   private:
-    // Shift and reference, as the largest score asks for them, and what follows from an infinite one.
-    struct Place {
-        Pack<T> shift, reference, highest, undefined;
-        bool scales;
-
-        FASTSOFTMAX_ONCE Place(Pack<T> largest, double temperature) {
-            const Pack<T> zero = broadcast(T(0)), limit = broadcast(ExpConstants<T>::largest_unshifted);
-            const Pack<T> scaled = temperature == 1 ? largest : largest / broadcast(static_cast<T>(temperature));
-            const Mask<T> within = less(scaled, limit) & less(-limit, scaled);
-            const Mask<T> finite = equal(largest - largest, zero);
-            shift = select(within, zero, select(finite, largest, zero));
-            reference = select(within, round_to_integer(scaled * broadcast(ExpConstants<T>::log2e)), zero);
-            // In a slice with +inf nothing else counts.
-            highest = select(finite, largest, zero);
-            undefined = select(finite, zero, broadcast(T(__builtin_nan(""))));
-            constexpr auto all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
-            scales = temperature != 1 || equal_bits(shift, zero) != all;
-        }
-    };
-
     Pack<T> shift_, undefined_;
     double temperature_;
 

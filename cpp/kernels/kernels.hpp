@@ -145,6 +145,17 @@ struct Statistics {
     bool value_near;     // or, of a loss, at least its value
 };
 
+// What the pieces of a slice so far tell of it, as NumPy keeps it. Sums are by the reference of the largest score, and
+// have two parts.
+struct Total {
+    double max;            // the largest score that is not NaN; NaN: nothing has taken part
+    double rest[2];        // the sum of the exponentials of all others
+    double sum[2];         // of all, as softmax adds them
+    double weighed[2];     // of the entropy, as in Statistics
+    std::int64_t nonzero;  // exponentials that are not 0: none, one, or 2 for several
+    std::int64_t classes;
+};
+
 // What a block of a slice tells of its weighed sum: sum * 2^reference * exp(shift), unless something infinite decides.
 struct WeighedSum {
     double shift, reference;
@@ -229,6 +240,18 @@ struct WeighedKernel {
     // Where a sum is nothing beside its terms: add each block, round.
     void (*add_exactly)(ExactSum& sum, const double* x, const double* b, std::ptrdiff_t count);
     WeighedSum (*round_exact)(ExactSum& sum);
+};
+
+// Totals of pieces, which blocks of softmax and of the entropy measure and merge.
+struct PiecesKernel {
+    Signature signature;
+    // To the reference of a largest score that is not smaller than the total's own.
+    Table<ElementType, void (*)(Total&, double largest, double temperature), floating_types> raise;
+    // As the state of a slice with a reference of its own, or with the fixed one, of which no sum may be in range;
+    // `all`: of softmax, else of the others.
+    Table<ElementType, Statistics (*)(const Total&, bool all, double temperature), floating_types> own, near;
+    // From exponentials of float to those of double.
+    void (*widen)(Total&, double temperature);
 };
 
 // Keys: scores as integers in the same order, which selection by histogram counts in.
@@ -378,6 +401,7 @@ struct Kernels {
     Table<Operation, Kernel, operations> of;
     WeighedKernel weighed;
     SamplingKernel sampling;
+    PiecesKernel pieces;
     Conversions<float> to_float;
     Conversions<double> to_double;
     Table<ElementType, GatherAt, element_types> gather_at;

@@ -115,6 +115,12 @@ constexpr Signature weighed_signature = {.name = "weighed_logsumexp",
                                          .masked_scores = -infinity,
                                          .state = sizeof(fastsoftmax::WeighedSum) / sizeof(double)};
 
+// A total is all that is written.
+constexpr Signature pieces_signature = {.name = "pieces",
+                                        .value = PerSlice::one,
+                                        .masked_scores = -infinity,
+                                        .state = sizeof(fastsoftmax::Total) / sizeof(double)};
+
 constexpr Signature sampling_signature = {.name = "sample", .masked_scores = -infinity};
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "operations/gradient_loops.hpp"
 #include "operations/log_probabilities.hpp"
 #include "operations/logs.hpp"
+#include "operations/pieces.hpp"
 #include "operations/sampling.hpp"
 #include "operations/selection.hpp"
 #include "operations/softmax.hpp"
@@ -164,6 +165,13 @@ constexpr Sampling<T> sampling_in = {::largest_score<T>,      ::mass_of_block<T>
                                      ::weigh_block<T, false>, ::weigh_block<T, true>, ::undefined_in_tile<T>,
                                      ::draw_from_tile<T>};
 
+template <class T>
+void fill_pieces(Kernels& k) {
+    k.pieces.raise[element_type<T>] = ::raise_total<T>;
+    k.pieces.own[element_type<T>] = ::own_state<T>;
+    k.pieces.near[element_type<T>] = ::near_state<T>;
+}
+
 // With reference exponent_bias the exponential is the plain one, but for its factor, down to the smallest normal
 // number.
 template <class T>
@@ -225,6 +233,10 @@ Kernels make_kernels() {
     k.weighed = {weighed_signature,  ::measure_weighed, ::merge_weighed,
                  ::conclude_weighed, ::add_exactly,     ::round_exact};
     k.sampling = {sampling_signature, sampling_in<float>, sampling_in<double>};
+    k.pieces.signature = pieces_signature;
+    k.pieces.widen = ::widen_total;
+    fill_pieces<float>(k);
+    fill_pieces<double>(k);
     k.float_functions = {plain_exp<float>, plain_log1p<float>};
     k.double_functions = {plain_exp<double>, plain_log1p<double>};
     return k;

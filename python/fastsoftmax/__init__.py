@@ -12,11 +12,13 @@ from ._losses import (
     kl_divergence_with_grad,
 )
 from ._picks import log_softmax_at, log_softmax_top_k
+from ._pieces import LogSumExp
 from ._runtime import get_num_threads, num_threads, set_num_threads, show_config
 from ._sample import sample
 from ._transforms import entropy, log_softmax, log_softmax_grad, logsumexp, softmax, softmax_grad
 
 __all__ = [
+    "LogSumExp",
     "__version__",
     "cross_entropy",
     "cross_entropy_grad",

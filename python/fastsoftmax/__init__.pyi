@@ -14,12 +14,14 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import reference as reference
 from ._arguments import Axis, Flag
+from ._pieces import LogSumExp as LogSumExp
 from ._runtime import get_num_threads as get_num_threads
 from ._runtime import num_threads as num_threads
 from ._runtime import set_num_threads as set_num_threads
 from ._runtime import show_config as show_config
 
 __all__ = [
+    "LogSumExp",
     "__version__",
     "cross_entropy",
     "cross_entropy_grad",

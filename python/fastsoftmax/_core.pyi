@@ -155,6 +155,43 @@ def kl_divergence(
 ) -> tuple[Any, Any]:
     """The divergence and the gradient by `q_logits`, None where not asked for."""
 
+# Totals of pieces: arrays in C order of `Total` in cpp/kernels/kernels.hpp. They are never changed: results are new
+# ones. `in_double`: their sums are those of float64, as widened_totals makes them.
+def updated_totals(
+    totals: _Array,  # the batch's shape
+    in_double: bool,
+    x: _Array,
+    axes: tuple[int, ...],
+    temperature: float,
+    where: _Array | None,
+    /,
+) -> _Array: ...
+def merged_totals(totals: _Array, in_double: bool, others: _Array, temperature: float, /) -> _Array: ...
+def widened_totals(totals: _Array, temperature: float, /) -> _Array: ...
+def logsumexp_of_totals(totals: _Array, in_double: bool, dtype: _DType, temperature: float, /) -> _Array: ...
+def entropy_of_totals(totals: _Array, in_double: bool, dtype: _DType, temperature: float, /) -> _Array: ...
+def softmax_of_part(
+    totals: _Array,
+    in_double: bool,  # the input or the output is float64
+    x: _Array,
+    out: _Array | None,
+    dtype: _DType,
+    axes: tuple[int, ...],
+    temperature: float,
+    where: _Array | None,
+    /,
+) -> _Array: ...
+def log_softmax_of_part(
+    totals: _Array,
+    in_double: bool,
+    x: _Array,
+    out: _Array | None,
+    dtype: _DType,
+    axes: tuple[int, ...],
+    temperature: float,
+    where: _Array | None,
+    /,
+) -> _Array: ...
 def same_shape(a: _Array, b: _Array, /) -> bool: ...
 def find_invalid_target(targets: _Array, logits: _Array, axis: int, ignore_index: int | None, /) -> int | None:
     """The C-order position of the first index that is neither that of a class nor `ignore_index`, None if there is

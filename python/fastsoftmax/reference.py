@@ -5,6 +5,7 @@ else in float64; what is divided by a temperature, too. The formulas are the tex
 exponentiate, sum.
 """
 
+from types import SimpleNamespace
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -37,8 +38,10 @@ from ._arguments import (
     transform_arguments,
     transform_grad_arguments,
 )
+from ._pieces import LogSumExp as _LogSumExp
 
 __all__ = [
+    "LogSumExp",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
@@ -526,3 +529,66 @@ def _kl_divergence(
     u = np.expand_dims(upstream, axis) if isinstance(upstream, np.ndarray) else upstream
     g = np.asarray(u, FLOAT64) * (q - p) / divisor / temperature
     return divergence, _delivered(np.where(present, g, 0.0), grad_dtype, out)
+
+
+@_quiet
+def _updated_totals(
+    totals: Array, in_double: bool, x: Array, axes: tuple[int, ...], temperature: float, mask: Array | None
+) -> Array:
+    x = _unmasked(x.astype(FLOAT64), mask, -inf) / temperature
+    piece = np.zeros_like(totals)
+    piece["max"] = x.max(axis=axes, initial=-inf)
+    piece["sum"][..., 0] = np.exp(x - np.expand_dims(_finite(piece["max"]), axes)).sum(axis=axes)
+    return _merged_totals(totals, in_double, piece, temperature)
+
+
+@_quiet
+def _merged_totals(totals: Array, in_double: bool, others: Array, temperature: float) -> Array:
+    result = np.zeros_like(totals)
+    result["max"] = np.fmax(totals["max"], others["max"])
+    for part in (totals, others):
+        result["sum"] += part["sum"] * np.exp(_finite(part["max"]) - _finite(result["max"]))[..., None]
+    return result
+
+
+@_quiet
+def _logsumexp_of_totals(totals: Array, in_double: bool, dtype: DType, temperature: float) -> Array:
+    return np.asarray(np.log(totals["sum"][..., 0]) + _finite(totals["max"]), dtype)
+
+
+@_quiet
+def _log_softmax_of_part(
+    totals: Array,
+    in_double: bool,
+    x: Array,
+    out: Array | None,
+    dtype: DType,
+    axes: tuple[int, ...],
+    temperature: float,
+    mask: Array | None,
+) -> Array:
+    total = np.expand_dims(_logsumexp_of_totals(totals, in_double, FLOAT64, temperature), axes)
+    logp = np.where(total == inf, nan, x.astype(FLOAT64) / temperature - total)
+    return _delivered(_unmasked(logp, mask, -inf), dtype, out)
+
+
+@_quiet
+def _softmax_of_part(totals: Array, in_double: bool, x: Array, out: Array | None, dtype: DType, *others: Any) -> Array:
+    return _delivered(np.exp(_log_softmax_of_part(totals, in_double, x, None, FLOAT64, *others)), dtype, out)
+
+
+def _finite(top: Array) -> Array:
+    return np.where(np.isfinite(top), top, 0.0)
+
+
+class LogSumExp(_LogSumExp):
+    """log(sum_k exp(x_k)) of all pieces of x / temperature: their largest, and the sum of exp(x_k - largest)."""
+
+    _core = SimpleNamespace(
+        updated_totals=_updated_totals,
+        merged_totals=_merged_totals,
+        widened_totals=lambda totals, temperature: totals,
+        logsumexp_of_totals=_logsumexp_of_totals,
+        softmax_of_part=_softmax_of_part,
+        log_softmax_of_part=_log_softmax_of_part,
+    )

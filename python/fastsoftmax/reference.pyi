@@ -1,5 +1,6 @@
 """The reference's functions have the types of those that they define."""
 
+from . import LogSumExp as LogSumExp
 from . import cross_entropy as cross_entropy
 from . import cross_entropy_grad as cross_entropy_grad
 from . import cross_entropy_with_grad as cross_entropy_with_grad
@@ -17,6 +18,7 @@ from . import softmax as softmax
 from . import softmax_grad as softmax_grad
 
 __all__ = [
+    "LogSumExp",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
