@@ -192,15 +192,15 @@ class Call:
             meta=np.empty((0,) * len(index), dtype),
         )
 
-    def sums(self, temperature: float, name: str | None = None) -> da.Array:
+    def sums(self, temperature: float, dtype: DType, name: str | None = None) -> da.Array:
         """A `LogSumExp` of each block of the scores, or of the argument `name` in their place."""
         names = [name or self.scores, "where"]
-        chunk = partial(summed, axis=self.axes, temperature=temperature)
+        chunk = partial(summed, axis=self.axes, temperature=temperature, dtype=dtype)
         return self.map(chunk, self.full, object, names=names, summed=True)
 
-    def total(self, temperature: float, split_every: SplitEvery, name: str | None = None) -> da.Array:
+    def total(self, temperature: float, dtype: DType, split_every: SplitEvery, name: str | None = None) -> da.Array:
         """A `LogSumExp` of whole slices for each block of the batch."""
-        return self.merged(self.sums(temperature, name), itself, object, split_every)
+        return self.merged(self.sums(temperature, dtype, name), itself, object, split_every)
 
     def merged(
         self,

@@ -70,12 +70,12 @@ class Loss:
             return self._reduced(self._plain(fs.cross_entropy, self.call.batch, self.dtype))
         if self.by_index and not self.smoothing:
             return self._reduced(self._by_index(split_every))
-        return self._reduced(self._by_class(self.call.total(self.temperature, split_every)))
+        return self._reduced(self._by_class(self.call.total(self.temperature, self.dtype, split_every)))
 
     def grad(self, split_every: SplitEvery) -> da.Array:
         if self.call.whole:
             return self._plain(fs.cross_entropy_grad, self.call.full, self.grad_dtype)
-        return self._grad(self.call.total(self.temperature, split_every))
+        return self._grad(self.call.total(self.temperature, self.dtype, split_every))
 
     def with_grad(self, split_every: SplitEvery) -> tuple[da.Array, da.Array]:
         if not self.call.whole:
@@ -133,7 +133,7 @@ class Loss:
     def _by_index(self, split_every: SplitEvery) -> da.Array:
         """The losses of class indices, of slices in several chunks."""
         call = self.call
-        options = {"axis": self.axis, "temperature": self.temperature, "classes": self.classes}
+        options = {"axis": self.axis, "temperature": self.temperature, "classes": self.classes, "dtype": self.dtype}
         function = partial(Picks.of_targets, ignore_index=self.ignore_index, **options)
         at, names = (self.axis, *call.batch), ["logits", "targets"]
         picks = call.map(function, call.full, object, names=names, at=at, summed=True)

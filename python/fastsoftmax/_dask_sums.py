@@ -44,8 +44,13 @@ def itself(total: fs.LogSumExp, keepdims: bool) -> fs.LogSumExp:
     return total
 
 
-def summed(*, axis: Index, temperature: float, where: Array | None = None, **scores: Array) -> fs.LogSumExp:
+def summed(
+    *, axis: Index, temperature: float, dtype: DType, where: Array | None = None, **scores: Array
+) -> fs.LogSumExp:
+    """The total of a block, as precise as results of this dtype ask."""
     (x,) = scores.values()
+    if dtype == FLOAT64:
+        x = x.astype(FLOAT64, copy=False)
     return fs.LogSumExp(axis, temperature=temperature).update(x, where=where)
 
 
@@ -122,18 +127,18 @@ class Picks:
         where: Array | None = None,
         *,
         axis: int,
-        temperature: float,
         classes: int,
         origin: Origin,
+        **options: Any,
     ) -> "Picks":
         start, *begin = origin
         kept = indices.ndim == x.ndim
         _check_picks(indices, axis, x.ndim, classes, tuple(begin))
-        return cls._of(x, indices if kept else np.expand_dims(indices, axis), where, start, kept, axis, temperature)
+        return cls._of(x, indices if kept else np.expand_dims(indices, axis), where, start, kept, axis=axis, **options)
 
     @classmethod
     def _of(
-        cls, x: Array, labels: Array, where: Array | None, start: int, kept: bool, axis: int, temperature: float
+        cls, x: Array, labels: Array, where: Array | None, start: int, kept: bool, *, axis: int, **options: Any
     ) -> "Picks":
         local, inside = within(labels, start, x.shape[axis])
         if x.shape[axis]:
@@ -142,7 +147,7 @@ class Picks:
                 inside &= np.take_along_axis(np.broadcast_to(where, x.shape), local, axis)
         else:
             scores = np.zeros(local.shape, x.dtype)
-        return cls(summed(axis=(axis,), temperature=temperature, where=where, x=x), scores, inside, axis, kept)
+        return cls(summed(axis=(axis,), where=where, x=x, **options), scores, inside, axis, kept)
 
     def merge(self, other: "Picks") -> "Picks":
         self.total = copy(self.total).merge(other.total)
@@ -154,7 +159,7 @@ class Picks:
     def of_targets(cls, logits: Array, targets: Array, *, ignore_index: int | None, **options: Any) -> "Picks":
         start, *begin = options.pop("origin")
         counts = counted(targets, options.pop("classes"), ignore_index, tuple(begin))
-        labels = np.expand_dims(np.where(counts, targets, -1), options["axis"])
+        labels = np.expand_dims(np.where(counts, targets.astype(np.intp), -1), options["axis"])
         return cls._of(logits, labels, None, start, False, **options)
 
     def log_probabilities(self, keepdims: bool, *, dtype: DType) -> Any:
@@ -185,15 +190,13 @@ class Best:
         self.total, self.best, self.first = total, best, first
 
     @classmethod
-    def of(
-        cls, x: Array, where: Array | None = None, *, axis: int, temperature: float, k: int, origin: Origin
-    ) -> "Best":
+    def of(cls, x: Array, where: Array | None = None, *, axis: int, k: int, origin: Origin, **options: Any) -> "Best":
         indices = np.arange(x.shape[axis]) + origin[0]
         indices = np.broadcast_to(np.expand_dims(indices, [a for a in range(x.ndim) if a != axis]), x.shape)
         part = np.broadcast_to(True if where is None else where, x.shape)
         equal = np.broadcast_to(np.zeros((), x.dtype), x.shape)
         best, first = (_Candidates(scores, indices, part, axis, k).fewest() for scores in (x, equal))
-        return cls(summed(axis=(axis,), temperature=temperature, where=where, x=x), best, first)
+        return cls(summed(axis=(axis,), where=where, x=x, **options), best, first)
 
     def merge(self, other: "Best") -> "Best":
         self.total = copy(self.total).merge(other.total)

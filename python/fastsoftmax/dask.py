@@ -194,7 +194,11 @@ def logsumexp(
         options = {"axis": axes, "keepdims": keepdims, "return_sign": return_sign, "dtype": dtype}
         result = call.map(partial(fs.logsumexp, **options), call.reduced_index(keepdims), returned, summed=True)
     else:
-        chunk = partial(summed, axis=axes, temperature=1.0) if weights is None else partial(SignedSum.of, axis=axes)
+        chunk = (
+            partial(summed, axis=axes, temperature=1.0, dtype=dtype)
+            if weights is None
+            else partial(SignedSum.of, axis=axes)
+        )
         sums = call.map(chunk, call.full, object, summed=True)
         result = call.merged(
             sums, partial(logarithm, return_sign=return_sign, dtype=dtype), returned, split_every, keepdims
@@ -247,7 +251,7 @@ def entropy(
     if call.whole:
         options = {"axis": axes, "temperature": temperature, "keepdims": keepdims, "dtype": dtype}
         return call.map(partial(fs.entropy, **options), call.reduced_index(keepdims), dtype, summed=True)
-    return call.merged(call.sums(temperature), partial(entropy_of, dtype=dtype), dtype, split_every, keepdims)
+    return call.merged(call.sums(temperature, dtype), partial(entropy_of, dtype=dtype), dtype, split_every, keepdims)
 
 
 def log_softmax_at(
@@ -302,7 +306,7 @@ def log_softmax_at(
     options = {"axis": axis, "temperature": temperature, "classes": array.shape[axis]}
     if call.whole:
         return call.map(partial(picked, dtype=dtype, **options), index, dtype, at=call.batch)
-    picks = call.map(partial(Picks.of, **options), call.full, object, at=(axis, *call.batch), summed=True)
+    picks = call.map(partial(Picks.of, dtype=dtype, **options), call.full, object, at=(axis, *call.batch), summed=True)
     finish = partial(Picks.log_probabilities, dtype=dtype)
     return call.merged(picks, finish, dtype, split_every, kept, positions.shape[axis] if kept else 1)
 
@@ -356,7 +360,7 @@ def log_softmax_top_k(
         index = call.with_picks()
         best = call.map(partial(fs.log_softmax_top_k, dtype=dtype, **options), index, object, new={PICKS: k})
     else:
-        best = call.map(partial(Best.of, **options), call.full, object, at=(axis,), summed=True)
+        best = call.map(partial(Best.of, dtype=dtype, **options), call.full, object, at=(axis,), summed=True)
         best = call.merged(best, partial(Best.log_probabilities, dtype=dtype), object, split_every, True, k)
     return unpacked(best, dtype, np.dtype(np.intp))
 
@@ -562,7 +566,9 @@ def kl_divergence(
         options = {"axis": axis, "temperature": temperature, "reduction": "none"}
         divergences = call.map(partial(fs.kl_divergence, **options), call.batch, dtype)
     else:
-        totals = {f"{name[0]}_total": call.total(temperature, split_every, name) for name in ("p_logits", "q_logits")}
+        totals = {
+            f"{name[0]}_total": call.total(temperature, FLOAT64, split_every, name) for name in ("p_logits", "q_logits")
+        }
         terms = call.map(partial(divergence_terms, axis=axis), call.full, FLOAT64, more=totals, summed=True)
         divergences = cast(terms.sum(axis), dtype)
     return reduced_losses(divergences, reduction, call.count(reduction), dtype)
@@ -585,5 +591,5 @@ def _transformed(
     if call.whole:
         function = partial(getattr(fs, name), axis=axes, temperature=temperature, dtype=dtype)
         return call.map(function, call.full, dtype)
-    total = call.total(temperature, split_every)
+    total = call.total(temperature, dtype, split_every)
     return call.map(partial(part_of_whole, name=name, dtype=dtype), call.full, dtype, more={"total": total})
