@@ -513,7 +513,8 @@ py::bool_ same_shape(const py::array& a, const py::array& b) {
 // Totals of pieces are arrays of the structure `Total`, in C order; a bool says whether they are of double.
 
 Total* totals_in(const py::array& totals) {
-    require(totals.itemsize() == sizeof(Total) && (totals.flags() & py::array::c_style), "expected totals in C order");
+    const bool aligned = reinterpret_cast<std::uintptr_t>(totals.data()) % alignof(Total) == 0;
+    require(totals.itemsize() == sizeof(Total) && (totals.flags() & py::array::c_style) && aligned, "expected totals");
     return reinterpret_cast<Total*>(data_of(totals));
 }
 

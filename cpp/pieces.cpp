@@ -14,10 +14,6 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// The two operations that measure and merge: one adds all exponentials of a block, the other all but the largest one's.
-const Kernel& of_all() { return kernels().of[Operation::softmax]; }
-const Kernel& of_rest() { return kernels().of[Operation::entropy]; }
-
 Run run_at(double temperature) {
     Run run;
     run.slices = 1;
@@ -30,9 +26,9 @@ Total measured(ElementType type, std::byte* row, std::ptrdiff_t count, double te
     Run block = run_at(temperature);
     block.classes = count;
     block.x.data = row;
-    const double largest = of_rest().blocks[type].largest(block, count);
-    const Statistics rest = of_rest().blocks[type].measure(block, largest, count);
-    const Statistics all = of_all().blocks[type].measure(block, largest, count);
+    const double largest = kernels().pieces.rest[type].largest(block, count);
+    const Statistics rest = kernels().pieces.rest[type].measure(block, largest, count);
+    const Statistics all = kernels().pieces.all[type].measure(block, largest, count);
     return {rest.max,
             {rest.rest[0], rest.rest[1]},
             {all.rest[0], all.rest[1]},
@@ -62,8 +58,8 @@ void merge(ElementType type, Total& left, Total right, double temperature) {
             return s;
         };
         Statistics rest = state(left, left.rest), all = state(left, left.sum);
-        of_rest().blocks[type].merge(run, rest, state(right, right.rest));
-        of_all().blocks[type].merge(run, all, state(right, right.sum));
+        kernels().pieces.rest[type].merge(run, rest, state(right, right.rest));
+        kernels().pieces.all[type].merge(run, all, state(right, right.sum));
         left.max = largest;
         std::copy(rest.rest, rest.rest + 2, left.rest);
         std::copy(rest.weighed, rest.weighed + 2, left.weighed);
@@ -90,14 +86,14 @@ Statistics concluded(const Kernel& kernel, ElementType type, const Total& total,
 }
 
 // The logsumexp of scores that are divided, by the log-probability of a score of 0.
-double scaled_logsumexp(ElementType type, const Total& total, double temperature) {
+double scaled_logsumexp(const Kernel& kernel, ElementType type, const Total& total, double temperature) {
     if (std::isnan(total.rest[0])) return total.rest[0];
     if (std::isnan(total.max)) return -infinity;
     if (std::isinf(total.max)) return total.max;
     alignas(64) double sums[parts_of_sums];  // in the type computed in
     Run run = run_at(temperature);
     run.sums = {reinterpret_cast<std::byte*>(sums), bytes_of(type), bytes_of(type)};
-    concluded(kernels().of[Operation::logsumexp], type, total, run);
+    concluded(kernel, type, total, run);
     constexpr int pack = 16;
     const double score[1 + pack] = {};
     double log_probability[1 + pack];
@@ -107,7 +103,8 @@ double scaled_logsumexp(ElementType type, const Total& total, double temperature
 
 // Logsumexp or entropy.
 double value_of(const Kernel& kernel, ElementType type, const Total& total, double temperature) {
-    if (kernel.signature.sign == PerSlice::one && temperature != 1) return scaled_logsumexp(type, total, temperature);
+    if (kernel.signature.sign == PerSlice::one && temperature != 1)
+        return scaled_logsumexp(kernel, type, total, temperature);
     double value;
     Run run = run_at(temperature);
     run.value = &value;
@@ -117,6 +114,14 @@ double value_of(const Kernel& kernel, ElementType type, const Total& total, doub
 
 Total* totals_at(const Plan& plan, const Offsets& at) {
     return reinterpret_cast<Total*>(plan.slices.arrays[Role::value].data + at[Role::value]);
+}
+
+// Whether blocks are rows that a kernel takes in place: of halves only one by the fixed reference.
+bool is_row(const Plan& plan, bool near) { return plan.loop == Loop::rows && (near || !plan.halves()); }
+
+std::byte* row_at(const Plan& plan, Role role, const Offsets& at, std::ptrdiff_t begin) {
+    const Array& array = plan.slices.arrays[role];
+    return array.data + at[role] + begin * bytes_of(array.type);
 }
 
 // Calls body(first, length, threads, memory) for the units of the plan, or parts of them: where slices are few, the
@@ -175,8 +180,8 @@ void update_totals(const Slices& slices, double temperature) {
                        const Workspace& workspace) {
                        const Offsets at = plan.slices.batch.moved(first, i);
                        std::byte* row = workspace.x;
-                       if (plan.loop == Loop::rows)
-                           row = plan.slices.arrays[Role::scores].data + at[Role::scores] + begin * plan.width();
+                       if (is_row(plan, false))
+                           row = row_at(plan, Role::scores, at, begin);
                        else
                            batch.transport.gather_block(Role::scores, at, begin, end, row);
                        parts[i * blocks + b] = measured(type, row, end - begin, temperature);
@@ -206,13 +211,21 @@ void compute_part(Operation operation, const Slices& slices, double temperature)
                    [&](std::ptrdiff_t, std::ptrdiff_t i, std::ptrdiff_t begin, std::ptrdiff_t end,
                        const Workspace& workspace) {
                        const Offsets at = plan.slices.batch.moved(first, i);
-                       batch.transport.gather_block(Role::scores, at, begin, end, workspace.x);
+                       const bool near = states[i].near, in_place = is_row(plan, near);
                        Run block = run_at(temperature);
                        block.classes = end - begin;
+                       block.measured = false;
                        block.x.data = block.out.data = workspace.x;
-                       const Blocks& blocks = (states[i].near ? kernel.near_blocks : kernel.blocks)[type];
-                       blocks.write(block, states[i], end - begin);
-                       batch.transport.scatter_block(Role::output, at, begin, end, workspace.x);
+                       if (in_place) {
+                           block.x.data = row_at(plan, Role::scores, at, begin);
+                           block.out.data = row_at(plan, Role::output, at, begin);
+                       } else {
+                           batch.transport.gather_block(Role::scores, at, begin, end, workspace.x);
+                       }
+                       const Table<ElementType, Blocks, floating_types>& blocks =
+                           near ? kernel.near_blocks : kernel.blocks;
+                       blocks[in_place ? plan.type() : type].write(block, states[i], end - begin);
+                       if (!in_place) batch.transport.scatter_block(Role::output, at, begin, end, workspace.x);
                    });
     });
 }

@@ -99,7 +99,7 @@ bool Plan::takes_rows(const Signature& signature, const Demands& demands) const 
     const bool plain = is_plain(signature, demands);
     if (!in_place(signature, slices.classes)) return false;
     if (bytes_of(type()) != width() && !halves()) return false;
-    if (demands.in_blocks) return !halves() && !signature.output;
+    if (demands.in_blocks) return true;
     if (classes > few_classes) return !halves() || plain || (signature.rows_of_halves && classes <= block_classes);
     if (!plain && (halves() || !(signature.rows_of_halves && in_float && demands.temperature == 1))) return false;
     if (slices.batch.count == 0) return plain;
@@ -169,7 +169,8 @@ void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
     if (in_blocks) {
         sizes_.statistics = unit * (blocks() + 1) * signature.state;
         const bool apart = halves_in_blocks || (loop == Loop::gathered_rows && unit == 1);
-        if (signature.keeps_exponentials && apart && classes <= most_kept) sizes_.kept = in_doubles(classes);
+        if (signature.keeps_exponentials && apart && classes <= most_kept && !demands.in_blocks)
+            sizes_.kept = in_doubles(classes);
     } else if (signature.sums_exponentials && !demands.whole_slices) {
         sizes_.kept = kept_size(signature);
     } else if (signature.keeps_both) {

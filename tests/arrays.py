@@ -512,7 +512,33 @@ DRAWS: dict[str, Call] = {
     "sample, all": _draws(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01, masked=True),
 }
 
-CALLS = TRANSFORMS | REDUCTIONS | PICKS | LOSSES | DIVERGENCES | DRAWS
+
+def along(a: NDArray, part: Any, axis: int) -> NDArray:
+    return np.moveaxis(np.moveaxis(a, axis, 0)[part], 0, axis) if a.ndim else a
+
+
+def _pieces(masked: bool = False, temperature: float = 1.0, **options: Any) -> Call:
+    """Value and probabilities of slices in two pieces, by totals that are merged."""
+
+    def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
+        half = a.x.shape[axis] // 2 if a.x.ndim else 0
+        parts = [slice(half), slice(half, None)] if a.x.ndim else [...]
+        pieces = [(along(a.x, part, axis), along(a.where, part, axis) if masked else None) for part in parts]
+        total = fs.LogSumExp(axis, temperature=temperature)
+        for x, where in pieces:
+            total.merge(fs.LogSumExp(axis, temperature=temperature).update(x, where=where))
+        functions = (total.softmax, total.log_softmax)
+        return total.value(**options), *(f(x, where=where, **options) for f in functions for x, where in pieces)
+
+    return call
+
+
+PIECES: dict[str, Call] = {
+    "LogSumExp": _pieces(),
+    "LogSumExp, all": _pieces(True, 0.7, dtype=np.float64),
+}
+
+CALLS = TRANSFORMS | REDUCTIONS | PICKS | LOSSES | DIVERGENCES | DRAWS | PIECES
 
 # With an `out`: of the result's dtype, of a wider one, of the reduced shape; or an argument itself.
 

@@ -279,6 +279,19 @@ refused(lambda: fs.softmax(None))  # type: ignore[call-overload]
 refused(lambda: fs.softmax({1.0, 2.0}))  # type: ignore[call-overload]
 refused(lambda: fs.cross_entropy(single))  # type: ignore[call-overload]
 
+# In pieces.
+
+total = fs.LogSumExp((0, -1), temperature=np.float32(2))
+assert_type(total.update(single, where=[True]), fs.LogSumExp)
+assert_type(total.merge(fs.LogSumExp.from_state(total.state, (0, 1), temperature=2)), fs.LogSumExp)
+assert_type(total.softmax(half, dtype=np.float32), NDArray[Any])
+assert_type(total.log_softmax(single, out=given).ndim, int)
+assert_type(total.value(keepdims=True), Any)
+assert_type(fs.LogSumExp().update(lists).log_softmax_at(lists, [0, 1]), Any)
+refused(lambda: fs.LogSumExp(axis="x"))  # type: ignore[arg-type]
+refused(lambda: total.update({1.0, 2.0}))  # type: ignore[arg-type]
+refused(lambda: total.merge(total.state))  # type: ignore[arg-type]
+
 # The reference has the same types.
 
 assert_type(reference.softmax(small, np.int64(1), temperature=np.float32(2)), NDArray[np.float64])

@@ -158,7 +158,7 @@ def test_pieces_keep_the_bounds_wherever_slices_are_cut(name, dtype):
 @needs_longdouble
 @each_dtype
 @pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("name", ["normal 10", "normal 1e+04", "ahead by any", "sorted", "sorted down", "near ties"])
+@pytest.mark.parametrize("name", ["normal 10", "normal 10000", "ahead by any", "sorted", "sorted down", "near ties"])
 def test_single_entries_merged_in_any_order_keep_the_bounds(name, merge, dtype):
     x = family(name, (6, 130), dtype)
     pieces = InPieces(CUTS["one by one"], MERGES[merge])
@@ -271,8 +271,8 @@ def test_the_dtype_of_results_is_that_of_all_pieces():
         assert total.value().dtype == wanted
         assert total.softmax(pieces[0]).dtype == total.log_softmax(pieces[1]).dtype == wanted
         assert fs.LogSumExp.from_state(total.state).value().dtype == wanted
-        eps = float(ml_dtypes.finfo(wanted).eps)
-        np.testing.assert_allclose(total.value().astype(float), 1 + np.log(7), rtol=2 * eps)
+        eps = max(2.0**-24 if dtype.itemsize < 8 else 0 for dtype in alone) + float(ml_dtypes.finfo(wanted).eps)
+        np.testing.assert_allclose(total.value().astype(float), 1 + np.log(7), rtol=eps)
         merged = fs.LogSumExp().update(pieces[1]).merge(fs.LogSumExp().update(pieces[0]))
         assert merged.value().dtype == wanted
     half = fs.LogSumExp().update(np.ones((2, 3), np.float16))
@@ -282,7 +282,7 @@ def test_the_dtype_of_results_is_that_of_all_pieces():
 
 
 @needs_longdouble
-@pytest.mark.parametrize("name", ["normal 1", "normal 300", "normal 1e+04", "ahead by 50", "common offset"])
+@pytest.mark.parametrize("name", ["normal 1", "normal 300", "normal 10000", "ahead by 50", "common offset"])
 def test_narrow_pieces_beside_wide_ones_keep_the_bound_of_the_narrow(name):
     narrow, wide = family(name, (9, 200), np.dtype(np.float32)), family(name, (9, 100), np.dtype(np.float64), seed=1)
     exact = precision.Slices(np.concatenate([narrow, wide], 1))
@@ -290,8 +290,7 @@ def test_narrow_pieces_beside_wide_ones_keep_the_bound_of_the_narrow(name):
         total = fs.LogSumExp().update(first).update(second)
         got = np.concatenate([total.log_softmax(narrow), total.log_softmax(wide)], 1)
         assert got.dtype == np.float64
-        error = precision.ulp_error(got, exact.log_softmax) / 2.0**29
-        assert np.max(error) <= 2
+        precision.assert_within(2, got.astype(np.float32), exact.log_softmax)
 
 
 @needs_longdouble
@@ -383,7 +382,7 @@ REFUSED = [
     (TypeError, "expected the state of a LogSumExp", lambda: fs.LogSumExp.from_state(np.ones(3))),
     (TypeError, "expected the state of a LogSumExp", lambda: fs.LogSumExp.from_state(total().state[["max"]])),
     (ValueError, r"state has shape \(3,\)", lambda: fs.LogSumExp.from_state(total().state, None)),
-    (np.exceptions.AxisError, "", lambda: fs.LogSumExp.from_state(total().state, 2)),
+    (np.exceptions.AxisError, "out of bounds", lambda: fs.LogSumExp.from_state(total().state, 2)),
     (ValueError, "keepdims", lambda: fs.LogSumExp.from_state(total().state[0], None).value(keepdims=True)),
     (TypeError, "keepdims", lambda: total().value(keepdims=np.ones(2))),
     (ValueError, r"indices\[1\] is 4", lambda: total().log_softmax_at(np.ones((3, 4)), [0, 4, 0])),

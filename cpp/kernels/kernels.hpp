@@ -109,6 +109,7 @@ struct Run {
     Strided second_out;    // none unless asked for: the Hessian
     void* kept = nullptr;  // where rows or lines may keep exponentials
     bool stream = false;   // the results of all runs are too large for the caches
+    bool measured = true;  // a block that is written; else it has left no exponentials
     Ahead scores_ahead, dy_ahead, results_ahead;
 
     double* value = nullptr;  // logsumexp, entropy, or the loss before any reduction
@@ -242,9 +243,11 @@ struct WeighedKernel {
     WeighedSum (*round_exact)(ExactSum& sum);
 };
 
-// Totals of pieces, which blocks of softmax and of the entropy measure and merge.
+// Totals of pieces.
 struct PiecesKernel {
     Signature signature;
+    // Blocks of softmax, which add all exponentials, and of the entropy, which add all but the largest.
+    Table<ElementType, Blocks, floating_types> all, rest;
     // To the reference of a largest score that is not smaller than the total's own.
     Table<ElementType, void (*)(Total&, double largest, double temperature), floating_types> raise;
     // As the state of a slice with a reference of its own, or with the fixed one, of which no sum may be in range;

@@ -234,6 +234,8 @@ Kernels make_kernels() {
                  ::conclude_weighed, ::add_exactly,     ::round_exact};
     k.sampling = {sampling_signature, sampling_in<float>, sampling_in<double>};
     k.pieces.signature = pieces_signature;
+    k.pieces.all = k.of[Operation::softmax].blocks;
+    k.pieces.rest = k.of[Operation::entropy].blocks;
     k.pieces.widen = ::widen_total;
     fill_pieces<float>(k);
     fill_pieces<double>(k);

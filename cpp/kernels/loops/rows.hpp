@@ -481,7 +481,7 @@ FASTSOFTMAX_INLINE Statistics statistics_of(SortedSum<T, false> sum, const Exp& 
 // Where the exponentials of a block are kept: of halves apart from the results; null: nowhere.
 template <class Op, class E>
 FASTSOFTMAX_INLINE Compute<E>* kept_of_block(const Run& run) {
-    if constexpr (!Op::template Sum<Compute<E>, false>::keeps)
+    if (!Op::template Sum<Compute<E>, false>::keeps || !run.measured)
         return nullptr;
     else if constexpr (std::is_same_v<E, Compute<E>>)
         return run.out.data == run.x.data ? nullptr : reinterpret_cast<E*>(run.out.data);

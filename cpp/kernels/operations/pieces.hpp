@@ -85,8 +85,8 @@ Statistics near_state(const Total& total, bool all, double) {
     if (!s.several && total.nonzero > 0)
         s.only = static_cast<double>(lane(FixedExponential<T>()(broadcast(static_cast<T>(s.max))).rounded(), 0)) +
                  total.sum[0] * 0;
-    // Shifted exponentials are out of range.
-    if (lane(place.shift, 0) != 0) s.rest[0] = s.only = __builtin_nan("");
+    // Shifted exponentials are out of range, and so is an infinite one.
+    if (lane(place.shift, 0) != 0 || s.max == infinity) s.rest[0] = s.only = __builtin_nan("");
     return s;
 }
 
