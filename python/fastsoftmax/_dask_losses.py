@@ -241,15 +241,17 @@ def _coefficients(
 
 
 def _coefficients_of_block(*, axis: int, **arguments: Any) -> Array:
-    return _coefficients(axis=axis, **arguments).sum(axis, keepdims=True)
+    total: Array = _coefficients(axis=axis, **arguments).sum(axis, keepdims=True)
+    return total
 
 
 def _loss_terms(logits: Array, targets: Array, total: fs.LogSumExp, *, axis: int, **arguments: Any) -> Array:
     coefficients = _coefficients(logits, targets, axis=axis, **arguments)
     logs = total.log_softmax(logits, dtype=FLOAT64)
     with np.errstate(all="ignore"):
-        terms = _term(coefficients, logs)
-        return _without_ignored(terms, targets, axis, arguments["ignore_index"]).sum(axis, keepdims=True)
+        terms = _without_ignored(_term(coefficients, logs), targets, axis, arguments["ignore_index"])
+        total_of_terms: Array = terms.sum(axis, keepdims=True)
+    return total_of_terms
 
 
 def _without_ignored(values: Array, targets: Array, axis: int, ignore_index: int | None) -> Array:

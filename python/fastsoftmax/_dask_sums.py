@@ -138,7 +138,7 @@ class Picks:
 
     @classmethod
     def _of(
-        cls, x: Array, labels: Array, where: Array | None, start: int, kept: bool, *, axis: int, **options: Any
+        cls, x: Array, labels: Array, where: Array | None, start: Any, kept: bool, *, axis: int, **options: Any
     ) -> "Picks":
         local, inside = within(labels, start, x.shape[axis])
         if x.shape[axis]:
@@ -167,7 +167,7 @@ class Picks:
         return result if self.kept else np.squeeze(result, self.axis)
 
 
-def within(labels: Array, start: int | None, extent: int) -> tuple[Array, Array]:
+def within(labels: Array, start: Any, extent: int) -> tuple[Array, Array]:
     """Class indices within a block that begins at `start`, 0 where they are elsewhere; and whether they are in it."""
     local = labels.astype(np.intp) - start
     inside = (local >= 0) & (local < extent)
@@ -191,8 +191,9 @@ class Best:
 
     @classmethod
     def of(cls, x: Array, where: Array | None = None, *, axis: int, k: int, origin: Origin, **options: Any) -> "Best":
-        indices = np.arange(x.shape[axis]) + origin[0]
-        indices = np.broadcast_to(np.expand_dims(indices, [a for a in range(x.ndim) if a != axis]), x.shape)
+        start: Any = origin[0]
+        classes = np.expand_dims(np.arange(start, start + x.shape[axis]), [a for a in range(x.ndim) if a != axis])
+        indices = np.broadcast_to(classes, x.shape)
         part = np.broadcast_to(True if where is None else where, x.shape)
         equal = np.broadcast_to(np.zeros((), x.dtype), x.shape)
         best, first = (_Candidates(scores, indices, part, axis, k).fewest() for scores in (x, equal))
@@ -223,15 +224,16 @@ class _Candidates:
         if k == 0:
             return self
         _, order = fs.log_softmax_top_k(self.scores, k, self.axis, where=self.part)
-        picked = (np.take_along_axis(array, order, self.axis) for array in (self.scores, self.indices, self.part))
-        return _Candidates(*picked, self.axis, self.k)
+        scores, indices, part = (np.take_along_axis(array, order, self.axis) for array in self._arrays())
+        return _Candidates(scores, indices, part, self.axis, self.k)
 
     def joined(self, other: "_Candidates") -> "_Candidates":
-        both = (
-            np.concatenate(pair, self.axis)
-            for pair in ((self.scores, other.scores), (self.indices, other.indices), (self.part, other.part))
-        )
-        return _Candidates(*both, self.axis, self.k).fewest()
+        pairs = zip(self._arrays(), other._arrays(), strict=True)
+        scores, indices, part = (np.concatenate(pair, self.axis) for pair in pairs)
+        return _Candidates(scores, indices, part, self.axis, self.k).fewest()
+
+    def _arrays(self) -> tuple[Array, Array, Array]:
+        return self.scores, self.indices, self.part
 
 
 def divergence_terms(
@@ -253,4 +255,5 @@ def divergence_terms(
         for n in range(18, 1, -1):  # d^2 times it is the sum of (-d)^n / n!
             series = 1.0 / math.factorial(n) - series * d
         terms = np.where(np.abs(d) < 1, p * d * d * series, p * d + (q - p))
-        return np.where(p == 0, q, terms).sum(axis, keepdims=True)
+        total: Array = np.where(p == 0, q, terms).sum(axis, keepdims=True)
+    return total

@@ -355,7 +355,7 @@ def log_softmax_top_k(
         call.stand_in("x"), axis, temperature, call.stand_in("where"), dtype
     )
     k = to_k(k, array.shape[axis])
-    options = {"axis": axis, "temperature": temperature, "k": k}
+    options: dict[str, Any] = {"axis": axis, "temperature": temperature, "k": k}
     if call.whole:
         index = call.with_picks()
         best = call.map(partial(fs.log_softmax_top_k, dtype=dtype, **options), index, object, new={PICKS: k})
@@ -559,7 +559,7 @@ def kl_divergence(
     axis = to_axis(axis, p.ndim)
     given = {"p_logits": p, "q_logits": to_given(q_logits, "q_logits"), "where": to_given(where, "where")}
     call = Call(given, (axis,))
-    *_, temperature, _, reduction, dtype, _ = divergence_arguments(
+    *_, temperature, _, _, dtype, _ = divergence_arguments(
         *(call.stand_in("p_logits"), call.stand_in("q_logits"), axis, temperature, call.stand_in("where"), reduction)
     )
     if call.whole:

@@ -280,7 +280,10 @@ def log_softmax_top_k(
     array([1, 3, 0])
     """
     call = _Call("log_softmax_top_k", dim, x=x, where=where)
-    return call.compute([call.full, call.full], k=k, temperature=temperature, dtype=dtype)
+    best: tuple[xr.DataArray, xr.DataArray] = call.compute(
+        [call.full, call.full], k=k, temperature=temperature, dtype=dtype
+    )
+    return best
 
 
 def cross_entropy(
@@ -416,7 +419,10 @@ def cross_entropy_with_grad(
     """
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "temperature": temperature}
     call = _Call("cross_entropy_with_grad", dim, logits=logits, targets=targets, weight=weight, upstream=upstream)
-    return call.compute([call.losses(reduction), call.full], reduction=reduction, **options)
+    both: tuple[xr.DataArray, xr.DataArray] = call.compute(
+        [call.losses(reduction), call.full], reduction=reduction, **options
+    )
+    return both
 
 
 def kl_divergence(
