@@ -162,7 +162,7 @@ std::ptrdiff_t Plan::in_doubles(std::ptrdiff_t elements) const { return (element
 void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
     const bool halves_in_blocks = in_blocks && loop == Loop::rows && halves();
     if (loop == Loop::gathered_rows || loop == Loop::tiles || halves_in_blocks) {
-        sizes_.x = in_doubles(in_blocks ? block_classes : classes * at_once);
+        sizes_.x = in_doubles(in_blocks ? std::min(block_classes, classes) : classes * at_once);
         if (signature.second) sizes_.second = sizes_.x;
         if (slices.has(Role::second_output)) sizes_.second_output = sizes_.x;
     }

@@ -165,6 +165,22 @@ def test_single_entries_merged_in_any_order_keep_the_bounds(name, merge, dtype):
     assert_kept(dtype, contract.plain(pieces, x, 1, precision.Slices(x, 1)))
 
 
+@needs_longdouble
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("dtype", "base"), [(np.float32, 30), (np.float32, 600), (np.float64, 3000), (np.float64, -5000)]
+)
+def test_errors_do_not_add_up_where_each_entry_is_the_largest_so_far(dtype, base, temperature):
+    """The sums go from one largest score to the next a thousand times; beyond 512 or 2048 not by powers of two."""
+    for step in (0.01, 0.3, 1.1):
+        x = (base + step * np.arange(1000.0)).astype(dtype).reshape(1, -1)
+        pieces = InPieces(CUTS["one by one"], in_turn)
+        exact = precision.Slices(x, 1, temperature)
+        for name in ("softmax", "log_softmax", "entropy"):
+            got = getattr(pieces, name)(x, temperature=temperature)
+            precision.assert_within(contract.BOUNDS[name].of(np.dtype(dtype)), got, getattr(exact, name))
+
+
 @settings(max_examples=150)
 @given(st.data())
 def test_any_pieces_in_any_tree_agree_with_the_whole(data):

@@ -30,19 +30,18 @@ from ._arguments import (
     work_array,
 )
 
-_FIELDS: list[Any] = [
-    ("max", "f8"),  # the largest score, NaN before any; the core says what the others are
-    ("rest", "f8", (2,)),
-    ("sum", "f8", (2,)),
-    ("weighed", "f8", (2,)),
-    ("nonzero", "i8"),
-]
-_RESULTS = ("float16", "bfloat16", "float32", "float64")
+# As `Total` in cpp/kernels/kernels.hpp, which says what they are.
+_FIELDS = ["max", "rest", "rest_low", "sum", "sum_low", "weighed", "weighed_low"]
+# By the dtype of results, which names the last field, the number of classes.
+_STATES: dict[str, DType] = {
+    name: np.dtype([*((field, "f8") for field in _FIELDS), ("nonzero", "i8"), (name, "i8")])
+    for name in ("float16", "bfloat16", "float32", "float64")
+}
 
 
 def state_dtype(dtype: DType) -> DType:
-    """That of a state whose results have this dtype: it names the last field, the number of classes."""
-    return np.dtype([*_FIELDS, (dtype.name, "i8")])
+    """That of a state whose results have this dtype."""
+    return _STATES[dtype.name]
 
 
 def empty_state(batch: tuple[int, ...], dtype: DType) -> Array:
@@ -55,7 +54,7 @@ def empty_state(batch: tuple[int, ...], dtype: DType) -> Array:
 def _dtype_of(state: Array) -> DType:
     name = (state.dtype.names or ("",))[-1]
     try:
-        if name in _RESULTS and state.dtype.names == (*(field[0] for field in _FIELDS), name):
+        if name in _STATES and state.dtype.names == _STATES[name].names:
             return np.dtype(name)
     except TypeError:
         raise TypeError("state is one of bfloat16, which NumPy knows once ml_dtypes is imported") from None

@@ -538,7 +538,7 @@ def _updated_totals(
     x = _unmasked(x.astype(FLOAT64), mask, -inf) / temperature
     piece = np.zeros_like(totals)
     piece["max"] = x.max(axis=axes, initial=-inf)
-    piece["sum"][..., 0] = np.exp(x - np.expand_dims(_finite(piece["max"]), axes)).sum(axis=axes)
+    piece["sum"] = np.exp(x - np.expand_dims(_finite(piece["max"]), axes)).sum(axis=axes)
     return _merged_totals(totals, in_double, piece, temperature)
 
 
@@ -547,13 +547,13 @@ def _merged_totals(totals: Array, in_double: bool, others: Array, temperature: f
     result = np.zeros_like(totals)
     result["max"] = np.fmax(totals["max"], others["max"])
     for part in (totals, others):
-        result["sum"] += part["sum"] * np.exp(_finite(part["max"]) - _finite(result["max"]))[..., None]
+        result["sum"] += part["sum"] * np.exp(_finite(part["max"]) - _finite(result["max"]))
     return result
 
 
 @_quiet
 def _logsumexp_of_totals(totals: Array, in_double: bool, dtype: DType, temperature: float) -> Array:
-    return np.asarray(np.log(totals["sum"][..., 0]) + _finite(totals["max"]), dtype)
+    return np.asarray(np.log(totals["sum"]) + _finite(totals["max"]), dtype)
 
 
 @_quiet
