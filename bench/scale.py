@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import fastsoftmax.dask as fsd
 import numpy as np
 import scipy.special
 import zarr
-from dask.distributed import Client, LocalCluster
+from dask.distributed import Client, KilledWorker, LocalCluster
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -37,7 +38,7 @@ WHAT = (
     f"processes of one thread and {MEMORY_OF_WORKER >> 30} GB. memory: the largest resident set of a worker, with its "
     "libraries; read: what the workers read of files, in memory or not. NumPy: the expression in dask's arrays; SciPy: "
     "its function of blocks that are rechunked to whole slices; plain: fastsoftmax without dask on mapped files, "
-    "with as many threads as there are workers."
+    "with as many threads as there are workers. killed: for exceeding its memory, four times."
 )
 
 
@@ -47,7 +48,7 @@ class Result:
     contender: str
     gigabytes: float
     workers: int
-    seconds: float
+    seconds: float  # NaN: workers were killed, by their limit of memory, until dask gave up
     memory: int  # bytes
     read: int
 
@@ -107,7 +108,11 @@ def measure(gigabytes: Sequence[float], workers: Sequence[int], console: Console
             wanted = float(fs.cross_entropy(_mapped(folder, rows), targets, 1))
             for operation, contender, count in track(runs, f"{size:g} GB", console=console, transient=True):
                 run = _plain if contender == "plain" else _on_cluster
-                seconds, memory, read, loss = run(folder, rows, targets, operation, contender, count)
+                try:
+                    seconds, memory, read, loss = run(folder, rows, targets, operation, contender, count)
+                except KilledWorker:
+                    results.append(Result(operation, contender, size, count, nan, 0, 0))
+                    continue
                 if loss is None:
                     _check(folder, rows, contender)
                 elif not np.isclose(loss, wanted, rtol=1e-5):
@@ -240,12 +245,16 @@ def tables(results: Sequence[Result], plain: bool = False) -> list[Table]:
             )
             grid.add_row(
                 *(result.operation, result.contender, str(result.workers), f"{result.gigabytes:g}"),
-                *(short(result.seconds), short(result.seconds / ours.seconds)),
+                *(("killed", "–") if isnan(result.seconds) else _times(result, ours)),
                 f"{result.memory / 1e6:.0f}" if result.memory else "–",
-                short(result.read / 2**30),
+                short(result.read / 2**30) if result.read else "–",
             )
         both.append(grid)
     return both
+
+
+def _times(result: Result, ours: Result) -> tuple[str, str]:
+    return short(result.seconds), short(result.seconds / ours.seconds)
 
 
 def write_markdown(path: Path, results: Sequence[Result]) -> None:

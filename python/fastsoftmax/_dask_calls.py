@@ -304,10 +304,10 @@ def quotient(dividend: Any, divisor: Any) -> Any:
 
 
 def cast(array: da.Array, dtype: DType) -> da.Array:
-    return array.map_blocks(_as_dtype, dtype, dtype=dtype, meta=np.empty((0,) * array.ndim, dtype))
+    return array.map_blocks(partial(_as_dtype, dtype), dtype=dtype, meta=np.empty((0,) * array.ndim, dtype))
 
 
-def _as_dtype(block: Any, dtype: DType) -> Any:
+def _as_dtype(dtype: DType, block: Any) -> Any:
     with np.errstate(all="ignore"):
         return np.asarray(block).astype(dtype, copy=False)
 

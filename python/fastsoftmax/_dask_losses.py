@@ -58,12 +58,12 @@ class Loss:
         self.dtype = FLOAT32 if self.grad_dtype.itemsize == 2 else self.grad_dtype
         self.by_index = given["targets"].dtype.kind in "iu"
         self.ignore_index = None if ignore_index is None else to_integer(ignore_index, "ignore_index")
-        self.divisor = self._divisor()
         if "weight" in call.given:
             if isinstance(given["weight"], da.Array):
                 check = partial(to_weight, classes=self.classes)
                 call.given["weight"] = given["weight"].rechunk(-1).map_blocks(check, dtype=FLOAT64, meta=np.empty(0))
             call.given["weight_of_class"] = call.given["weight"]
+        self.divisor = self._divisor()
 
     def value(self, split_every: SplitEvery) -> da.Array:
         if self.call.whole:
@@ -109,14 +109,8 @@ class Loss:
         count = call.count(self.reduction)
         if self.reduction != "mean" or not self.by_index or ("weight" not in call.given and self.ignore_index is None):
             return count
-        weights = self._weight_of_targets()
-        return weights.sum(dtype=FLOAT64)
-
-    def _weight_of_targets(self) -> da.Array:
-        """The weights of the targets that count, 0 for others."""
         function = partial(_weight_of_targets, ignore_index=self.ignore_index, classes=self.classes)
-        names = ["targets", "weight"]
-        return self.call.map(function, self.call.batch, FLOAT64, names=names, at=self.call.batch)
+        return call.map(function, call.batch, FLOAT64, names=["targets", "weight"], at=call.batch).sum(dtype=FLOAT64)
 
     def _upstream(self) -> Any:
         """The upstream gradient, divided by what the mean divides by."""

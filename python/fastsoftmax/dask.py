@@ -362,7 +362,8 @@ def log_softmax_top_k(
     else:
         best = call.map(partial(Best.of, dtype=dtype, **options), call.full, object, at=(axis,), summed=True)
         best = call.merged(best, partial(Best.log_probabilities, dtype=dtype), object, split_every, True, k)
-    return unpacked(best, dtype, np.dtype(np.intp))
+    values, indices = unpacked(best, dtype, np.dtype(np.intp))
+    return values, indices
 
 
 def cross_entropy(
@@ -487,7 +488,7 @@ def cross_entropy_with_grad(
     Returns
     -------
     loss, grad : dask.array.Array
-        As from `cross_entropy` and `cross_entropy_grad`; computed together, they share their work.
+        As from `cross_entropy` and `cross_entropy_grad`. Compute them together, so that blocks are read once for both.
 
     Raises
     ------
