@@ -34,7 +34,11 @@ def check(dtype: type, tolerance: float) -> None:
         "kl_divergence": (x, dy),
         "kl_divergence_with_grad": (x, dy),
     }
-    assert calls.keys() == set(reference.__all__)
+    assert {*calls, "LogSumExp"} == set(reference.__all__)
+    totals = (module.LogSumExp().update(x[:, :100]).update(x[:, 100:]) for module in (fs, reference))
+    a, b = ((total.value(), total.softmax(x)) for total in totals)
+    for got, wanted in zip(a, b, strict=True):
+        np.testing.assert_allclose(got, wanted, tolerance, tolerance, err_msg="LogSumExp")
     for name, arguments in calls.items():
         # Both draw from the same generator's beginning.
         got, wanted = (getattr(module, name)(*deepcopy(arguments)) for module in (fs, reference))

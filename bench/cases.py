@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Operation = Literal[
     "softmax",
+    "softmax_in_pieces",
     "log_softmax",
     "logsumexp",
     "entropy",
@@ -42,6 +43,9 @@ PREALLOCATE_BYTES = 4 * 2**20
 # The limits of smaller cases are not those of a loop but of a call.
 CALL_ELEMENTS = 1000
 
+# How many classes a piece has.
+PIECE = 16_384
+
 # What draws leave.
 TOP_K = 50
 TOP_P = 0.9
@@ -67,7 +71,7 @@ class Case:
     def name(self) -> str:
         operation = self.operation.replace("_hess", " + Hessian")
         operation = operation.replace("_with_grad", " + gradient").replace("_grad", " gradient")
-        words = [operation.replace("_step", " step").replace("sample_", "sample ")]
+        words = [operation.replace("_step", " step").replace("sample_", "sample ").replace("_in_", " in ")]
         if self.dtype != "float32":
             words.append(self.dtype)
         if self.strided:
@@ -120,7 +124,8 @@ class Case:
         """The signature of the core's operation that computes it."""
         if self.draws:
             return {"second": False, "labels": False, "output": False}
-        name = "cross_entropy_with_grad" if self.operation == "vocabulary_step" else self.operation
+        computed = {"vocabulary_step": "cross_entropy_with_grad", "softmax_in_pieces": "softmax"}
+        name = computed.get(self.operation, self.operation)
         return SIGNATURES[name.removesuffix("_hess").replace("_with_grad", "_grad")]
 
     @property
@@ -272,6 +277,7 @@ GROUPS: dict[str, list[Case]] = {
         Case("softmax", (64, 128_256)),
         Case("softmax", (64, 128_256), result="in place"),
         Case("softmax", (16, 250_000)),
+        Case("softmax_in_pieces", (64, 131_072)),
         Case("log_softmax", (64, 128_256)),
         Case("logsumexp", (512, 32_000)),
         Case("entropy", (512, 32_000)),

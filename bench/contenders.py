@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import CHUNK, TOP_K, TOP_P, Array, Workload
+from .cases import CHUNK, PIECE, TOP_K, TOP_P, Array, Workload
 
 Call = Callable[[], Any]
 
@@ -71,6 +71,8 @@ class NumpyApi(Contender):
         case = work.case
         if case.operation == "vocabulary_step":
             return partial(self._vocabulary_step, work.features, work.weights, work.targets)
+        if case.operation == "softmax_in_pieces":
+            return partial(self._in_pieces, work.x, work.out)
         if case.draws:
             options: dict[str, Any] = {"sample_top_k": {"top_k": TOP_K}, "sample_top_p": {"top_p": TOP_P}}
             rng = np.random.default_rng(20)
@@ -92,6 +94,15 @@ class NumpyApi(Contender):
             forward = getattr(self._module, case.operation.removesuffix("_grad"))
             return partial(function, forward(work.x, case.axis), work.dy, case.axis, **out)
         return partial(function, work.x, case.axis, **out)
+
+    def _in_pieces(self, x: Array, out: Array) -> Array:
+        total = self._module.LogSumExp()
+        pieces = [slice(begin, begin + PIECE) for begin in range(0, x.shape[-1], PIECE)]
+        for piece in pieces:
+            total.update(x[:, piece])
+        for piece in pieces:
+            total.softmax(x[:, piece], out=out[:, piece])
+        return out
 
     def _vocabulary_step(self, features: Array, weights: Array, targets: Array) -> tuple[Array, Array, Array]:
         """The loss of `features @ weights.T` and its gradients, a chunk of rows at a time: the README's recipe."""
@@ -128,11 +139,26 @@ class Scipy(Contender):
             return partial(self._top, np.moveaxis(work.x, case.axis, -1), case.k)
         if case.operation == "kl_divergence":
             return partial(self._divergence, work.x, work.dy, case.axis)
+        if case.operation == "softmax_in_pieces":
+            return partial(self._in_pieces, work.x, work.out)
         if case.operation not in ("softmax", "log_softmax", "logsumexp", "entropy"):
             raise Unsupported(f"scipy.special has no {case.operation}")
         if case.operation == "entropy":
             return lambda: special.entr(special.softmax(work.x, case.axis)).sum(case.axis)
         return partial(getattr(special, case.operation), work.x, axis=case.axis)
+
+    @staticmethod
+    def _in_pieces(x: Array, out: Array) -> Array:
+        """As it is usually written, with NumPy alone: the largest so far, and the sum of exponentials beside it."""
+        largest, total = np.full((len(x), 1), -np.inf, x.dtype), np.zeros((len(x), 1), x.dtype)
+        pieces = [slice(begin, begin + PIECE) for begin in range(0, x.shape[-1], PIECE)]
+        for piece in pieces:
+            larger = np.maximum(largest, x[:, piece].max(-1, keepdims=True))
+            terms = np.exp(x[:, piece] - larger).sum(-1, keepdims=True)
+            largest, total = larger, total * np.exp(largest - larger) + terms
+        for piece in pieces:
+            np.divide(np.exp(x[:, piece] - largest), total, out=out[:, piece])
+        return out
 
     @staticmethod
     def _divergence(x: Array, y: Array, axis: int) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .cases import TOP_K, TOP_P, Array, Case, Operation, Workload
+from .cases import PIECE, TOP_K, TOP_P, Array, Case, Operation, Workload
 from .contenders import Call, Contender, Unsupported
 
 
@@ -45,6 +45,8 @@ class Torch(Contender):
         match case.operation:
             case "softmax" | "log_softmax" | "logsumexp":
                 return partial(getattr(torch, case.operation), x, case.axis, **out)
+            case "softmax_in_pieces":
+                return partial(self._in_pieces, x, self._tensor(work.out))
             case "entropy":
                 return partial(self._entropy, x, case.axis)
             case "log_softmax_at":
@@ -77,6 +79,16 @@ class Torch(Contender):
                 if case.operation == "cross_entropy":
                     return loss_of
                 return self._with_gradient(loss_of, x, case.axis)
+
+    @staticmethod
+    def _in_pieces(x: Any, out: Any) -> Any:
+        import torch
+
+        pieces = x.split(PIECE, -1)
+        total = torch.stack([piece.logsumexp(-1) for piece in pieces]).logsumexp(0).unsqueeze(-1)
+        for piece, to in zip(pieces, out.split(PIECE, -1), strict=True):
+            torch.exp(piece - total, out=to)
+        return out
 
     @staticmethod
     def _entropy(x: Any, axis: int) -> Any:
@@ -434,6 +446,8 @@ class Jax(Contender):
                 function = log_softmax_grad
             case "vocabulary_step":
                 function = jax.value_and_grad(step, argnums=(0, 1))
+            case "softmax_in_pieces":
+                raise Unsupported("jax merges no totals")
         compiled: Callable[..., Any] = jax.jit(function)
         return compiled
 

@@ -130,6 +130,25 @@ def picks_at() -> Calls:
     return [*calls, lambda: f(LARGE.x, LARGE.picks), lambda: f(HUGE, np.broadcast_to(0, HUGE.shape[:1]))]
 
 
+def pieces() -> Calls:
+    calls: Calls = []
+    for a in some_inputs():
+        total = fs.LogSumExp().update(a.x)
+        out = np.empty(a.x.shape, a.dy.dtype.newbyteorder("="))
+        calls += [
+            lambda a=a: fs.LogSumExp().update(a.x).update(a.x, where=a.where).value(),
+            lambda total=total: fs.LogSumExp.from_state(total.state).merge(total).value(keepdims=True),
+            lambda total=total, x=a.x, out=out: total.softmax(x, out=out),
+            lambda total=total, a=a: total.log_softmax(a.x, where=a.where, dtype=np.float64),
+            lambda total=total, a=a: total.log_softmax_at(a.x, a.indices),
+            lambda total=total, x=a.x: total.update(x[..., None]),
+            lambda total=total, a=a: total.softmax(a.x, where=a.x),
+            lambda total=total: total.merge(fs.LogSumExp(temperature=2)),
+            lambda x=a.x: fs.LogSumExp.from_state(x),
+        ]
+    return [*calls, lambda: fs.LogSumExp().update(LARGE.x), lambda: fs.LogSumExp().update(HUGE)]
+
+
 def largest() -> Calls:
     f = fs.log_softmax_top_k
     calls: Calls = []
@@ -242,6 +261,7 @@ FUNCTIONS: dict[str, Callable[[], Calls]] = {
     "entropy": entropies,
     "log_softmax_at": picks_at,
     "log_softmax_top_k": largest,
+    "LogSumExp": pieces,
     "sample": draws,
     "softmax_grad": lambda: gradients(fs.softmax_grad),
     "log_softmax_grad": lambda: gradients(fs.log_softmax_grad),
