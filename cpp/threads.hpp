@@ -5,7 +5,7 @@
 
 namespace fastsoftmax {
 
-// The most that a call may use: the smaller of the limit set here (at first: none) and what OpenMP allows the calling
+// The most that a call may use: the smallest of the limits set here (at first: none) and what OpenMP allows the calling
 // thread, without OpenMP the number of processors that this process may use; 1 in a forked child and inside a parallel
 // region.
 int get_num_threads();
