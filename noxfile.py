@@ -66,8 +66,16 @@ def interop(session: nox.Session) -> None:
     """The tests with arrays, tables and files of other libraries, and of what is made for them."""
     session.install(".[test]")
     install_groups(session, "interop")
-    files = [f"tests/test_{name}.py" for name in ("boosting", "calibration", "other_libraries", "report")]
-    session.run("python", "-m", "pytest", *files, *session.posargs)
+    of = ("boosting", "calibration", "dask", "distributed", "documentation", "other_libraries", "report", "xarray")
+    session.run("python", "-m", "pytest", *(f"tests/test_{name}.py" for name in of), *session.posargs)
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """More logits than two worker processes of dask have memory, from disk to disk."""
+    session.install(".[test]")
+    install_groups(session, "interop")
+    session.run("python", "-m", "pytest", "-m", "huge", "tests/test_distributed.py", *session.posargs)
 
 
 @nox.session
@@ -87,7 +95,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types of the package, the benchmark and tests/hints.py, and the stubs against what they describe."""
-    session.install(".[bench]")
+    session.install(".[bench,dask,xarray]")
     install_groups(session, "types")
     session.run("mypy")
     # A stub hides its module from mypy, unless that is named.

@@ -8,6 +8,7 @@ workers.py      a process for each contender, where it computes and is timed
 race.py         the measurement: agreement first, then interleaved rounds
 measure.py      all cases with one number of threads
 busy.py         `--busy`: one thread and several beside other work, and what comes of it: busy_report.py
+scale.py        `--scale`: logits on disk, through dask
 report.py       tables, Markdown and JSON of what came out
 marks.py        what fastsoftmax holds itself to, and where it does not get there
 chart.py        and its picture; of the errors: accuracy_chart.py

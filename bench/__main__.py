@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.compare:
         console.print(compare.table(*options.compare))
         return 0
+    if options.scale:
+        return _scale(options, console)
     groups, quick_ones = (cases.BUSY | cases.GAINS, cases.BUSY_QUICK) if options.busy else (cases.GROUPS, cases.QUICK)
     selected = list(cases.select(options.case, options.quick, groups, quick_ones))
     if options.list:
@@ -90,6 +92,24 @@ def _busy(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]
     return written
 
 
+def _scale(options: argparse.Namespace, console: Console) -> int:
+    from . import scale
+
+    sizes = [0.125] if options.quick else options.gigabytes
+    try:
+        results = scale.measure(sizes, scale.default_workers(), console)
+    except Disagreement as reason:
+        console.print(f"wrong result: {reason}", style="bold red", highlight=False)
+        return 1
+    for table in scale.tables(results):
+        console.print(table)
+    console.print(scale.WHAT, style="dim", highlight=False)
+    if options.markdown:
+        scale.write_markdown(options.markdown, results)
+        console.print("written:", options.markdown, style="dim", highlight=False, soft_wrap=True)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small case of each kind; ends within a minute")
@@ -106,6 +126,18 @@ def _parser() -> argparse.ArgumentParser:
         "--busy",
         action="store_true",
         help="instead: one thread against as many as --threads says, alone and beside processes that want the cores",
+    )
+    parser.add_argument(
+        "--scale",
+        action="store_true",
+        help="instead: logits on disk through dask.distributed, with one worker and two; needs distributed and zarr",
+    )
+    parser.add_argument(
+        "--gigabytes",
+        type=lambda text: [float(number) for number in text.split(",")],
+        default=[1.0, 2.0, 4.0, 8.0],
+        metavar="N[,N]",
+        help="with --scale: sizes of the logits; others take part in the smallest (default 1,2,4,8; 0.125 if quick)",
     )
     parser.add_argument(
         "--seconds",

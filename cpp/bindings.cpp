@@ -941,6 +941,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     m.attr("__version__") = FASTSOFTMAX_VERSION;
     m.def("set_num_threads", set_num_threads);
+    m.def("set_num_threads_here", set_num_threads_here);
     m.def("get_num_threads", get_num_threads);
     if (!known) known = new Known();
     m.def("with_shortcut", with_its_shortcut);

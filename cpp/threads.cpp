@@ -13,6 +13,7 @@
 #include <mutex>
 #include <new>
 #include <thread>
+#include <utility>
 
 #include "processors.hpp"
 
@@ -37,6 +38,7 @@ namespace fastsoftmax {
 namespace {
 
 std::atomic<int> limit{INT_MAX};
+thread_local int limit_here = INT_MAX;
 
 // The threads of a process do not live on in its forked child.
 std::atomic<bool> forked{false};
@@ -53,13 +55,15 @@ std::atomic<bool> forked{false};
 
 int set_num_threads(int count) { return limit.exchange(count); }
 
+int set_num_threads_here(int count) { return std::exchange(limit_here, count); }
+
 #ifdef _OPENMP
 
 int get_num_threads() {
     if (forked || omp_in_parallel()) return 1;
     // OpenMP knows no quotas. A number that the user asks for is taken as it is.
     static const int quota = std::getenv("OMP_NUM_THREADS") ? INT_MAX : processors_within_quota();
-    return std::min<int>({omp_get_max_threads(), omp_get_thread_limit(), quota, limit});
+    return std::min<int>({omp_get_max_threads(), omp_get_thread_limit(), quota, limit, limit_here});
 }
 
 #define FASTSOFTMAX_TEXT(x) #x
@@ -71,7 +75,7 @@ const char* openmp_version() { return FASTSOFTMAX_VALUE(_OPENMP); }
 
 int get_num_threads() {
     static const int processors = std::min(allowed_processors(), processors_within_quota());
-    return forked ? 1 : std::min<int>(processors, limit);
+    return forked ? 1 : std::min<int>({processors, limit, limit_here});
 }
 
 const char* openmp_version() { return ""; }

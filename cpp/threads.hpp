@@ -5,13 +5,16 @@
 
 namespace fastsoftmax {
 
-// The most that a call may use: the smaller of the limit set here (at first: none) and what OpenMP allows the calling
+// The most that a call may use: the smallest of the limits set here (at first: none) and what OpenMP allows the calling
 // thread, without OpenMP the number of processors that this process may use; 1 in a forked child and inside a parallel
 // region.
 int get_num_threads();
 
 // Returns the limit set before.
 int set_num_threads(int count);
+
+// A limit for calls from the calling thread alone, besides; likewise.
+int set_num_threads_here(int count);
 
 // "201511" for OpenMP 4.5, and so on; empty without it.
 const char* openmp_version();

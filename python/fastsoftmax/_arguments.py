@@ -38,6 +38,11 @@ _INDICES_OR_PROBABILITIES = "class indices (integers) or class probabilities (fl
 # Types, beside those of NumPy's scalars, that NumPy converts with nothing to lose.
 _PLAIN = frozenset({*_PYTHON_NUMBERS, complex, str, bytes, ndarray})
 _MOST_AXES = 64  # of NumPy's arrays
+# Modules with functions for arrays that are not in memory. Names, so that nothing is imported.
+_LAZY = {
+    "dask.array.core.Array": "fastsoftmax.dask",
+    "xarray.core.dataarray.DataArray": "fastsoftmax.xarray",
+}
 _ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
 # They mark an array that computes or gives access to its memory.
 _MEMORY_PROTOCOLS = ("__add__", "__array_interface__", "__array_struct__", "__arrow_c_array__", "__arrow_c_stream__")
@@ -243,9 +248,10 @@ def _carries_mask(value: Any) -> bool:
 def _check_memory(value: Any, name: str) -> None:
     if not _is_in_memory(_inside(value)):
         how = "its method compute()" if hasattr(type(value), "compute") else "indexing it with [...]"
+        module = _LAZY.get(_type_of(value))
         raise TypeError(
             f"{name} is or holds an object of type {_type_of(value)}, which may not be in memory; "
-            f"convert it to a NumPy array first, by {how}"
+            f"{f'{module} takes it as it is, or ' if module else ''}convert it to a NumPy array first, by {how}"
         )
 
 
@@ -297,6 +303,11 @@ def _refuse_objects(value: Any, name: str) -> NoReturn:
 def _type_of(value: Any) -> str:
     kind = type(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def to_any_array(value: ArrayLike, name: str) -> Array:
+    """`value` as a plain array of any dtype, if NumPy converts it with nothing lost, read or computed."""
+    return value if type(value) is ndarray else _from_other(value, name, _BOOL if name == "where" else FLOAT64)
 
 
 def to_mask(where: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -603,11 +614,19 @@ def to_indices(given: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
     return indices
 
 
-def check_indices(indices: Array, classes: int) -> None:
+def check_indices(indices: Array, classes: int, origin: tuple[int, ...] | None = None) -> None:
+    """`origin` is where `indices` begin in an array that they are a block of."""
     position = _core.find_invalid_index(indices, classes, None)
     if position is not None:
-        place = tuple(int(k) for k in np.unravel_index(position, indices.shape))
-        raise ValueError(f"{_at(indices, 'indices', place)}; expected a class index in [0, {classes})")
+        raise ValueError(f"{_at(indices, 'indices', position, origin)}; expected a class index in [0, {classes})")
+
+
+def check_targets(targets: Array, classes: int, ignore_index: int | None, origin: tuple[int, ...] | None) -> None:
+    """Likewise, of class indices as targets."""
+    ignored = None if ignore_index is None else _as_element(ignore_index, targets.dtype)
+    position = _core.find_invalid_index(targets, classes, ignored)
+    if position is not None:
+        _refuse_target(targets, position, classes, ignore_index, origin)
 
 
 def to_k(k: SupportsIndex, classes: int) -> int:
@@ -617,8 +636,10 @@ def to_k(k: SupportsIndex, classes: int) -> int:
     return number
 
 
-def _at(array: Array, name: str, place: tuple[int, ...]) -> str:
-    return f"{name}{list(place) if place else ''} is {array[place]}"
+def _at(array: Array, name: str, position: int, origin: tuple[int, ...] | None) -> str:
+    place = tuple(int(k) for k in np.unravel_index(position, array.shape))
+    shown_place = [k + begin for k, begin in zip(place, origin or (0,) * array.ndim, strict=True)]
+    return f"{name}{shown_place if place else ''} is {array[place]}"
 
 
 def divergence_arguments(
@@ -677,7 +698,7 @@ def loss_arguments(
     else:
         targets = _to_probabilities(targets, shape, axis, ignore_index)
     if weight is not None:
-        weight = _to_weight(weight, shape[axis])
+        weight = to_weight(weight, shape[axis])
     if type(label_smoothing) is not float or not 0.0 <= label_smoothing <= 1.0:
         label_smoothing = to_label_smoothing(label_smoothing)
     if type(temperature) is not float or not 0.0 < temperature < inf:
@@ -790,8 +811,13 @@ def _refuse_indices(
         raise ValueError(
             f"targets, class indices, has shape {targets.shape}; expected {batch}, that of logits without axis {axis}"
         )
-    place = tuple(int(k) for k in np.unravel_index(position, batch))
-    message = f"{_at(targets, 'targets', place)}; expected a class index in [0, {shape[axis]})"
+    _refuse_target(targets, position, shape[axis], ignore_index)
+
+
+def _refuse_target(
+    targets: Array, position: int, classes: int, ignore_index: int | None, origin: tuple[int, ...] | None = None
+) -> NoReturn:
+    message = f"{_at(targets, 'targets', position, origin)}; expected a class index in [0, {classes})"
     if ignore_index is not None:
         message += " or ignore_index"
         if _as_element(index(ignore_index), targets.dtype) is None:
@@ -808,7 +834,7 @@ def _as_element(value: int, dtype: DType) -> int | None:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _to_weight(given: ArrayLike, classes: int) -> Array:
+def to_weight(given: ArrayLike, classes: int) -> Array:
     weight = to_real_array(given, "weight")
     if weight.shape != (classes,):
         raise ValueError(f"weight has shape {weight.shape}; expected ({classes},), one for each class")

@@ -168,6 +168,11 @@ class LogSumExp:
         total._set(np.array(given, state_dtype(dtype), order="C"))
         return total
 
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        if self._state is not None:  # a buffer that was sent may begin at any address
+            self._set(self._state.copy())
+
     @property
     def state(self) -> Array:
         if self._state is None:

@@ -97,6 +97,20 @@ def num_threads(n: SupportsIndex) -> Iterator[None]:
         set_num_threads(earlier)
 
 
+@contextmanager
+def num_threads_here(n: int) -> Iterator[None]:
+    """A context in which no call from this Python thread uses more than `n` threads; other threads' calls may.
+
+    For workers of a pool, which enter and leave such contexts at the same time: `num_threads`, whose limit is the
+    process's, would be left at what another of them had set.
+    """
+    earlier = _core.set_num_threads_here(n)
+    try:
+        yield
+    finally:
+        _core.set_num_threads_here(earlier)
+
+
 @overload
 def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload
