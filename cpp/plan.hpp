@@ -21,7 +21,7 @@ struct Demands {
     double temperature = 1;
     bool in_order = false;      // slices are met in C order; else in the order of their memory
     bool whole_slices = false;  // all classes of a slice at once, however many
-    bool as_rows = false;       // neighbouring slices are gathered, so that each can be had as a row
+    bool as_rows = false;       // each slice can be had as a row, but those of few classes, which are gathered to tiles
 };
 
 // The memory of one thread.
