@@ -1168,14 +1168,16 @@ class Case {
             formats[memory_[scores].type < float64 && memory_[second].type < float64 ? float32 : float64];
         all.out_of_range = std::fabs(p.peak - q.peak) > computed.largest / 4;
         if (all.undefined || all.out_of_range) return all;
-        // The logarithms of the normalisers have two parts of the type computed in.
-        const Real digits = std::ldexp(Real(4), -2 * computed.mantissa);
         Sum sum, size, lost;
         Real apart = 0;
         for (std::size_t c = 0; c < xs.size(); ++c) {
             const Real of_p = p.softmax(c), of_q = q.softmax(c);
             const Two d = p.log_ratio(q, xs[c], ys[c], temperature_, c);
-            all.held = all.held && !(std::isfinite(d.high) && std::fabs(xs[c] - ys[c]) > computed.largest / 4);
+            const Real distance = std::max(std::fabs(xs[c] - ys[c]), std::fabs(d.high));
+            all.held = all.held && !(std::isfinite(d.high) && distance > computed.largest / 4);
+            // Two numbers of the type computed in hold the difference of scores, and that of the normalisers'
+            // logarithms.
+            const Real digits = std::ldexp(4 + 0x1p64L * d.low, -2 * computed.mantissa);
             const bool near = std::fabs(d.high) < 0.5L;
             sum.add(xs[c] == -infinity   ? of_q
                     : ys[c] == -infinity ? infinity
