@@ -1185,7 +1185,7 @@ class Case {
                                          : of_p * d.high + (of_q - of_p));
             if (std::isfinite(d.high)) {
                 size.add(std::fabs(of_p * d.high));
-                lost.add(std::fabs(of_p - of_q) * d.low + of_p * (d.low * d.low + digits * digits));
+                lost.add(std::fabs(of_p - of_q) * (d.low + digits) + of_p * (d.low * d.low + digits * digits));
                 lost.add(computed.vanishing() * (1 + std::fabs(d.high)));
             }
             if (!std::isnan(d.high)) apart = std::max(apart, std::fabs(d.high));
