@@ -2,6 +2,10 @@
 
 Bounds and what is right come from the tests: `tests/contract.py`, and `tests/precision.py`, which computes it in long
 double and is itself held against mpmath there. Families of logits are those of `tests/arrays.py`.
+
+`log_softmax_top_k` has no rows because it gives bits of log_softmax, nor has `sample`: a class is right or wrong, and a
+draw within rounding of the end of a class may be either. For these see `tests/test_picks.py` and `test_sample.py`.
+Divergences and Hessians are not compared with others, which have them for means alone.
 """
 
 import argparse
@@ -76,10 +80,12 @@ QUICK_ARGUMENT_SHAPES: tuple[Slicing, ...] = (((40, 10), 1),)
 TEMPERATURES = (0.7, 3.0, 1000.0, 1e-3)
 ARGUMENT_CHECKS: tuple[Callable[..., contract.Checks], ...] = (
     contract.largest_zero,
+    contract.hessian,
     *(partial(contract.temperature, t=t) for t in TEMPERATURES),
     contract.where,
     contract.targets,
     contract.gradients,
+    contract.divergences,
     contract.signed_sum,
 )
 
@@ -171,8 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             x = family(name, shape, dtype_of(dtype), axis)
             for contender, functions in targets.items():
                 for check in ARGUMENT_CHECKS:
-                    for function, errors in check(functions, x, axis):
-                        add(function, contender, errors)
+                    with np.errstate(over="ignore"):
+                        for function, errors in check(functions, x, axis):
+                            add(function, contender, errors)
 
     names = [racer.name for racer in racers]
     console.print(bounds_table(found, (*PLAIN, *WITH_ARGUMENTS), dtypes, list(targets)))
@@ -295,7 +302,8 @@ def _write(
     units = [f"- {name}: of {bound.unit}" for name, bound in contract.BOUNDS.items() if bound.unit != "the result"]
     arguments = (
         "`temperature` from 0.001 to 1000; losses of class indices with `weight`, with `label_smoothing` (also "
-        "weighted), of class probabilities (also weighted and smoothed). What is not counted in ULP of the result:"
+        "weighted), of class probabilities (also weighted and smoothed); divergences of scores that differ and of such "
+        "as nearly agree. What is not counted in ULP of the result:"
     )
     parts = [
         "# Accuracy",

@@ -68,7 +68,7 @@ bool log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::p
     std::fill_n(scores + count * numbers, most_lanes, 0);
     run.sums.data += i * run.sums.slice_stride;
     run.slices = count;
-    kernels().log_probabilities[batch.plan.computed()](run, numbers, scores, results);
+    kernels().log_probabilities[batch.plan.computed()](run, numbers, 0, scores, results);
     batch.transport.mask_results_at(at, count, numbers, labels, results);
     return all_are_classes;
 }
@@ -208,7 +208,9 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
     const Plan& plan = batch.plan;
     const Transport& transport = batch.transport;
     const std::ptrdiff_t k = plan.slices.own.size(), classes = plan.classes, lanes = plan.lanes();
-    const std::ptrdiff_t together = std::clamp<std::ptrdiff_t>(picks_at_once / k, 1, plan.at_once);
+    const bool few = plan.loop == Loop::tiles && classes <= few_classes;
+    const std::ptrdiff_t unit = few ? lanes : 1;
+    const std::ptrdiff_t together = std::clamp(picks_at_once / k / unit * unit, unit, plan.at_once);
     const std::ptrdiff_t row_bytes = classes * bytes_of(plan.loop == Loop::rows ? plan.type() : plan.computed());
     const std::ptrdiff_t of_row = (std::min(classes, block_classes) * plan.width() + 7) / 8;
     const std::ptrdiff_t of_picks = together * k + most_lanes;
@@ -245,8 +247,7 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
         auto* const labels = reinterpret_cast<std::int64_t*>(scores + of_picks);
         double* const row = scores + 2 * of_picks;
         Selector selector(plan, k, row + of_row);
-        for (std::ptrdiff_t i = 0; i < run.slices; i += together) {
-            const std::ptrdiff_t count = std::min(run.slices - i, together);
+        const auto take_some = [&](std::ptrdiff_t i, std::ptrdiff_t count) {
             const auto slice = [&](std::ptrdiff_t s) { return plan.slices.batch.moved(first, i + s); };
             std::fill_n(labels, count * k, 0);  // where another thread changes the scores, some may not be found
             for (std::ptrdiff_t s = 0; s < count; ++s) {
@@ -264,6 +265,34 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
             }
             transport.scatter_labels(slice(0), count, k, labels);
             transport.scatter_numbers(Role::value, slice(0), count, k, results);
+        };
+        // Slices of few classes, pick by pick; those that have not so many again, one by one.
+        const auto take_tiles = [&](std::ptrdiff_t i, std::ptrdiff_t count) {
+            for (std::ptrdiff_t t = 0; t < count; t += lanes)
+                kernels().selection.largest_of_tile[plan.computed()](workspace.x + (i + t) * row_bytes, classes,
+                                                                     static_cast<int>(std::min(count - t, lanes)), k,
+                                                                     together, scores + t, labels + t);
+            Run some = run;
+            some.sums.data += i * run.sums.slice_stride;
+            some.slices = count;
+            kernels().log_probabilities[plan.computed()](some, k, together, scores, results);
+            const Offsets at = plan.slices.batch.moved(first, i);
+            for (std::ptrdiff_t j = 0; j < k; ++j) {
+                transport.scatter_labels(plan.slices.own.moved(at, j), count, 1, labels + j * together);
+                transport.scatter_numbers(Role::value, plan.slices.own.moved(at, j), count, 1, results + j * together);
+            }
+            bool lacks[picks_at_once];
+            for (std::ptrdiff_t s = 0; s < count; ++s)
+                lacks[s] = std::isnan(results[s]) || std::isinf(scores[(k - 1) * together + s]);
+            for (std::ptrdiff_t s = 0; s < count; ++s)
+                if (lacks[s]) take_some(i + s, 1);
+        };
+        for (std::ptrdiff_t i = 0; i < run.slices; i += together) {
+            const std::ptrdiff_t count = std::min(run.slices - i, together);
+            if (few)
+                take_tiles(i, count);
+            else
+                take_some(i, count);
         }
     });
 }

@@ -97,7 +97,7 @@ bool Plan::is_plain(const Signature& signature, const Demands& demands) const {
 // Rows of few classes have to follow each other in memory.
 bool Plan::takes_rows(const Signature& signature, const Demands& demands) const {
     const bool plain = is_plain(signature, demands);
-    if (!in_place(signature, slices.classes)) return false;
+    if (!in_place(signature, slices.classes) || (demands.as_rows && classes <= few_classes)) return false;
     if (bytes_of(type()) != width() && !halves()) return false;
     if (demands.in_blocks) return true;
     if (classes > few_classes) return !halves() || plain || (signature.rows_of_halves && classes <= block_classes);

@@ -25,7 +25,7 @@ struct Demands {
     bool in_order = false;      // slices are met in C order; else in the order of their memory
     bool whole_slices = false;  // all classes of a slice at once, however many
     bool in_blocks = false;     // slices of any length are
-    bool as_rows = false;       // neighbouring slices are gathered, so that each can be had as a row
+    bool as_rows = false;       // each slice can be had as a row; those of few classes are gathered to tiles
 };
 
 // The memory of one thread.

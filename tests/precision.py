@@ -131,6 +131,11 @@ class Slices:
             terms = np.where(self.exp == 0, q.softmax, np.where(np.abs(d) < 0.5, p * _bend(d), p * d + (q.softmax - p)))
         return np.sum(terms, axis=self.axis)
 
+    def size_of_divergence(self, q: "Slices") -> Exact:
+        """The sum of |p (log p - log q)|."""
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            return np.sum(np.where(self.exp == 0, 0, np.abs(self.softmax * self.log_ratio(q))), axis=self.axis)
+
     def log_ratio(self, q: "Slices") -> Exact:
         """log p - log q, arranged so that scores that are nearly equal, or have a common offset, leave what they are
         apart.

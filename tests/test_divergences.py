@@ -47,6 +47,34 @@ def test_infinite_where_q_is_0_and_p_is_not_with_a_finite_gradient(dtype, classe
     assert np.isfinite(fs.kl_divergence(x, y, reduction="none")[1])
 
 
+@pytest.mark.parametrize("classes", [1, 2, 10, 100])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_common_offset_changes_nothing_whatever_its_size(dtype, classes, rng):
+    x = rng.integers(-16, 16, (301, classes)) / 8
+    y = rng.integers(-16, 16, (301, classes)) / 8
+    wanted = fs.kl_divergence_with_grad(x, y, reduction="none")
+    at, apart = np.arange(-150, 151)[:, np.newaxis], np.array([-500, -60, -46, 46, 60, 500])
+    for offset in apart:
+        got = fs.kl_divergence_with_grad((x + at).astype(dtype), (y + at + offset).astype(dtype), reduction="none")
+        epsilon = 8 * np.finfo(dtype).eps
+        np.testing.assert_allclose(got[0], wanted[0], epsilon, epsilon)
+        np.testing.assert_allclose(got[1], wanted[1], 0, epsilon)
+
+
+@pytest.mark.parametrize("classes", [30, 100])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_differences_are_as_large_as_they_are(dtype, classes):
+    """Where many classes share one; and where one of a class that p lacks is beyond the largest number."""
+    most = float(np.finfo(dtype).max)
+    x, y = np.zeros((2, 2, classes), dtype)
+    y[0, 0] = most / 8
+    x[1, 1] = -most
+    for temperature in (1, 0.5):
+        got = fs.kl_divergence(x, y, temperature=temperature, reduction="none")
+        wanted = [most / 8 / temperature * (1 - 1 / classes), np.log(classes / (classes - 1))]
+        np.testing.assert_allclose(got, wanted, 1e-5)
+
+
 @pytest.mark.parametrize("classes", [4, 100])
 def test_a_class_of_probability_0_under_p_contributes_nothing(classes, rng):
     x, y = rng.normal(size=(2, classes))

@@ -9,6 +9,7 @@ from pathlib import Path
 import fastsoftmax as fs
 import numpy as np
 import pytest
+from arrays import GivenNumbers
 
 pytestmark = pytest.mark.huge
 
@@ -57,6 +58,12 @@ def test_the_last_of_so_many_classes_is_picked():
     assert fs.log_softmax_top_k(x, 1, where=np.arange(N) == N - 1)[1] == N - 1
 
 
+def test_the_last_of_so_many_classes_is_drawn():
+    x = np.broadcast_to(np.float32(3), N)
+    assert fs.sample(x, GivenNumbers([1 - 2.0**-53])) == N - 1
+    assert fs.sample(x, GivenNumbers([0.0]), where=np.arange(N) == N - 1) == N - 1
+
+
 @pytest.mark.parametrize("n", BOTH)
 def test_every_class_of_a_long_slice_counts(n):
     needs(n / 2**30)
@@ -93,7 +100,7 @@ def all_equal(x, value):
 
 
 def test_the_class_of_a_target_may_be_beyond_32_bits():
-    needs(2 * N / 2**30)
+    needs(4 * N / 2**30)
     logits = np.full(N, -np.inf, np.float16)
     chosen = places(N)
     for target in (SIGNED, N - 1):
@@ -104,6 +111,11 @@ def test_the_class_of_a_target_may_be_beyond_32_bits():
         assert [float(grad[c]) for c in chosen] == [-0.75 if c == target else 0.25 for c in chosen]
         grad[chosen] = 0
         assert all_equal(grad, 0)
+        logits[chosen] = 1
+        hess = fs.cross_entropy_with_grad_hess(logits, np.array(target), out=(logits, None))[2]
+        assert [float(hess[c]) for c in chosen] == [0.1875] * 4
+        hess[chosen] = 0
+        assert all_equal(hess, 0)
     with pytest.raises(ValueError, match=str(N)):
         fs.cross_entropy(logits, np.array(N))
 
@@ -163,6 +175,14 @@ def test_one_class_each_of_so_many_slices_has_probability_one():
     assert all_equal(logsums, 3)
     fs.entropy(np.broadcast_to(np.float16(3), (N, 1)), 1, out=logsums)
     assert all_equal(logsums, 0)
+
+
+def test_each_of_so_many_slices_diverges():
+    x = np.broadcast_to([0.0, 1.0], (N, 2))
+    y = np.broadcast_to([1.0, 0.0], (N, 2))
+    one = fs.kl_divergence(x[0], y[0])
+    np.testing.assert_allclose(fs.kl_divergence(x, y), one, 1e-15)
+    np.testing.assert_allclose(fs.kl_divergence(x, y, reduction="sum"), one * N, 1e-15)
 
 
 def test_the_loss_of_so_many_samples_is_their_sum_and_mean():

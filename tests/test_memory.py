@@ -228,6 +228,9 @@ FEW_LONG_SLICES = {
     "cross_entropy, label_smoothing": lambda x, dy, out, targets: fs.cross_entropy(x, targets, 0, label_smoothing=0.1),
     "cross_entropy, probabilities": lambda x, dy, out, targets: fs.cross_entropy(x, dy, 0),
     "cross_entropy_grad": lambda x, dy, out, targets: fs.cross_entropy_grad(x, targets, 0, out=out),
+    "cross_entropy_with_grad_hess": lambda x, dy, out, targets: fs.cross_entropy_with_grad_hess(
+        x, targets, 0, out=(out, dy)
+    ),
 }
 
 

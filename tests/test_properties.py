@@ -3,7 +3,7 @@
 import fastsoftmax as fs
 import ml_dtypes
 import numpy as np
-from arrays import FLOATING, assert_same_bits
+from arrays import FLOATING, GivenNumbers, assert_same_bits
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -142,6 +142,39 @@ def test_a_mask_is_a_logit_of_minus_infinity(data):
     assert_same_bits(np.asarray(fs.entropy(x, where=shown)), np.asarray(fs.entropy(hidden)))
 
 
+@given(st.data())
+def test_the_largest_are_the_first_of_a_stable_sort_and_have_their_log_probabilities(data):
+    x = data.draw(logits())
+    k = data.draw(st.integers(1, x.shape[-1]))
+    values, indices = fs.log_softmax_top_k(x, k)
+    wanted = np.argsort(-x.astype(np.float64), -1, kind="stable")[..., :k]
+    np.testing.assert_array_equal(indices, wanted)
+    assert_same_bits(values, np.take_along_axis(fs.log_softmax(x), wanted, -1))
+    assert_same_bits(fs.log_softmax_at(x, wanted), values)
+
+
+@given(logits(np.float64, min_value=-300, max_value=300), st.floats(0, 1, exclude_max=True))
+def test_a_draw_is_the_class_whose_part_of_the_cumulated_probabilities_holds_its_number(x, number):
+    p = fs.softmax(x).astype(np.longdouble)
+    drawn = fs.sample(x, GivenNumbers([number]))[..., np.newaxis]
+    share = np.take_along_axis(p, drawn, -1)
+    end = np.take_along_axis(np.cumsum(p, -1), drawn, -1)
+    assert (share > 0).all()
+    assert (end >= number - 1e-14).all()
+    assert (end - share <= number + 1e-14).all()
+
+
+@given(st.data())
+def test_a_divergence_is_what_the_cross_entropy_exceeds_the_entropy_by(data):
+    x = data.draw(logits(np.float64, min_value=-300, max_value=300))
+    y = data.draw(logits(np.float64, x.shape, min_value=-300, max_value=300))
+    got = fs.kl_divergence(x, y, reduction="none")
+    entropy, cross = fs.entropy(x), fs.cross_entropy(y, fs.softmax(x), reduction="none")
+    assert (got >= 0).all()
+    assert (np.abs(got - (cross - entropy)) <= 1e-14 * (cross + entropy + 1)).all()
+    assert (fs.kl_divergence(x, x, reduction="none") == 0).all()
+
+
 # Gradients against finite differences, in float64.
 
 SMALL = {"min_value": -4, "max_value": 4}
@@ -194,4 +227,18 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(data):
     else:
         targets = fs.softmax(data.draw(logits(np.float64, shape, **SMALL)), axis)
     wanted = central_difference(lambda x: fs.cross_entropy(x, targets, **options), x)
-    np.testing.assert_allclose(fs.cross_entropy_grad(x, targets, **options), wanted, 1e-5, 1e-8)
+    _, grad, hess = fs.cross_entropy_with_grad_hess(x, targets, **options)
+    np.testing.assert_allclose(grad, wanted, 1e-5, 1e-8)
+    for i in np.ndindex(shape):
+        wanted = central_difference(lambda x, i=i: fs.cross_entropy_grad(x, targets, **options)[i], x)[i]
+        np.testing.assert_allclose(hess[i], wanted, 1e-5, 1e-8)
+
+
+@given(st.data())
+def test_the_gradient_of_a_divergence_is_that_of_finite_differences(data):
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=2, max_side=5))
+    x, y = (data.draw(logits(np.float64, shape, **SMALL)) for _ in range(2))
+    options = {"axis": data.draw(st.integers(0, x.ndim - 1)), "temperature": data.draw(st.floats(0.5, 3))}
+    options["where"] = data.draw(hnp.arrays(bool, shape)) if data.draw(st.booleans()) else None
+    wanted = central_difference(lambda y: fs.kl_divergence(x, y, **options), y)
+    np.testing.assert_allclose(fs.kl_divergence_with_grad(x, y, **options)[1], wanted, 1e-5, 1e-8)

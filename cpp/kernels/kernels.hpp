@@ -392,6 +392,13 @@ struct Selection {
         pick;
     // The labels of the k largest, largest first, of at most `most_ranked` picks in the order of their labels.
     Table<ElementType, void (*)(const Picks&, std::ptrdiff_t k, std::int64_t* labels), floating_types> rank;
+    // The k largest scores, and their labels, of the first `count` slices of a tile: the next of each slice is a step
+    // on.
+    Table<ElementType,
+          void (*)(const void* tile, std::ptrdiff_t classes, int count, std::ptrdiff_t k, std::ptrdiff_t step,
+                   double* scores, std::int64_t* labels),
+          floating_types>
+        largest_of_tile;
 };
 
 // The bare functions in T, for the tests of their error. What exp gives is as many times too large as it returns.
@@ -411,8 +418,10 @@ struct Kernels {
     Conversions<double> to_double;
     Table<ElementType, GatherAt, element_types> gather_at;
     Selection selection;
-    // From the sums of a run's slices: the log-probabilities of `numbers` scores of each. Both arrays have a pack more.
-    Table<ElementType, void (*)(const Run&, std::ptrdiff_t numbers, const double* scores, double* results),
+    // From the sums of a run's slices: the log-probabilities of `numbers` scores of each, which follow each other or,
+    // with a step, are so far apart. Both arrays have a pack more.
+    Table<ElementType,
+          void (*)(const Run&, std::ptrdiff_t numbers, std::ptrdiff_t step, const double* scores, double* results),
           floating_types>
         log_probabilities;
     Functions<float> float_functions;

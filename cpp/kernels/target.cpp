@@ -131,6 +131,7 @@ void fill_selection(Kernels& k) {
     k.selection.raised[element_type<E>] = ::raised<Compute<E>>;
     k.selection.pick[element_type<E>] = ::pick<E>;
     k.selection.rank[element_type<E>] = ::rank<Compute<E>>;
+    k.selection.largest_of_tile[element_type<E>] = ::largest_of_tile<Compute<E>>;
 }
 
 template <Operation op>

@@ -309,6 +309,14 @@ struct Slice {
             if (exponential[c] != 0) weighed.add(-exponential[c] * (distance[c].high + distance[c].low));
         return std::log1p(rest) + weighed.total() / (1 + rest);
     }
+    // The logarithm of softmax(c) less that of another slice's, and how much long double may lose of it.
+    Two log_ratio(const Slice& other, Real x, Real y, Real temperature, std::size_t c) const {
+        const Two scores = two_sum(x, -y), peaks = two_sum(peak, -other.peak);
+        const Real apart = ((scores.high - peaks.high) + (scores.low - peaks.low)) / temperature;
+        const Real logs = std::log1p(rest) - std::log1p(other.rest), ratio = apart - logs;
+        const Real size = (std::fabs(scores.high) + std::fabs(peaks.high)) / temperature + std::fabs(apart);
+        return {ratio, exponential[c] == 0 ? 0 : 0x1p-63L * (size + std::log1p(rest) + std::log1p(other.rest))};
+    }
     Real log_softmax(std::size_t c) const { return distance[c].high - (std::log1p(rest) - distance[c].low); }
 };
 
@@ -331,6 +339,7 @@ class Case {
         choose_shape();
         if (operation_ == log_softmax_at || operation_ == log_softmax_top_k) return run_picks();
         if (signature().labels != PerSlice::none) return run_loss();
+        if (signature().keeps_both) return run_divergence();
         if (signature().second) return run_gradient();
         if (signature().output) return run_transform();
         if (operation_ == entropy) return run_entropy();
@@ -409,7 +418,8 @@ class Case {
             shape_.sizes.push_back(size);
             shape_.is_class.push_back(given_.ConsumeBool());
         }
-        if (signature().labels != PerSlice::none) {  // one axis of classes, at least one class
+        // Some have one axis of classes, and at least one class.
+        if (signature().labels != PerSlice::none || signature().keeps_both) {
             if (shape_.sizes.empty()) {
                 shape_.sizes.push_back(3);
                 shape_.is_class.push_back(true);
@@ -608,10 +618,12 @@ class Case {
     }
 
     void check_all_untouched() {
-        static const char* names[roles] = {"scores", "second", "output", "mask", "value", "sign", "label", "upstream"};
+        static const char* names[roles] = {"scores", "second", "output", "second output", "mask",
+                                           "value",  "sign",   "label",  "upstream"};
         for (int r = 0; r < roles; ++r) {
             const auto role = static_cast<Role>(r);
-            const bool written = role == output || role == value || role == sign || in_place_[role];
+            const bool written =
+                role == output || role == second_output || role == value || role == sign || in_place_[role];
             check_untouched(names[r], memory_[role], written);
         }
     }
@@ -1054,28 +1066,183 @@ class Case {
             return;
         }
         if (with_grad) make_output(result_type(x.type), {scores});
+        const bool with_hess = with_grad && given_.ConsumeBool();
+        if (with_hess) make(second_output, result_type(x.type), false, false, true);
         const bool reduced = loss.reduction != Reduction::none;
-        const ElementType loss_type = std::max(result_type(x.type), float32);
-        if (with_loss) {
-            if (reduced) {  // one element, wherever the axes lead
-                Memory& m = memory_[value];
-                m.type = loss_type;
-                m.size = bytes_of(loss_type);
-                m.bytes.reset(new std::byte[static_cast<std::size_t>(m.size)]());
-                m.of_batch = m.of_class = {0};
-                slices_.arrays[value] = {m.data(), m.type, false};
-            } else {
-                make(value, loss_type, false, true, true);
-            }
-        }
-        if (with_grad && !reduced && given_.ConsumeBool())
-            fill(make_input(upstream, any_type(), true));
-        else if (given_.ConsumeBool())
-            loss.upstream = rarely() ? any_double() : in_range(-100, 100) / 8.0;
+        if (with_loss) make_value(std::max(result_type(x.type), float32), reduced);
+        loss.upstream = choose_upstream(with_grad && !reduced);
         keep();
         compute_loss(operation_, slices_, loss);
-        check_loss(loss, with_loss, with_grad);
+        check_loss(loss, with_loss, with_grad, with_hess);
         check_all_untouched();
+    }
+
+    void make_value(ElementType type, bool reduced) {
+        if (!reduced) {
+            make(value, type, false, true, true);
+            return;
+        }
+        Memory& m = memory_[value];  // one element, wherever the axes lead
+        m.type = type;
+        m.size = bytes_of(type);
+        m.bytes.reset(new std::byte[static_cast<std::size_t>(m.size)]());
+        m.of_batch = m.of_class = {0};
+        slices_.arrays[value] = {m.data(), m.type, false};
+    }
+
+    // An array, where there may be one, or a number.
+    double choose_upstream(bool may_be_array) {
+        if (may_be_array && given_.ConsumeBool()) {
+            fill(make_input(upstream, any_type(), true));
+            return 1;
+        }
+        return !given_.ConsumeBool() ? 1 : rarely() ? any_double() : in_range(-100, 100) / 8.0;
+    }
+
+    // Of scores that differ, that are nearly the same, or that have a common offset besides.
+    void run_divergence() {
+        choose_temperature();
+        Divergence given = {temperature_, static_cast<Reduction>(in_range(0, 2)), 1};
+        const Memory& x = make_input(scores, score_type());
+        fill(memory_[scores]);
+        const Memory& y = make_input(second, score_type());
+        fill(memory_[second]);
+        if (given_.ConsumeBool()) {
+            const double noise = std::ldexp(1, in_range(-40, 2)), offset = rarely() ? in_range(-100, 100) : 0;
+            for (std::ptrdiff_t b = 0; b < batch_; ++b)
+                for (std::ptrdiff_t c = 0; c < classes_; ++c) {
+                    const double near = static_cast<double>(x.value(b, c)) + offset + noise * (2 * uniform() - 1);
+                    y.set_bits(y.at(b, c), bits_of(y.type, near));
+                }
+        }
+        choose_mask();
+        const ElementType type = std::max({result_type(x.type), result_type(y.type), float32});
+        const bool with_grad = operation_ == kl_divergence_grad, reduced = given.reduction != Reduction::none;
+        if (with_grad) make_output(result_type(y.type), {second, scores});
+        make_value(type, reduced);
+        if (with_grad) given.upstream = choose_upstream(!reduced);
+        keep();
+        compute_divergence(operation_, slices_, given);
+
+        Sum sum, size, lost;
+        bool held = true, out_of_range = false;
+        for (std::ptrdiff_t b = 0; b < batch_; ++b) {
+            const Compared compared = compare(b);
+            if (with_grad) check_divergence_gradient(given, b, compared);
+            sum.add(compared.divergence);
+            size.add(compared.size);
+            lost.add(compared.lost);
+            held = held && compared.held;
+            out_of_range = out_of_range || compared.out_of_range;
+            if (reduced || compared.out_of_range) continue;
+            check_divergence(b, memory_[value].value(b), compared.divergence, compared.size, compared.lost,
+                             compared.held, 0);
+        }
+        if (reduced && !out_of_range) {
+            const Real divisor = given.reduction == Reduction::mean ? static_cast<Real>(batch_) : 1;
+            const Real wanted = divisor == 0 ? nan_value : sum.total() / divisor;
+            check_divergence(0, memory_[value].value(0), wanted, size.total() / divisor, lost.total() / divisor, held,
+                             1);
+        }
+        check_all_untouched();
+    }
+
+    // Two slices: their divergence, the sum of the sizes of p (log p - log q), what long double, or the type computed
+    // in, may lose of it, and of each class its gradient, what that is counted in, and what may be lost of it. Out of
+    // range: the largest scores are too far apart for the type; not held: some scores are.
+    struct Compared {
+        bool any = false, undefined = false, out_of_range = false, held = true;
+        Real divergence = 0, size = 0, lost = 0;
+        std::vector<Real> gradient, unit, gradient_lost;
+    };
+
+    Compared compare(std::ptrdiff_t b) const {
+        Compared all;
+        const std::vector<Real> xs = slice_of(scores, b, -infinity), ys = slice_of(second, b, -infinity);
+        for (std::ptrdiff_t c = 0; c < classes_; ++c) all.any = all.any || present(b, c);
+        if (!all.any) return all;
+        const Slice p(xs, temperature_), q(ys, temperature_);
+        all.undefined = !p.defined() || !q.defined();
+        all.divergence = nan_value;
+        const Format& computed =
+            formats[memory_[scores].type < float64 && memory_[second].type < float64 ? float32 : float64];
+        all.out_of_range = std::fabs(p.peak - q.peak) > computed.largest / 4;
+        if (all.undefined || all.out_of_range) return all;
+        Sum sum, size, lost;
+        Real apart = 0;
+        for (std::size_t c = 0; c < xs.size(); ++c) {
+            const Real of_p = p.softmax(c), of_q = q.softmax(c);
+            const Two d = p.log_ratio(q, xs[c], ys[c], temperature_, c);
+            const Real distance = std::max(std::fabs(xs[c] - ys[c]), std::fabs(d.high));
+            all.held = all.held && !(std::isfinite(d.high) && distance > computed.largest / 4);
+            // Two numbers of the type computed in hold the difference of scores, and that of the normalisers'
+            // logarithms.
+            const Real digits = std::ldexp(4 + 0x1p64L * d.low, -2 * computed.mantissa);
+            const bool near = std::fabs(d.high) < 0.5L;
+            sum.add(xs[c] == -infinity   ? of_q
+                    : ys[c] == -infinity ? infinity
+                    : near               ? of_p * bend(d.high)
+                                         : of_p * d.high + (of_q - of_p));
+            if (std::isfinite(d.high)) {
+                size.add(std::fabs(of_p * d.high));
+                lost.add(std::fabs(of_p - of_q) * (d.low + digits) + of_p * (d.low * d.low + digits * digits));
+                lost.add(computed.vanishing() * (1 + std::fabs(d.high)));
+            }
+            if (!std::isnan(d.high)) apart = std::max(apart, std::fabs(d.high));
+            all.gradient.push_back(near ? of_p * std::expm1(-d.high) : of_q - of_p);
+            all.unit.push_back(std::max(of_p, of_q));
+            all.gradient_lost.push_back(std::isfinite(d.high) ? all.unit.back() * (d.low + digits) : 0);
+        }
+        for (Real& unit : all.unit) unit *= std::min(apart, Real(1));
+        all.divergence = sum.total();
+        all.size = std::max(size.total(), all.divergence);
+        all.lost = lost.total();
+        return all;
+    }
+
+    // exp(-d) - 1 + d for |d| < 1/2.
+    static Real bend(Real d) {
+        Real sum = 0, term = -d;
+        for (int k = 2; k < 26; ++k) {
+            term *= -d / static_cast<Real>(k);
+            sum += term;
+        }
+        return sum;
+    }
+
+    void check_divergence(std::ptrdiff_t b, Real got, Real wanted, Real size, Real lost, bool held, Real more) const {
+        if (!std::isfinite(wanted)) return check_exactly("undefined divergence", b, 0, got, wanted);
+        if (std::signbit(got)) fail("below 0", "divergence", b, 0, got, wanted, 0);
+        if (std::isnan(got)) fail("undefined", "divergence", b, 0, got, wanted, 0);
+        if (!held) return;
+        check("divergence", memory_[value].type, b, 0, got, wanted, 4 + more, size, lost);
+        check("digits of the divergence", memory_[value].type, b, 0, got, wanted, 8 + more, wanted, lost);
+    }
+
+    void check_divergence_gradient(const Divergence& given, std::ptrdiff_t b, const Compared& all) const {
+        const Memory& out = output_memory();
+        const Real from_above = slices_.has(upstream) ? before(upstream, b) : Real(given.upstream);
+        const Real divided = from_above / (given.reduction == Reduction::mean ? static_cast<Real>(batch_) : 1);
+        const Real scale = divided / temperature_, size = std::fabs(scale);
+        // The factor is computed in double as it stands here.
+        const Format& widest = formats[float64];
+        const bool in_range =
+            from_above == 0 || (std::fabs(divided) >= widest.smallest_normal() && size < widest.largest);
+        const Format& computed =
+            formats[memory_[scores].type < float64 && memory_[second].type < float64 ? float32 : float64];
+        for (std::ptrdiff_t c = 0; c < classes_; ++c) {
+            const auto k = static_cast<std::size_t>(c);
+            const Real got = out.value(b, c);
+            if (!present(b, c)) {
+                check_exactly("masked", b, c, got, 0);
+            } else if (all.undefined || std::isnan(scale)) {
+                check_exactly("undefined gradient", b, c, got, nan_value);
+            } else if (!all.out_of_range && all.held && in_range) {
+                check("gradient of the divergence", out.type, b, c, got, scale * all.gradient[k],
+                      bound(out.type, 12, 0.52L), std::max(size * all.unit[k], formats[out.type].smallest_normal()),
+                      size * all.gradient_lost[k] + vanished(scale, 1, computed));
+            }
+        }
     }
 
     std::int64_t label_of(std::ptrdiff_t slice) const {
@@ -1118,7 +1285,7 @@ class Case {
         return found < 0;
     }
 
-    void check_loss(const Loss& loss, bool with_loss, bool with_grad) {
+    void check_loss(const Loss& loss, bool with_loss, bool with_grad, bool with_hess) {
         const bool reduced = loss.reduction != Reduction::none, mean = loss.reduction == Reduction::mean;
         const auto weight_of = [&](std::ptrdiff_t c) { return loss.weight ? Real(loss.weight[c]) : Real(1); };
         const auto ignored = [&](std::ptrdiff_t b) {
@@ -1152,6 +1319,8 @@ class Case {
                 if (with_loss && !reduced) check_exactly("ignored", b, 0, memory_[value].value(b), 0);
                 for (std::ptrdiff_t c = 0; c < classes_ && with_grad; ++c)
                     check_exactly("ignored", b, c, out.value(b, c), 0);
+                for (std::ptrdiff_t c = 0; c < classes_ && with_hess; ++c)
+                    check_exactly("ignored", b, c, memory_[second_output].value(b, c), 0);
                 continue;
             }
             const Slice s(slice_of(scores, b, -infinity), temperature_);
@@ -1191,6 +1360,7 @@ class Case {
                     check("loss", loss_type, b, 0, memory_[value].value(b), wanted, terms ? 4 : 2, wanted);
             }
             if (with_grad) check_loss_gradient(loss, b, s, share, all.total(), divisor, held, plain);
+            if (with_hess) check_hessian(loss, b, s, all.total(), divisor, held);
         }
         if (!with_loss || !reduced) return;
         const Real got = memory_[value].value(0);
@@ -1224,16 +1394,38 @@ class Case {
             const Real unit = plain ? wanted : std::max(larger, formats[out.type].smallest_normal());
             // The factor itself is rounded up to three times.
             const Real more = out.type == float64 && (mean_or_scaled(loss)) ? 1.5L : 0;
-            // Exponentials that vanish in the type computed in do so whatever they are to be multiplied by; where that
-            // is so large or small that it comes last, so do probabilities, in units of the largest weight.
-            const Real factor = std::fabs(scale * total), last = std::fabs(scale * largest_weight_);
-            const auto wide = [](Real x) { return !(x > 0x1p-100L && x < 0x1p100L); };
-            const Real vanished = wide(factor) || wide(last)
-                                      ? std::max(factor, last) * (2 * computed.smallest_subnormal())
-                                      : factor * computed.vanishing();
             check("gradient of the loss", out.type, b, c, got, wanted, bound(out.type, plain ? 3 : 4, 0.52L) + more,
-                  unit, vanished);
+                  unit, vanished(scale * total, scale * largest_weight_, computed));
         }
+    }
+
+    void check_hessian(const Loss& loss, std::ptrdiff_t b, const Slice& s, Real total, Real divisor, bool held) const {
+        const Memory& out = memory_[second_output];
+        const Real from_above = slices_.has(upstream) ? before(upstream, b) : Real(loss.upstream);
+        const Real scale = from_above / divisor / temperature_ / temperature_;
+        const Format& computed = formats[memory_[scores].type < float64 ? float32 : float64];
+        for (std::ptrdiff_t c = 0; c < classes_; ++c) {
+            const auto k = static_cast<std::size_t>(c);
+            const Real got = out.value(b, c);
+            if (!s.defined() || std::isnan(scale)) {
+                check_exactly("undefined Hessian", b, c, got, nan_value);
+                continue;
+            }
+            if (!held || !std::isfinite(from_above)) continue;
+            const Real wanted = scale * total * s.softmax(k) * s.others(k);
+            check("Hessian", out.type, b, c, got, wanted, bound(out.type, 3, 0.52L), wanted,
+                  vanished(scale * total, scale * largest_weight_, computed));
+        }
+    }
+
+    // Exponentials that vanish in the type computed in do so whatever they are to be multiplied by; where that is so
+    // large or small that it comes last, so do probabilities, in units of the largest weight.
+    static Real vanished(Real factor, Real last, const Format& computed) {
+        factor = std::fabs(factor);
+        last = std::fabs(last);
+        const auto wide = [](Real x) { return !(x > 0x1p-100L && x < 0x1p100L); };
+        if (wide(factor) || wide(last)) return std::max(factor, last) * (2 * computed.smallest_subnormal());
+        return factor * computed.vanishing();
     }
 
     bool mean_or_scaled(const Loss& loss) const {

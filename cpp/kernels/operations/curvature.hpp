@@ -102,8 +102,7 @@ class Curvature {
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
         const Pack<T> u = select(less(half_, e), rest_, e) * scale_;
         const Pack<T> other = fma(-u, inverse_.high, broadcast(T(1))), high = u * other;
-        Pack<T> low = fma(u, other, -high);
-        if constexpr (sizeof(T) == 8) low = low + u * lost(u, other);
+        const Pack<T> low = fma(u, other, -high) + u * lost(u, other);
         const Pack<T> value = product(Two<Pack<T>>{high, low}, factor_);
         if constexpr (any_weight)
             return mended(u, value);
@@ -118,7 +117,7 @@ class Curvature {
     Mask<T> wide_, ignored_;
     bool raises_;
 
-    // What rounding loses of 1 - u / sum: for double, whose weights are rounded, too.
+    // What rounding loses of 1 - u / sum.
     FASTSOFTMAX_INLINE Pack<T> lost(Pack<T> u, Pack<T> other) const {
         return fma(-u, inverse_.high, broadcast(T(1)) - other) - u * inverse_.low;
     }

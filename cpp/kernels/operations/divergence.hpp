@@ -64,7 +64,7 @@ struct DivergenceConstants<double> {
 };
 
 // The normalisers of both distributions of slices, one a lane: their sums of exponentials, and the difference of
-// their logarithms in two steps, of which the first is in the unit of the scores.
+// their logarithms, in the unit of the scores as far as two numbers hold it, and what is left of it.
 template <class T>
 struct Normalisers {
     Two<Pack<T>> p, q, shift;
@@ -83,9 +83,14 @@ struct Normalisers {
         return {p, q, chosen(ratio, -ratio), broadcast(T(0))};
     }
     // By references of their own.
-    FASTSOFTMAX_INLINE static Normalisers own(const Measured<T>& p, const Measured<T>& q) {
-        const Two<Pack<T>> log = LogTotal<T>(p).in_two() - LogTotal<T>(q).in_two();
-        return {p.top + p.rest, q.top + q.rest, two_sum(p.max, -q.max), log.high + log.low};
+    FASTSOFTMAX_INLINE static Normalisers own(const Measured<T>& p, const Measured<T>& q, double temperature) {
+        const Two<Pack<T>> log = LogTotal<T>(p).in_two() - LogTotal<T>(q).in_two(), shift = two_sum(p.max, -q.max);
+        const Two<Pack<T>> p_sum = p.top + p.rest, q_sum = q.top + q.rest;
+        if (!(temperature > 0x1p-900 && temperature < 0x1p900)) return {p_sum, q_sum, shift, log.high + log.low};
+        const Two<Pack<T>> more = scaled_by(log, temperature);
+        const Two<Pack<T>> high = two_sum(shift.high, more.high), low = two_sum(shift.low, high.low);
+        const Pack<T> left = (low.low + more.low) / broadcast(static_cast<T>(temperature));
+        return {p_sum, q_sum, {high.high, low.high}, left};
     }
     // These where the mask is set.
     FASTSOFTMAX_INLINE void replace(Mask<T> mask, const Normalisers& other) {
@@ -96,7 +101,18 @@ struct Normalisers {
     }
     FASTSOFTMAX_INLINE std::uint32_t near(std::ptrdiff_t classes) const {
         const T least = FixedRange<T>::least_of_logs * static_cast<T>(classes);
-        return lanes_within<FixedExponential<T>>(p.high, least) & lanes_within<FixedExponential<T>>(q.high, least);
+        // The logarithm of their quotient is one of numbers below 2^60.
+        const Pack<T> most = broadcast(T(0x1p59));
+        return lanes_within<FixedExponential<T>>(p.high, least) & lanes_within<FixedExponential<T>>(q.high, least) &
+               lane_bits(less(p.high, q.high * most) & less(q.high, p.high * most));
+    }
+
+  private:
+    FASTSOFTMAX_INLINE static Two<Pack<float>> scaled_by(Two<Pack<float>> a, double factor) {
+        return in_two(widen(a) * doubles<float>(factor));
+    }
+    FASTSOFTMAX_INLINE static Two<Pack<double>> scaled_by(Two<Pack<double>> a, double factor) {
+        return a * Two<Pack<double>>{broadcast(factor), broadcast(0.0)};
     }
 };
 
@@ -170,7 +186,9 @@ class Divergence {
         return one;
     }
 
-    // Sums of the terms, and of p d: all times the sum of p's exponentials.
+    // Sums of the terms, and of p d: all times the sum of p's exponentials. Few are added before they are carried: a
+    // slice may have no more large ones.
+    static constexpr std::ptrdiff_t to_carry = 2;
     struct Sums {
         CarriedSum<T> terms, slopes;
 
@@ -192,16 +210,21 @@ class Divergence {
 
     // The same in twice the precision, where a d or a sum was infinite.
     FASTSOFTMAX_ONCE void add_far(Sums& sums, Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
-        const Mask<T> absent = equal(x, broadcast(T(-infinity)));
-        const Pack<T> apart = difference(finite(two_sum(x, -y))), d = select(absent, broadcast(T(2)), apart),
-                      square = d * d, tiny = broadcast(least);
+        const Pack<T> zero = broadcast(T(0)), two = broadcast(T(2)), infinite = broadcast(T(infinity));
+        const Two<Pack<T>> scores = finite(two_sum(x, -y));
+        const Pack<T> found = difference(scores);
+        // Further apart than T holds.
+        const Pack<T> beyond = select(less(shift_.high, scores.high), infinite, broadcast(-most));
+        const Pack<T> apart = select(equal(found - found, zero), found, beyond);
+        const Pack<T> present = select(equal(y, -infinite), infinite, select(equal(p, zero), two, apart));
+        const Pack<T> d = select(equal(x, -infinite), two, present);
+        const Pack<T> square = d * d, tiny = broadcast(least), own = p * broadcast(far_unit);
         // One whose exponential became 0 must not hide an infinite d.
-        const Pack<T> unit = broadcast(far_unit), own = p * unit;
-        const Pack<T> of_p = select(equal(d, broadcast(T(infinity))), max(tiny, own), own);
+        const Pack<T> of_p = select(equal(d, infinite), max(tiny, own), own);
         const Mask<T> is_small = less(square, broadcast(T(1)));
-        const Pack<T> zero = broadcast(T(0)), bend = square * polynomial(d, C::q);
+        const Pack<T> bend = square * polynomial(d, C::q);
         add_product_to(sums.terms.total, to_doubles(of_p), to_doubles(select(is_small, bend, d - broadcast(T(1)))));
-        add_to(sums.terms.total, to_doubles(select(is_small, zero, q * ratio_ * unit)));
+        add_to(sums.terms.total, to_doubles(select(is_small, zero, q * ratio_ * broadcast(far_unit))));
         const Pack<T> finite_d = max(broadcast(-largest), min(broadcast(largest), d));
         add_product_to(sums.slopes.total, to_doubles(of_p), to_doubles(finite_d));
     }
@@ -254,7 +277,8 @@ class Divergence {
 
   private:
     static constexpr T least = sizeof(T) == 4 ? T(0x1p-126) : T(0x1p-1022);  // normal
-    static constexpr T far_unit = sizeof(T) == 4 ? T(1) : T(0x1p-200);       // makes room for large d
+    static constexpr T far_unit = sizeof(T) == 4 ? T(1) : T(0x1p-240);       // makes room for many large d
+    static constexpr T most = sizeof(T) == 4 ? T(0x1.fffffep127) : T(0x1.fffffffffffffp1023);
     static constexpr T largest = sizeof(T) == 4 ? T(0x1p127) : T(0x1p1000);
     Two<Pack<T>> shift_;
     Pack<T> log_, ratio_, scaling_, inverse_high_, inverse_low_;
@@ -277,10 +301,11 @@ class Divergence {
 
     // log p - log q of two scores apart: less what the normalisers are apart, as digits beyond T.
     FASTSOFTMAX_INLINE Pack<T> difference(Two<Pack<T>> apart) const {
-        const Pack<T> d = apart.high - shift_.high, low = apart.low - shift_.low;
-        if (!scales_) return d + (low - log_);
-        const Pack<T> scaled = (d + low) * scaling_;
-        return fma(scaled, inverse_high_, multiply_add(scaled, inverse_low_, -log_));
+        const Pack<T> low = apart.low - shift_.low;
+        if (!scales_) return (apart.high - shift_.high) + (low - log_);
+        const Two<Pack<T>> d = two_sum(apart.high, -shift_.high);
+        const Pack<T> scaled = d.high * scaling_, rest = (d.low + low) * scaling_;
+        return fma(scaled, inverse_high_, multiply_add(scaled, inverse_low_, multiply_add(rest, inverse_high_, -log_)));
     }
 
     // By way of double where two numbers of T do not hold the factor.
@@ -325,7 +350,7 @@ struct Diverge {
 
     static bool may_be_near(const Run& run) { return has_fma && run.temperature == 1; }
 
-    // Calls body(x, y, p, q) for the packs of row i, carry() after each eight whole ones.
+    // Calls body(x, y, p, q) for the packs of row i, carry() after some whole ones.
     template <class T, class Kept, class Body, class Carry>
     FASTSOFTMAX_INLINE static void for_row(const Rows<T>& p, const Rows<T>& q, const Kept& kept, int i, Body body,
                                            Carry carry) {
@@ -333,8 +358,8 @@ struct Diverge {
         const std::ptrdiff_t classes = p.run.classes;
         const T *x = p.x(i), *y = q.x(i), *of_x = kept(i, 0), *of_y = kept(i, 1);
         std::ptrdiff_t c = 0;
-        for (; c + terms_to_carry * lanes <= classes; carry())
-            for (const std::ptrdiff_t end = c + terms_to_carry * lanes; c < end; c += lanes)
+        for (; c + Divergence<T>::to_carry * lanes <= classes; carry())
+            for (const std::ptrdiff_t end = c + Divergence<T>::to_carry * lanes; c < end; c += lanes)
                 body(load(x + c), load(y + c), load(of_x + c), load(of_y + c), c);
         for (; c + lanes <= classes; c += lanes) body(load(x + c), load(y + c), load(of_x + c), load(of_y + c), c);
         if (c < classes)
@@ -401,7 +426,7 @@ struct Diverge {
                 const auto exp = exponential_of<OwnExponential<T>>(rows);
                 return measured_of_sum(exp, exp.largest(), sum_rows_of(rows, exp, far, kept, which));
             };
-            n.replace(mask_of<T>(far), Normalisers<T>::own(measure(p, 0), measure(q, 1)));
+            n.replace(mask_of<T>(far), Normalisers<T>::own(measure(p, 0), measure(q, 1), run.temperature));
         }
         Divergence<T> all(run, p.first, p.count, n);
         double terms[2][lanes] = {}, slopes[2][lanes] = {};
@@ -450,7 +475,7 @@ struct Diverge {
         Wide<T> partial[lanes];
         for (int k = 0; k < sums; ++k) {
             RoundedSum<T> sum;
-            for_classes<T>(
+            for_classes<terms_to_carry>(
                 run.classes, k, sums,
                 [&](std::ptrdiff_t c) __attribute__((always_inline)) {
                     const Pack<T> e = sum.add(exp, load_pack<T>(tile + c * lanes));
@@ -463,9 +488,9 @@ struct Diverge {
     }
 
     // Classes k, k + sums, ...
-    template <class T, class Body, class Carry>
+    template <std::ptrdiff_t to_carry, class Body, class Carry>
     FASTSOFTMAX_INLINE static void for_classes(std::ptrdiff_t classes, int k, int sums, Body body, Carry carry) {
-        const std::ptrdiff_t together = terms_to_carry * sums, grouped = classes / together * together;
+        const std::ptrdiff_t together = to_carry * sums, grouped = classes / together * together;
         for (std::ptrdiff_t c = k; c < classes; c += sums) {
             body(c);
             if (c % together >= together - sums && c < grouped) carry();
@@ -501,7 +526,7 @@ struct Diverge {
                 const OwnExponential<T> exp(largest_of(run, tile), run.temperature);
                 return measured_of_sum(exp, exp.largest(), sum_tile_of(run, exp, mask, tile, kept));
             };
-            n.replace(mask, Normalisers<T>::own(measure(x, of_x), measure(y, of_y)));
+            n.replace(mask, Normalisers<T>::own(measure(x, of_x), measure(y, of_y), run.temperature));
         }
         Divergence<T> all(run, first, count, n);
         const int sums = partial_sums<T>(classes);
@@ -532,7 +557,7 @@ struct Diverge {
         Wide<T> terms[lanes], slopes[lanes];
         for (int k = 0; k < sums; ++k) {
             typename Divergence<T>::Sums sum;
-            for_classes<T>(
+            for_classes<Divergence<T>::to_carry>(
                 run.classes, k, sums,
                 [&](std::ptrdiff_t c) __attribute__((always_inline)) {
                     const std::ptrdiff_t at = c * lanes;

@@ -6,7 +6,8 @@
 namespace {
 
 template <class T, class Exp>
-void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, const double* scores, double* results) {
+void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, std::ptrdiff_t step, const double* scores,
+                          double* results) {
     using Value = typename LogSoftmax::Results<T, Exp>::Value;
     constexpr int lanes = Pack<T>::lanes;
     // Stored whole: what is behind the last is stored later.
@@ -27,8 +28,8 @@ void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, const double* 
                 return Exp(m.max, run.temperature).argument();
         };
         const Value all = {{argument(), m, log}, {m, log}};
-        if (numbers == 1) {
-            compute(all, first);
+        if (numbers == 1 || step != 0) {
+            for (std::ptrdiff_t j = 0; j < numbers; ++j) compute(all, j * step + first);
             continue;
         }
         for (int i = 0; i < count; ++i) {
@@ -40,9 +41,10 @@ void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, const double* 
 
 // Without a temperature nothing is divided, whatever the reference was.
 template <class T>
-void log_probabilities(const Run& run, std::ptrdiff_t numbers, const double* scores, double* results) {
-    if (run.temperature == 1) return log_probabilities_by<T, FixedExponential<T>>(run, numbers, scores, results);
-    log_probabilities_by<T, OwnExponential<T>>(run, numbers, scores, results);
+void log_probabilities(const Run& run, std::ptrdiff_t numbers, std::ptrdiff_t step, const double* scores,
+                       double* results) {
+    if (run.temperature == 1) return log_probabilities_by<T, FixedExponential<T>>(run, numbers, step, scores, results);
+    log_probabilities_by<T, OwnExponential<T>>(run, numbers, step, scores, results);
 }
 
 }  // namespace

@@ -134,6 +134,41 @@ std::ptrdiff_t pick(const void* from, std::ptrdiff_t count, std::ptrdiff_t group
     return finish(groups);
 }
 
+// The k largest scores of the slices of a tile and their labels, largest first, equals by rising label: the j-th of
+// slice i goes to place j * step + i. Where fewer than k are above -inf, the others are -inf.
+template <class T>
+void largest_of_tile(const void* from, std::ptrdiff_t classes, int count, std::ptrdiff_t k, std::ptrdiff_t step,
+                     double* scores, std::int64_t* labels) {
+    constexpr int lanes = Pack<T>::lanes;
+    const Pack<T> none = broadcast(T(-__builtin_inf()));
+    alignas(64) T left[fastsoftmax::few_classes * lanes], chosen[lanes];
+    for (std::ptrdiff_t c = 0; c < classes; ++c) {
+        const Pack<T> x = load_pack<T>(static_cast<const T*>(from) + c * lanes);
+        store_pack(left + c * lanes, select(equal(x, x), x, none));
+    }
+    Pack<T> last = broadcast(T(-1));
+    for (std::ptrdiff_t j = 0; j < k; ++j, scores += step, labels += step) {
+        // Halves side by side: each comparison waits for the one before it.
+        const std::ptrdiff_t half = (classes + 1) / 2;
+        Pack<T> best[2] = {none, none}, label[2] = {broadcast(T(0)), broadcast(T(0))};
+        const auto see = [&](int h, std::ptrdiff_t c) __attribute__((always_inline)) {
+            const Pack<T> own = broadcast(static_cast<T>(c));
+            const Pack<T> x = select(equal(own, last), none, load_pack<T>(left + c * lanes));
+            store_pack(left + c * lanes, x);
+            label[h] = select(less(best[h], x), own, label[h]);
+            best[h] = max(best[h], x);
+        };
+        for (std::ptrdiff_t c = 0; c < half; ++c) {
+            see(0, c);
+            if (c + half < classes) see(1, c + half);
+        }
+        last = select(less(best[0], best[1]), label[1], label[0]);
+        store_doubles<T>(scores, to_doubles(max(best[0], best[1])), count);
+        store_pack(chosen, last);
+        for (int i = 0; i < count; ++i) labels[i] = static_cast<std::int64_t>(chosen[i]);
+    }
+}
+
 // The labels of the k largest of at most `most_ranked` picks, largest first, equals as they are: each goes to the place
 // that the number of those before it says.
 template <class T>
