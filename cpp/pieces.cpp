@@ -102,7 +102,7 @@ double scaled_logsumexp(const Kernel& kernel, ElementType type, const Total& tot
     constexpr int pack = 16;
     const double score[1 + pack] = {};
     double log_probability[1 + pack];
-    kernels().log_probabilities[type](run, 1, score, log_probability);
+    kernels().log_probabilities[type](run, 1, 0, score, log_probability);
     return -log_probability[0];
 }
 
