@@ -636,7 +636,7 @@ def to_k(k: SupportsIndex, classes: int) -> int:
     return number
 
 
-def _at(array: Array, name: str, position: int, origin: tuple[int, ...] | None) -> str:
+def _at(array: Array, name: str, position: int, origin: tuple[int, ...] | None = None) -> str:
     place = tuple(int(k) for k in np.unravel_index(position, array.shape))
     shown_place = [k + begin for k, begin in zip(place, origin or (0,) * array.ndim, strict=True)]
     return f"{name}{shown_place if place else ''} is {array[place]}"
@@ -746,7 +746,7 @@ def boosting_arguments(
             indices = labels.astype(np.intp)
             if not np.array_equal(indices, labels):
                 place = int(np.argmax(indices != labels))
-                raise ValueError(f"{_at(labels, 'y_true', (place,))}; expected a class index")
+                raise ValueError(f"{_at(labels, 'y_true', place)}; expected a class index")
         labels = indices
     if labels.shape not in (scores.shape[:1], scores.shape):
         raise ValueError(
@@ -756,7 +756,7 @@ def boosting_arguments(
     if labels.ndim == 1:
         position = _core.find_invalid_index(labels, scores.shape[1], None)
         if position is not None:
-            raise ValueError(f"{_at(labels, 'y_true', (position,))}; expected a class index in [0, {scores.shape[1]})")
+            raise ValueError(f"{_at(labels, 'y_true', position)}; expected a class index in [0, {scores.shape[1]})")
     elif labels.dtype.kind in "iub":
         labels = labels.astype(FLOAT32)  # one-hot
     return scores, labels, None if sample_weight is None else _to_sample_weight(sample_weight, scores.shape[:1])
@@ -769,9 +769,8 @@ def _to_sample_weight(given: ArrayLike, batch: tuple[int, ...]) -> Array:
     with np.errstate(all="ignore"):
         good = weight.size == 0 or (weight.min() >= 0 and weight.max() < inf)
     if not good:
-        place = np.unravel_index(int(np.argmin((weight >= 0) & (weight < inf))), batch)
-        shown_weight = _at(weight, "sample_weight", tuple(int(k) for k in place))
-        raise ValueError(f"{shown_weight}; expected a finite number that is not negative")
+        position = int(np.argmin((weight >= 0) & (weight < inf)))
+        raise ValueError(f"{_at(weight, 'sample_weight', position)}; expected a finite number that is not negative")
     return weight
 
 
