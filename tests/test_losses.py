@@ -595,3 +595,14 @@ def test_two_outs_that_overlap_are_refused():
     for k in (0, 1):
         room = np.ones((4, 4))
         assert_all_same_bits(fs.cross_entropy_with_grad_hess(room[:3], targets, out=(None, room[k : k + 3])), wanted)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 100])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_two_classes_of_probability_half_have_their_hessian_whatever_the_label(dtype, classes):
+    at = np.linspace(-800, 800, 201)
+    x = np.repeat(at[:, np.newaxis] - 1000, classes, 1).astype(dtype)
+    x[:, :2] = at[:, np.newaxis]
+    hess = fs.cross_entropy_with_grad_hess(x, np.full(len(x), classes - 1), reduction="none")[2]
+    np.testing.assert_allclose(hess[:, :2], 0.25, 1e-6)
+    assert (hess[:, 2:] == 0).all()

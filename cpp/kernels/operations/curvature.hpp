@@ -11,13 +11,15 @@ namespace {
 template <class T, bool any_weight>
 class Curvature {
     static constexpr int lanes = Pack<T>::lanes;
+    // Of two classes of probability 1/2 rounding may raise both above it; neither dominates.
+    static constexpr T above_half = T(sizeof(T) == 4 ? 0x1.0001p-1 : 0x1.00000000001p-1);
 
   public:
     Curvature() = default;
     // `total`: of the coefficients; `all`: the sum of the exponentials; `rest`: of all others, where one dominates.
     FASTSOFTMAX_INLINE Curvature(const Run& run, std::ptrdiff_t first, int count, const Labels<T>& labels,
                                  Doubles<T> total, Two<Pack<T>> all, Pack<T> rest)
-        : half_(all.high * broadcast(T(0.5))), rest_(rest), scale_(own_scale(all.high)) {
+        : half_(all.high * broadcast(above_half)), rest_(rest), scale_(own_scale(all.high)) {
         const Doubles<T> scale = load_doubles<T>(run.second_scale + first, count);
         const Probability<T> unscaled(scaled(all, scale_));
         inverse_ = unscaled.factor;
