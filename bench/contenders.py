@@ -105,7 +105,7 @@ class NumpyApi(Contender):
         return out
 
     def _vocabulary_step(self, features: Array, weights: Array, targets: Array) -> tuple[Array, Array, Array]:
-        """The loss of `features @ weights.T` and its gradients, a chunk of rows at a time: the README's recipe."""
+        """The loss of `features @ weights.T` and its gradients, a chunk of rows at a time, as the guide shows."""
         loss = np.zeros((), np.float64)
         features_grad = np.empty_like(features)
         weights_grad = np.zeros_like(weights)

@@ -107,6 +107,16 @@ def test_no_block_of_a_page_is_of_a_kind_that_does_not_run():
         assert set(kinds) <= {"python", "sh", "{image}", "{include}", "{toctree}"}, page
 
 
+def test_the_figures_of_the_readme_are_those_of_the_results():
+    readme, results = ROOT / "README.md", ROOT / "bench" / "RESULTS.md"
+    if not (readme.exists() and results.exists()):
+        pytest.skip("no README.md and bench beside the tests")
+    one_thread = results.read_text(encoding="utf-8").partition("## 2 threads")[0]
+    measured = dict(re.findall(r"ahead of (\w+) in .* cases: (\S+) times", one_thread))
+    figures = re.findall(r"\*\*(\S+) times as\s+fast as (\w+)\*\*", readme.read_text(encoding="utf-8"))
+    assert {name: figure for figure, name in figures} == {"SciPy": measured["SciPy"], "NumPy": measured["reference"]}
+
+
 # What the docstrings advise
 
 
