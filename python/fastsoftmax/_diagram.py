@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from .calibration import Reliability
@@ -18,17 +17,11 @@ def draw(found: "Reliability", ax: Axes | None) -> Axes:
     if ax is None:
         from matplotlib import pyplot
 
-        figure, ax = pyplot.subplots(figsize=(5, 6), layout="constrained")
-        _draw(found, ax)
-        settle(figure)
-    else:
-        _draw(found, ax)
+        _, ax = pyplot.subplots(figsize=(5, 6), layout="constrained")
+    _draw(found, ax)
+    # A constrained layout makes room for the histogram when it has seen it once.
+    ax.figure.canvas.figure.draw_without_rendering()
     return ax
-
-
-def settle(figure: Figure) -> None:
-    """A constrained layout makes room for the histogram when it has seen it once."""
-    figure.draw_without_rendering()
 
 
 def _draw(found: "Reliability", ax: Axes) -> None:

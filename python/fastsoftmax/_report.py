@@ -254,13 +254,11 @@ def _check_plot(path: Path) -> None:
 def _plot(path: Path, drawn: list[tuple[float, Reliability]]) -> None:
     from matplotlib.figure import Figure
 
-    from ._diagram import settle
-
     figure = Figure(figsize=(5 * len(drawn), 6), layout="constrained")
     for ax, (temperature, found) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         found.plot(ax)
         ax.set_title(f"temperature {temperature:.4g}\n{ax.get_title()}")
-    settle(figure)
+    figure.draw_without_rendering()  # with the titles
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix[1:].lower(), dpi=150)
     part = path.with_name(path.name + ".part")
