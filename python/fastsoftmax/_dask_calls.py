@@ -304,7 +304,7 @@ def quotient(dividend: Any, divisor: Any) -> Any:
 
 
 def cast(array: da.Array, dtype: DType) -> da.Array:
-    return array.map_blocks(partial(_as_dtype, dtype), dtype=dtype, meta=np.empty((0,) * array.ndim, dtype))
+    return da.map_blocks(partial(_as_dtype, dtype), array, dtype=dtype, meta=np.empty((0,) * array.ndim, dtype))
 
 
 def _as_dtype(dtype: DType, block: Any) -> Any:

@@ -60,8 +60,6 @@ __all__ = [
     "softmax",
 ]
 
-Reduction = Literal["none", "mean", "sum"]
-
 
 def softmax(
     x: da.Array,
@@ -375,7 +373,7 @@ def cross_entropy(
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     temperature: SupportsFloat = 1.0,
-    reduction: Reduction = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
     split_every: SplitEvery = None,
 ) -> da.Array:
     """`fastsoftmax.cross_entropy` on a dask array.
@@ -426,7 +424,7 @@ def cross_entropy_grad(
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     temperature: SupportsFloat = 1.0,
-    reduction: Reduction = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: ArrayLike | da.Array | None = None,
     split_every: SplitEvery = None,
 ) -> da.Array:
@@ -474,7 +472,7 @@ def cross_entropy_with_grad(
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     temperature: SupportsFloat = 1.0,
-    reduction: Reduction = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: ArrayLike | da.Array | None = None,
     split_every: SplitEvery = None,
 ) -> tuple[da.Array, da.Array]:
@@ -519,7 +517,7 @@ def kl_divergence(
     *,
     temperature: SupportsFloat = 1.0,
     where: ArrayLike | da.Array | None = None,
-    reduction: Reduction = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
     split_every: SplitEvery = None,
 ) -> da.Array:
     """`fastsoftmax.kl_divergence` on dask arrays.

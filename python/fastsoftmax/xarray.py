@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 Dims = Hashable | Iterable[Hashable]
-Reduction = Literal["none", "mean", "sum"]
 
 
 def softmax(
@@ -295,7 +294,7 @@ def cross_entropy(
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     temperature: SupportsFloat = 1.0,
-    reduction: Reduction = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> xr.DataArray:
     """`fastsoftmax.cross_entropy` of a DataArray.
 
@@ -345,7 +344,7 @@ def cross_entropy_grad(
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     temperature: SupportsFloat = 1.0,
-    reduction: Reduction = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: SupportsFloat | xr.DataArray | None = None,
 ) -> xr.DataArray:
     """`fastsoftmax.cross_entropy_grad` of a DataArray.
@@ -389,7 +388,7 @@ def cross_entropy_with_grad(
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     temperature: SupportsFloat = 1.0,
-    reduction: Reduction = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: SupportsFloat | xr.DataArray | None = None,
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """`fastsoftmax.cross_entropy_with_grad` of a DataArray.
@@ -432,7 +431,7 @@ def kl_divergence(
     *,
     temperature: SupportsFloat = 1.0,
     where: xr.DataArray | None = None,
-    reduction: Reduction = "mean",
+    reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> xr.DataArray:
     """`fastsoftmax.kl_divergence` of two DataArrays.
 
