@@ -126,6 +126,7 @@ def _draw_everyday(path: Path, run: Run) -> list[Path]:
             axes.bar_label(bars, texts, padding=4, color=color if name == OURS else NEUTRAL, fontsize=8.5)
         axes.set_yticks(range(len(results)), [_everyday_name(result.case) for result in results])
         axes.invert_yaxis()
+        axes.set_facecolor("none")
         axes.set_xticks([])
         axes.tick_params(length=0, colors=NEUTRAL)
         for spine in axes.spines.values():

@@ -27,7 +27,7 @@ default_role = (
 autodoc_typehints = "none"  # the docstrings tell the types, in fewer words
 numpydoc_show_class_members = False
 # The sites of other projects are not asked for their names: no network is needed.
-nitpick_ignore_regex = [("py:.*", r"(numpy|scipy|torch)\..*")]
+nitpick_ignore_regex = [("py:.*", r"(numpy|scipy|sklearn|torch)\..*")]
 
 RESULTS = Path(__file__).parents[1] / "bench" / "RESULTS.md"
 

@@ -411,7 +411,7 @@ def kl_divergence(
         KL(p || q) = sum_c p_c d_c = sum_c p_c (exp(-d_c) - 1 + d_c),    d_c = log p_c - log q_c
 
     in nats. The second form is computed: none of its terms is negative, so the result never is, and it keeps its digits
-    where p and q nearly agree: its error is at most 4 ULP of sum_c |p_c d_c|, and 8 ULP of itself. It is as good as
+    where p and q nearly agree: its error is at most 4 ULP of ``sum_c |p_c d_c|``, and 8 ULP of itself. It is as good as
     the differences d_c of the given logits, which are taken without rounding: logits that were rounded before differ by
     what that lost.
 

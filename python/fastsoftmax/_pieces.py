@@ -82,12 +82,6 @@ class LogSumExp:
     temperature : float, default 1.0
         Positive and finite. Scores are divided by it.
 
-    Attributes
-    ----------
-    state : ndarray
-        What is known of each slice so far, a read-only structured array of the batch's shape. It can be stored and
-        sent as bytes; `from_state` goes on with it. The name of its last field is the dtype of results.
-
     Raises
     ------
     TypeError
@@ -175,6 +169,16 @@ class LogSumExp:
 
     @property
     def state(self) -> Array:
+        """What is known of each slice so far, a read-only structured array of the batch's shape.
+
+        It can be stored and sent as bytes; `from_state` goes on with it. The name of its last field is the dtype of
+        results.
+
+        Raises
+        ------
+        ValueError
+            If there is no piece yet.
+        """
         if self._state is None:
             raise ValueError("there is no piece yet; expected an update first")
         return self._state
