@@ -20,6 +20,7 @@ from .race import OURS, CaseResult, Run
 # The parts of a written result.
 RACE = "Benchmark results"
 BUSY = "Beside other work"
+SCALE = "Larger than memory"
 
 LEGEND = (
     "µs: median of a call of fastsoftmax; ns: of an element. rank: of fastsoftmax, among all that compute the case. Of "
@@ -156,8 +157,8 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
 
 
 def write_part(path: Path, heading: str, text: str) -> None:
-    """One of both parts of the results; the other one stays as it is."""
-    parts = {RACE: "", BUSY: ""}
+    """One of the parts of the results; the others stay as they are."""
+    parts = {RACE: "", BUSY: "", SCALE: ""}
     if path.exists():
         for kept in re.split("^# ", path.read_text(), flags=re.MULTILINE)[1:]:
             title, _, rest = kept.partition("\n")

@@ -24,14 +24,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .report import short
+from .report import SCALE, markdown, short, write_part
 from .workers import Disagreement
 
 CLASSES, CLASSES_IN_CHUNK, ROWS_IN_CHUNK = 1 << 17, 1 << 14, 512
 GIGABYTE = 1 << 30
 MEMORY_OF_WORKER = 2 << 30
 
-HEADING = "Larger than memory"
 WHAT = (
     f"Float32 logits in zarr (uncompressed), {CLASSES} classes in chunks of {CLASSES_IN_CHUNK}, rows in chunks of "
     f"{ROWS_IN_CHUNK}; GB: 2^30 bytes. softmax is stored as zarr, cross_entropy is one number. Each run has new worker "
@@ -258,12 +257,7 @@ def _times(result: Result, ours: Result) -> tuple[str, str]:
 
 
 def write_markdown(path: Path, results: Sequence[Result]) -> None:
-    with path.open("w") as file:
-        console = Console(file=file, width=250)
-        console.print(f"## {HEADING}\n\n{WHAT}\n", highlight=False, soft_wrap=True)
-        for table in tables(results, plain=True):
-            console.print(table)
-    path.write_text("\n".join(line.strip() for line in path.read_text().splitlines()) + "\n")
+    write_part(path, SCALE, "\n\n".join([WHAT, *(markdown(table) for table in tables(results, plain=True))]))
 
 
 def default_workers() -> list[int]:
