@@ -8,6 +8,13 @@ namespace {
 
 using fastsoftmax::Total;
 
+template <class F>
+FASTSOFTMAX_INLINE void for_sums(Total& total, F f) {
+    f(total.rest);
+    f(total.sum);
+    f(total.weighed);
+}
+
 // From exponentials in From by the reference of one largest score to those in To by that of another.
 template <class From, class To>
 FASTSOFTMAX_INLINE void rescale(Total& total, double from_largest, double to_largest, double temperature) {
@@ -21,8 +28,7 @@ FASTSOFTMAX_INLINE void rescale(Total& total, double from_largest, double to_lar
                                  -broadcast(static_cast<double>(lane(to.shift, 0))) * before);
     if (lane(shift.high, 0) != 0)
         shift = Wide<double>{shift.high * after, shift.low * after} / widen(broadcast(t.rest));
-    for (double (*sum)[2] : {&total.rest, &total.sum, &total.weighed})
-        set(*sum, rescaled(broadcast2(*sum), shift, exponent));
+    for_sums(total, [&](double (&sum)[2]) { set(sum, rescaled(broadcast2(sum), shift, exponent)); });
 }
 
 template <class T>
@@ -32,10 +38,10 @@ void raise_total(Total& total, double largest, double temperature) {
     const Pack<T> max = broadcast(static_cast<T>(total.max));
     if (!(lane(exp(max).rounded(), 0) > 0) || largest == infinity) {
         // Nothing is left of it but a NaN.
-        for (double (*sum)[2] : {&total.rest, &total.sum, &total.weighed}) {
-            (*sum)[0] *= 0;
-            (*sum)[1] = 0;
-        }
+        for_sums(total, [](double (&sum)[2]) {
+            sum[0] *= 0;
+            sum[1] = 0;
+        });
         total.nonzero = 0;
         return;
     }
@@ -48,8 +54,9 @@ void widen_total(Total& total, double temperature) {
     if (!(total.max - total.max == 0)) return;
     constexpr double ratio = ExpConstants<double>::factor / ExpConstants<float>::factor;
     rescale<float, double>(total, total.max, total.max, temperature);
-    for (double (*sum)[2] : {&total.rest, &total.sum, &total.weighed})
-        for (double& part : *sum) part *= ratio;
+    for_sums(total, [](double (&sum)[2]) {
+        for (double& part : sum) part *= ratio;
+    });
 }
 
 template <class T>
