@@ -50,7 +50,6 @@ bool Batch::shares_slices(int threads) const {
            plan.blocks() > 2 * static_cast<std::ptrdiff_t>(threads);
 }
 
-// The array in `role` as rows of the kernel, from class `origin` on.
 Strided Batch::strided(Role role, const Offsets& at, std::ptrdiff_t origin) const {
     const Array& array = plan.slices.arrays[role];
     return {array.data + at[role] + origin * bytes_of(array.type), plan.slices.batch.last().strides[role],
@@ -75,8 +74,9 @@ void Batch::prepare(Run& run, const Workspace& workspace) const {
     run.sign = workspace.sign;
 }
 
-void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, double* memory) const {
-    if (plan.in_blocks) return apply_blocks(kernel, run, first, length, 1, memory);
+void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, double* memory,
+                  int threads) const {
+    if (plan.in_blocks) return apply_blocks(kernel, run, first, length, threads, memory);
     const Workspace workspace = plan.workspace(memory);
     prepare(run, workspace);
     run.slices = length;
@@ -123,8 +123,6 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
     run.slices = 1;
     const Blocks& near = kernel.near_blocks[plan.loop == Loop::rows ? plan.type() : plan.computed()];
     const Blocks& own = kernel.blocks[plan.computed()];
-    // Halves are gathered, unless the fixed reference suits them.
-    const auto in_place = [&](Way way) { return plan.loop == Loop::rows && (way == Way::near || !plan.halves()); };
     // Each block of each slice goes the way of the slice. Calls body(way, run, at, statistics, block, count) with its
     // arrays at hand; the statistics are those of the slice, then of its blocks. A block of all slices comes before the
     // next: neighbours share cache lines.
@@ -141,7 +139,7 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
                     std::byte* const kept = shared.kept ? shared.kept + begin * plan.width() : nullptr;
                     Run block = advanced(run, i);
                     block.origin = begin;
-                    if (in_place(way)) {
+                    if (plan.has_blocks_in_place(way == Way::near)) {
                         block.x = strided(Role::scores, at, begin);
                         if (signature_.second) block.dy = strided(Role::second, at, begin);
                         if (signature_.output) block.out = strided(Role::output, at, begin);
@@ -221,7 +219,7 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
         [&](Way way, const Run& block, const Offsets& at, Statistics* statistics, std::ptrdiff_t,
             std::ptrdiff_t count) {
             (way == Way::near ? near : own).write(block, *statistics, count);
-            if (in_place(way)) return;
+            if (plan.has_blocks_in_place(way == Way::near)) return;
             const std::ptrdiff_t begin = block.origin, end = begin + count;
             transport.scatter_block(Role::output, at, begin, end, block.out.data);
             if (block.second_out.data)

@@ -78,7 +78,7 @@ class Batch {
         });
     }
 
-    // Calls body(offsets, length, memory) for each unit in turn: for `apply_blocks`.
+    // Calls body(offsets, length, memory) for each unit in turn; the memory is for `threads` threads.
     template <class Body>
     void for_units(int threads, Body body) const {
         Scratch scratch(plan.workspace_size(), threads);
@@ -88,13 +88,33 @@ class Batch {
         }
     }
 
-    // Applies the kernel of this signature to up to `at_once` neighbours. The run brings what is per slice, and is
-    // completed here; where it names no memory for results, these go to the workspace.
-    void apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, double* memory) const;
+    // Calls body(offsets, length, threads, memory, extra) for all slices: for runs of up to `most` neighbours, each on
+    // one thread; or, if `shares_slices`, for one unit after the other, which `threads` threads are to share. `extra`
+    // is memory of the body's own, for as many doubles as are asked for here.
+    template <class Body>
+    void for_slices(std::ptrdiff_t most, std::ptrdiff_t extra, const Body& body) const {
+        const int threads = threads_for(plan.count);
+        if (shares_slices(threads)) {
+            Scratch of_body(extra);
+            return for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* memory) {
+                body(first, length, threads, memory, of_body.get());
+            });
+        }
+        Scratch memory = memory_for_runs(threads, extra);
+        for_runs(0, plan.units, threads, most, memory,
+                 [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* own) {
+                     body(first, length, 1, own, own + plan.workspace_size());
+                 });
+    }
 
-    // The slices of one unit in blocks, on `threads` threads. The memory is for all of them.
-    void apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, int threads,
-                      double* memory) const;
+    // Applies the kernel of this signature to up to `at_once` neighbours. The run brings what is per slice, and is
+    // completed here; where it names no memory for results, these go to the workspace. Several threads share the blocks
+    // of a unit; the memory is then for all of them.
+    void apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, double* memory,
+               int threads = 1) const;
+
+    // The array in `role` as rows of the kernel, from class `origin` on.
+    Strided strided(Role role, const Offsets& at, std::ptrdiff_t origin) const;
 
     // Moves the results that are per slice from the workspace to their arrays.
     void scatter_results(const Offsets& first, std::ptrdiff_t length, double* memory) const;
@@ -107,7 +127,8 @@ class Batch {
         return static_cast<int>(std::clamp<std::ptrdiff_t>(units, 1, threads));
     }
     std::ptrdiff_t units_per_chunk(std::ptrdiff_t units, int threads) const;
-    Strided strided(Role role, const Offsets& at, std::ptrdiff_t origin) const;
+    void apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, int threads,
+                      double* memory) const;
     Ahead ahead(Role role, const Offsets& first, std::ptrdiff_t slices) const;
     void prepare(Run& run, const Workspace& workspace) const;
     double label_score(const Run& run, const Offsets& first, std::ptrdiff_t i) const;

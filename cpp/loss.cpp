@@ -385,7 +385,7 @@ class LossOfBatch {
             Run run;
             read_samples(first, length, s, run);
             read_scales(first, length, nullptr, s, run);
-            batch_.apply_blocks(kernel_, run, first, length, threads, memory);
+            batch_.apply(kernel_, run, first, length, memory, threads);
             if (reduced())
                 add_losses(plan_.workspace(memory).value, s.units, length);
             else

@@ -13,22 +13,12 @@ void compute(Operation operation, const Slices& slices, double temperature) {
     const Batch batch(kernel.signature, slices, {.temperature = temperature});
     const Plan& plan = batch.plan;
     if (plan.classes == 0 && kernel.signature.output) return;
-    const int threads = batch.threads_for(plan.count);
-    if (batch.shares_slices(threads)) {
-        batch.for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* memory) {
-            Run run;
-            batch.apply_blocks(kernel, run, first, length, threads, memory);
-            batch.scatter_results(first, length, memory);
-        });
-        return;
-    }
-    Scratch memory = batch.memory_for_runs(threads);
-    batch.for_runs(0, plan.units, threads, plan.at_once, memory,
-                   [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* own) {
-                       Run run;
-                       batch.apply(kernel, run, first, length, own);
-                       batch.scatter_results(first, length, own);
-                   });
+    batch.for_slices(plan.at_once, 0,
+                     [&](const Offsets& first, std::ptrdiff_t length, int threads, double* memory, double*) {
+                         Run run;
+                         batch.apply(kernel, run, first, length, memory, threads);
+                         batch.scatter_results(first, length, memory);
+                     });
 }
 
 bool compute_few(Operation operation, const FewRows& rows) {

@@ -43,23 +43,23 @@ bool compute_at(Operation operation, const Slices& slices, double temperature);
 // NumPy's intp, to `label`; a mask is optional.
 void compute_top(Operation operation, const Slices& slices, double temperature);
 
-// Slices in pieces: one total a slice, in `value`, whose type is the one computed in. `scores` is the next piece of
-// each slice, or, in the latter, any classes of it; a mask is optional.
+// Slices in pieces. `value` holds the total of each slice; its type is the one computed in. `scores` is the next piece
+// of each slice, or, for `compute_part`, any of its classes. A mask is optional.
 void update_totals(const Slices& slices, double temperature);
 void compute_part(Operation operation, const Slices& slices, double temperature);
 
-// Totals one after another.
+// An array of totals.
 struct Totals {
     Total* begin;
     std::ptrdiff_t count;
     bool in_double;
     double temperature;
 };
-// Joins those of later pieces.
+// Merges the totals of later pieces into these.
 void merge_totals(const Totals& totals, const Total* others);
-// Of float, to be gone on with in double.
+// Converts totals computed in float, so that they can be continued in double.
 void widen_totals(const Totals& totals);
-// The logsumexp or the entropy of each, to an array one after another.
+// Writes the logsumexp or the entropy of each to an array.
 void conclude_totals(Operation operation, const Totals& totals, const Array& values);
 
 struct Loss {

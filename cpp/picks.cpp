@@ -32,32 +32,17 @@ struct Sums {
 // that the body needs.
 template <class Body>
 void for_summed(const Batch& batch, const Kernel& kernel, std::ptrdiff_t most, std::ptrdiff_t extra, Body body) {
-    const Plan& plan = batch.plan;
-    const int threads = batch.threads_for(plan.count);
-    const auto summed = [&](const Offsets& first, std::ptrdiff_t length, const Workspace& workspace,
-                            const auto& apply) {
-        Sums sums;
-        Run run;
-        run.sums = sums.of(plan);
-        apply(run);
-        run.slices = length;
-        body(run, first, workspace);
-    };
-    if (batch.shares_slices(threads)) {
-        Scratch memory_of_body(extra);
-        return batch.for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* memory) {
-            Workspace workspace = plan.workspace(memory);
-            workspace.extra = memory_of_body.get();
-            summed(first, length, workspace,
-                   [&](Run& run) { batch.apply_blocks(kernel, run, first, length, threads, memory); });
-        });
-    }
-    Scratch memory = batch.memory_for_runs(threads, extra);
-    batch.for_runs(0, plan.units, threads, std::min(most, plan.at_once), memory,
-                   [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* own) {
-                       summed(first, length, plan.workspace(own),
-                              [&](Run& run) { batch.apply(kernel, run, first, length, own); });
-                   });
+    batch.for_slices(std::min(most, batch.plan.at_once), extra,
+                     [&](const Offsets& first, std::ptrdiff_t length, int threads, double* memory, double* of_body) {
+                         Sums sums;
+                         Run run;
+                         run.sums = sums.of(batch.plan);
+                         batch.apply(kernel, run, first, length, memory, threads);
+                         run.slices = length;
+                         Workspace workspace = batch.plan.workspace(memory);
+                         workspace.extra = of_body;
+                         body(run, first, workspace);
+                     });
 }
 
 // Log-probabilities of `numbers` labels of each of `count` slices, from the run's slice i on. `scores` and `results`
@@ -266,7 +251,8 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
             transport.scatter_labels(slice(0), count, k, labels);
             transport.scatter_numbers(Role::value, slice(0), count, k, results);
         };
-        // Slices of few classes, pick by pick; those that have not so many again, one by one.
+        // Slices of few classes, pick after pick. Those in which fewer than k classes are finite are done again, each
+        // on its own.
         const auto take_tiles = [&](std::ptrdiff_t i, std::ptrdiff_t count) {
             for (std::ptrdiff_t t = 0; t < count; t += lanes)
                 kernels().selection.largest_of_tile[plan.computed()](workspace.x + (i + t) * row_bytes, classes,

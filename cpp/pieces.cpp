@@ -1,5 +1,5 @@
-// Slices in pieces. What a block tells is merged to the total of its slice in the order of a whole call, so that the
-// sums are the same.
+// Slices in pieces. Each block is measured, and its numbers are merged into the total of the slice, in the order of a
+// whole call, so that the sums are the same.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -31,7 +31,8 @@ Total measured(ElementType type, std::byte* row, std::ptrdiff_t count, double te
     const double largest = kernels().pieces.rest[type].largest(block, count);
     const Statistics rest = kernels().pieces.rest[type].measure(block, largest, count);
     const Statistics all = kernels().pieces.all[type].measure(block, largest, count);
-    // Then some others are above 2^-84 of the largest, which is not far below 1: by the fixed reference not 0.
+    // Then some others are above 2^-84 of the largest, and the largest is not far below 1: none of these becomes 0 by
+    // the fixed reference.
     const bool several = rest.rest[0] > 0x1p-20 * static_cast<double>(count) && largest > -60;
     const auto near = temperature == 1 && !several ? kernels().pieces.near_all[type].measure : nullptr;
     return {.max = rest.max,
@@ -74,8 +75,8 @@ void merge(ElementType type, Total& left, Total right, double temperature) {
     left.classes = classes;
 }
 
-// What the kernel needs of a slice to write or to conclude, by the reference that a whole call would use; the slice's
-// own number goes to run.value.
+// The statistics with which the kernel writes a slice or concludes it, by the reference that a whole call would use.
+// The slice's own number goes to run.value.
 Statistics concluded(const Kernel& kernel, ElementType type, const Total& total, Run run) {
     const bool all = kernel.signature.keeps_exponentials;
     run.classes = total.classes;
@@ -121,29 +122,6 @@ Total* totals_at(const Plan& plan, const Offsets& at) {
     return reinterpret_cast<Total*>(plan.slices.arrays[Role::value].data + at[Role::value]);
 }
 
-// Whether blocks are rows that a kernel takes in place: of halves only one by the fixed reference.
-bool is_row(const Plan& plan, bool near) { return plan.loop == Loop::rows && (near || !plan.halves()); }
-
-std::byte* row_at(const Plan& plan, Role role, const Offsets& at, std::ptrdiff_t begin) {
-    const Array& array = plan.slices.arrays[role];
-    return array.data + at[role] + begin * bytes_of(array.type);
-}
-
-// Calls body(first, length, threads, memory) for the units of the plan, or parts of them: where slices are few, the
-// body has several threads.
-template <class Body>
-void for_units(const Batch& batch, const Body& body) {
-    const int threads = batch.threads_for(batch.plan.count);
-    if (batch.shares_slices(threads))
-        return batch.for_units(threads, [&](const Offsets& first, std::ptrdiff_t length, double* memory) {
-            body(first, length, threads, memory);
-        });
-    Scratch memory = batch.memory_for_runs(threads);
-    batch.for_runs(
-        0, batch.plan.units, threads, batch.plan.at_once, memory,
-        [&](const Offsets& first, std::ptrdiff_t, std::ptrdiff_t length, double* own) { body(first, length, 1, own); });
-}
-
 // Calls body(block, slice, begin, end, workspace) for each block of neighbouring slices: a block of all of them, then
 // the next.
 template <class Body>
@@ -177,7 +155,7 @@ void update_totals(const Slices& slices, double temperature) {
     const Batch batch(kernels().pieces.signature, slices, {.temperature = temperature, .in_blocks = true});
     const Plan& plan = batch.plan;
     const ElementType type = plan.computed();
-    for_units(batch, [&](const Offsets& first, std::ptrdiff_t length, int threads, double* memory) {
+    const auto update = [&](const Offsets& first, std::ptrdiff_t length, int threads, double* memory, double*) {
         const std::ptrdiff_t blocks = plan.blocks();
         auto* const parts = reinterpret_cast<Total*>(plan.workspace(memory).statistics);
         for_blocks(plan, length, threads, memory,
@@ -185,8 +163,8 @@ void update_totals(const Slices& slices, double temperature) {
                        const Workspace& workspace) {
                        const Offsets at = plan.slices.batch.moved(first, i);
                        std::byte* row = workspace.x;
-                       if (is_row(plan, false))
-                           row = row_at(plan, Role::scores, at, begin);
+                       if (plan.has_blocks_in_place(false))
+                           row = batch.strided(Role::scores, at, begin).data;
                        else
                            batch.transport.gather_block(Role::scores, at, begin, end, row);
                        parts[i * blocks + b] = measured(type, row, end - begin, temperature);
@@ -198,7 +176,8 @@ void update_totals(const Slices& slices, double temperature) {
                 for (std::ptrdiff_t b = 0; b < blocks; ++b) merge(type, total, parts[i * blocks + b], temperature);
             total.classes += plan.classes;
         }
-    });
+    };
+    batch.for_slices(plan.at_once, 0, update);
 }
 
 void compute_part(Operation operation, const Slices& slices, double temperature) {
@@ -207,7 +186,7 @@ void compute_part(Operation operation, const Slices& slices, double temperature)
     const Plan& plan = batch.plan;
     const ElementType type = plan.computed();
     if (plan.classes == 0) return;
-    for_units(batch, [&](const Offsets& first, std::ptrdiff_t length, int threads, double* memory) {
+    const auto write = [&](const Offsets& first, std::ptrdiff_t length, int threads, double* memory, double*) {
         auto* const states = plan.workspace(memory).statistics;
         for (std::ptrdiff_t i = 0; i < length; ++i)
             states[i] =
@@ -216,14 +195,14 @@ void compute_part(Operation operation, const Slices& slices, double temperature)
                    [&](std::ptrdiff_t, std::ptrdiff_t i, std::ptrdiff_t begin, std::ptrdiff_t end,
                        const Workspace& workspace) {
                        const Offsets at = plan.slices.batch.moved(first, i);
-                       const bool near = states[i].near, in_place = is_row(plan, near);
+                       const bool near = states[i].near, in_place = plan.has_blocks_in_place(near);
                        Run block = run_at(temperature);
                        block.classes = end - begin;
                        block.measured = false;
                        block.x.data = block.out.data = workspace.x;
                        if (in_place) {
-                           block.x.data = row_at(plan, Role::scores, at, begin);
-                           block.out.data = row_at(plan, Role::output, at, begin);
+                           block.x = batch.strided(Role::scores, at, begin);
+                           block.out = batch.strided(Role::output, at, begin);
                        } else {
                            batch.transport.gather_block(Role::scores, at, begin, end, workspace.x);
                        }
@@ -232,7 +211,8 @@ void compute_part(Operation operation, const Slices& slices, double temperature)
                        blocks[in_place ? plan.type() : type].write(block, states[i], end - begin);
                        if (!in_place) batch.transport.scatter_block(Role::output, at, begin, end, workspace.x);
                    });
-    });
+    };
+    batch.for_slices(plan.at_once, 0, write);
 }
 
 void merge_totals(const Totals& totals, const Total* others) {

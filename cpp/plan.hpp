@@ -24,7 +24,7 @@ struct Demands {
     double temperature = 1;
     bool in_order = false;      // slices are met in C order; else in the order of their memory
     bool whole_slices = false;  // all classes of a slice at once, however many
-    bool in_blocks = false;     // slices of any length are
+    bool in_blocks = false;     // slices of any length are taken in blocks
     bool as_rows = false;       // each slice can be had as a row; those of few classes are gathered to tiles
 };
 
@@ -66,6 +66,8 @@ struct Plan {
     std::ptrdiff_t width() const { return in_float ? 4 : 8; }
     ElementType computed() const { return in_float ? ElementType::float32 : ElementType::float64; }
     bool halves() const { return in_float && bytes_of(type()) == 2; }
+    // Whether kernels take blocks where they lie; `near`: by the fixed reference, which also suits halves.
+    bool has_blocks_in_place(bool near) const { return loop == Loop::rows && (near || !halves()); }
     std::ptrdiff_t blocks() const { return (classes + block_classes - 1) / block_classes; }
 
     // Calls f.operator()<T>() with the type computed in.

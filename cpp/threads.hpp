@@ -13,7 +13,7 @@ int get_num_threads();
 // Returns the limit set before.
 int set_num_threads(int count);
 
-// A limit for calls from the calling thread alone, besides; likewise.
+// A further limit, which holds only for calls from the calling thread. Returns the limit set before.
 int set_num_threads_here(int count);
 
 // "201511" for OpenMP 4.5, and so on; empty without it.

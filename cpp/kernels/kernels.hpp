@@ -109,7 +109,7 @@ struct Run {
     Strided second_out;    // none unless asked for: the Hessian
     void* kept = nullptr;  // where rows or lines may keep exponentials
     bool stream = false;   // the results of all runs are too large for the caches
-    bool measured = true;  // a block that is written; else it has left no exponentials
+    bool measured = true;  // measuring a block has kept its exponentials, from which it can be written
     Ahead scores_ahead, dy_ahead, results_ahead;
 
     double* value = nullptr;  // logsumexp, entropy, or the loss before any reduction
@@ -146,8 +146,8 @@ struct Statistics {
     bool value_near;     // or, of a loss, at least its value
 };
 
-// What the pieces of a slice so far tell of it, as NumPy keeps it. Sums are by the reference of the largest score, and
-// have two parts.
+// The statistics of a slice of which some pieces are known; an element of a NumPy array. Sums are by the reference of
+// the largest score, and have two parts.
 struct Total {
     double max;         // the largest score that is not NaN; NaN: nothing has taken part
     double rest[2];     // the sum of the exponentials of all others
@@ -247,15 +247,15 @@ struct WeighedKernel {
 // Totals of pieces.
 struct PiecesKernel {
     Signature signature;
-    // Blocks of softmax, which add all exponentials, and of the entropy, which add all but the largest; and those of
-    // softmax by the fixed reference.
+    // Softmax adds all exponentials of a block, the entropy all except the largest. `near_all`: softmax by the fixed
+    // reference.
     Table<ElementType, Blocks, floating_types> all, rest, near_all;
-    // To the reference of a largest score that is not smaller than the total's own.
+    // Rescales a total to the reference of a score that is at least as large as its largest.
     Table<ElementType, void (*)(Total&, double largest, double temperature), floating_types> raise;
-    // As the state of a slice with a reference of its own, or with the fixed one, of which no sum may be in range;
-    // `all`: of softmax, else of the others.
+    // A total as the statistics of a slice with a reference of its own, or with the fixed one, by which its sums may be
+    // out of range. `all`: as softmax needs them; else as the others do.
     Table<ElementType, Statistics (*)(const Total&, bool all, double temperature), floating_types> own, near;
-    // From exponentials of float to those of double.
+    // Converts the exponentials of float to those of double.
     void (*widen)(Total&, double temperature);
 };
 
@@ -392,8 +392,8 @@ struct Selection {
         pick;
     // The labels of the k largest, largest first, of at most `most_ranked` picks in the order of their labels.
     Table<ElementType, void (*)(const Picks&, std::ptrdiff_t k, std::int64_t* labels), floating_types> rank;
-    // The k largest scores, and their labels, of the first `count` slices of a tile: the next of each slice is a step
-    // on.
+    // The k largest scores, and their labels, of the first `count` slices of a tile. From one pick of a slice to its
+    // next it is `step` numbers.
     Table<ElementType,
           void (*)(const void* tile, std::ptrdiff_t classes, int count, std::ptrdiff_t k, std::ptrdiff_t step,
                    double* scores, std::int64_t* labels),

@@ -38,6 +38,15 @@ FASTSOFTMAX_ONCE Two<double> folded(Wide<double> partial) {
     return parts[0];
 }
 
+// The sum of one slice, as if every lane had a slice with this sum.
+template <class T>
+FASTSOFTMAX_INLINE Wide<T> in_all_lanes(Two<double> sum) {
+    if constexpr (sizeof(T) == 4)
+        return doubles<T>(sum.high);
+    else
+        return {broadcast(sum.high), broadcast(sum.low)};
+}
+
 // Those of as many slices as a pack has lanes, an element each.
 FASTSOFTMAX_ONCE Wide<float> folded(const Wide<float> (&partial)[Pack<float>::lanes]) {
     constexpr int lanes = Pack<float>::lanes;

@@ -107,13 +107,7 @@ struct Only {
 // The total of each of `count` rows, a row a lane.
 template <class T>
 FASTSOFTMAX_INLINE Two<Pack<T>> folded_rows(Wide<T> (&partial)[Pack<T>::lanes], int count) {
-    if (count == 1) {
-        const Two<double> total = folded(partial[0]);
-        if constexpr (sizeof(T) == 4)
-            return in_two(doubles<T>(total.high));
-        else
-            return {broadcast(total.high), broadcast(total.low)};
-    }
+    if (count == 1) return in_two(in_all_lanes<T>(folded(partial[0])));
     for (int i = count; i < Pack<T>::lanes; ++i) partial[i] = widen(broadcast(T(0)));
     return in_two(folded(partial));
 }
@@ -434,7 +428,7 @@ void own_rows_of(const Run& run) {
     }
 }
 
-// From here on a run has one row, which is computed in blocks. OwnExponential needs `reference`, the largest score of
+// The functions below compute the only row of a run in blocks. OwnExponential needs `reference`, the largest score of
 // the row; FixedExponential ignores it.
 
 template <class Exp, class T>

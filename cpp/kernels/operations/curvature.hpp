@@ -11,7 +11,7 @@ namespace {
 template <class T, bool any_weight>
 class Curvature {
     static constexpr int lanes = Pack<T>::lanes;
-    // Of two classes of probability 1/2 rounding may raise both above it; neither dominates.
+    // If two classes have probability 1/2, rounding may raise both above it, but neither dominates.
     static constexpr T above_half = T(sizeof(T) == 4 ? 0x1.0001p-1 : 0x1.00000000001p-1);
 
   public:
@@ -119,7 +119,7 @@ class Curvature {
     Mask<T> wide_, ignored_;
     bool raises_;
 
-    // What rounding loses of 1 - u / sum.
+    // The rounding error of 1 - u / sum.
     FASTSOFTMAX_INLINE Pack<T> lost(Pack<T> u, Pack<T> other) const {
         return fma(-u, inverse_.high, broadcast(T(1)) - other) - u * inverse_.low;
     }

@@ -63,8 +63,9 @@ struct DivergenceConstants<double> {
                                    -0x1.b0547b921e9fdp-41};
 };
 
-// The normalisers of both distributions of slices, one a lane: their sums of exponentials, and the difference of
-// their logarithms, in the unit of the scores as far as two numbers hold it, and what is left of it.
+// The normalisers of the two distributions of each slice, a slice a lane: the sums of exponentials `p` and `q`, and the
+// difference of their logarithms. `shift` is as much of it as two numbers hold in the unit of the scores, `log` the
+// rest.
 template <class T>
 struct Normalisers {
     Two<Pack<T>> p, q, shift;
@@ -101,7 +102,7 @@ struct Normalisers {
     }
     FASTSOFTMAX_INLINE std::uint32_t near(std::ptrdiff_t classes) const {
         const T least = FixedRange<T>::least_of_logs * static_cast<T>(classes);
-        // The logarithm of their quotient is one of numbers below 2^60.
+        // The quotient whose logarithm is taken has to be below 2^60.
         const Pack<T> most = broadcast(T(0x1p59));
         return lanes_within<FixedExponential<T>>(p.high, least) & lanes_within<FixedExponential<T>>(q.high, least) &
                lane_bits(less(p.high, q.high * most) & less(q.high, p.high * most));
@@ -186,8 +187,8 @@ class Divergence {
         return one;
     }
 
-    // Sums of the terms, and of p d: all times the sum of p's exponentials. Few are added before they are carried: a
-    // slice may have no more large ones.
+    // Sums of the terms, and of p d: all times the sum of p's exponentials. They are carried after two packs, because a
+    // slice may have only a few large terms.
     static constexpr std::ptrdiff_t to_carry = 2;
     struct Sums {
         CarriedSum<T> terms, slopes;
@@ -213,7 +214,7 @@ class Divergence {
         const Pack<T> zero = broadcast(T(0)), two = broadcast(T(2)), infinite = broadcast(T(infinity));
         const Two<Pack<T>> scores = finite(two_sum(x, -y));
         const Pack<T> found = difference(scores);
-        // Further apart than T holds.
+        // The distance exceeds the largest number.
         const Pack<T> beyond = select(less(shift_.high, scores.high), infinite, broadcast(-most));
         const Pack<T> apart = select(equal(found - found, zero), found, beyond);
         const Pack<T> present = select(equal(y, -infinite), infinite, select(equal(p, zero), two, apart));
@@ -350,7 +351,7 @@ struct Diverge {
 
     static bool may_be_near(const Run& run) { return has_fma && run.temperature == 1; }
 
-    // Calls body(x, y, p, q) for the packs of row i, carry() after some whole ones.
+    // Calls body(x, y, p, q) for the packs of row i, and carry() after every `to_carry` whole ones.
     template <class T, class Kept, class Body, class Carry>
     FASTSOFTMAX_INLINE static void for_row(const Rows<T>& p, const Rows<T>& q, const Kept& kept, int i, Body body,
                                            Carry carry) {

@@ -24,8 +24,8 @@ FASTSOFTMAX_INLINE GradientSums<T> sum_blocks(const Run& run, int count, Sum sum
     return sums_of<T>(merged, count);
 }
 
-// From this length on, rows are fetched to the cache ahead of what the machine sees coming: 1.2 times as fast from
-// memory. Shorter ones, and blocks of longer ones except for what softmax_grad writes, are faster without.
+// Rows of at least this length are prefetched, which makes them 1.2 times as fast from memory. Shorter rows are faster
+// without; so are rows in blocks, except that softmax_grad prefetches the place of its results.
 constexpr std::ptrdiff_t long_row = 2048;
 
 FASTSOFTMAX_INLINE bool is_long(std::ptrdiff_t classes) {
@@ -56,10 +56,7 @@ FASTSOFTMAX_INLINE Wide<Compute<E>> sum_each_row(const Rows<E>& rows, std::ptrdi
         const bool fetch = !far && (op == Operation::softmax_grad ? classes >= 2 * long_row : is_long(classes));
         const Two<double> sum =
             folded(fetch ? sum_row<op, far, !far>(rows, 0, begin, end) : sum_row<op, far, false>(rows, 0, begin, end));
-        if constexpr (sizeof(T) == 4)
-            return doubles<T>(sum.high);
-        else
-            return {broadcast(sum.high), broadcast(sum.low)};
+        return in_all_lanes<T>(sum);
     }
     Wide<T> partial[lanes];
     for (int r = 0; r < rows.count; ++r) partial[r] = sum_row<op, far, false>(rows, r, begin, end);

@@ -1,5 +1,5 @@
-// Totals of pieces from one scale of exponentials to another. Those of unshifted slices are a power of two apart, so
-// that nothing is rounded.
+// Takes totals of pieces from one scale of exponentials to another. Scales of unshifted slices differ by a power of
+// two, so nothing is rounded.
 #pragma once
 
 #include "../exponentials.hpp"
@@ -15,7 +15,7 @@ FASTSOFTMAX_INLINE void for_sums(Total& total, F f) {
     f(total.weighed);
 }
 
-// From exponentials in From by the reference of one largest score to those in To by that of another.
+// Exponentials in From, by the reference of one largest score, become exponentials in To, by that of another.
 template <class From, class To>
 FASTSOFTMAX_INLINE void rescale(Total& total, double from_largest, double to_largest, double temperature) {
     const typename OwnExponential<From>::Place from(broadcast(static_cast<From>(from_largest)), temperature);
@@ -37,7 +37,7 @@ void raise_total(Total& total, double largest, double temperature) {
     const OwnExponential<T> exp(broadcast(static_cast<T>(largest)), temperature);
     const Pack<T> max = broadcast(static_cast<T>(total.max));
     if (!(lane(exp(max).rounded(), 0) > 0) || largest == infinity) {
-        // Nothing is left of it but a NaN.
+        // Beside the new largest score this total is 0, unless it is NaN.
         for_sums(total, [](double (&sum)[2]) {
             sum[0] *= 0;
             sum[1] = 0;
