@@ -35,7 +35,7 @@ OTHERS: tuple[dict[str, Any], ...] = tuple(
         strict=True,
     )
 )
-# Of the picture of everyday calls.
+# The bars in the picture of everyday calls: label and colour.
 BARS = {
     OURS: (OURS, "#2f81e0"),
     "reference": ("NumPy", "#8a94a0"),
@@ -114,13 +114,15 @@ def _draw_everyday(path: Path, run: Run) -> list[Path]:
     results = [by_case[case] for case in EVERYDAY if case in by_case]
     if not results:
         return []
-    thickness = 0.8 / len(BARS)
+    names = [name for name in BARS if any(name in result.timings for result in results)]
+    thickness = 0.8 / len(names)
     with mpl.rc_context():
         mpl.rcParams.update({**STYLE, "text.color": NEUTRAL})
-        figure, axes = plt.subplots(figsize=(9, 0.4 + 0.85 * len(results)), layout="constrained")
-        for k, (name, (label, color)) in enumerate(BARS.items()):
+        figure, axes = plt.subplots(figsize=(9, 1.2 + 0.22 * len(results) * len(names)), layout="constrained")
+        for k, name in enumerate(names):
+            label, color = BARS[name]
             here = [(i, result) for i, result in enumerate(results) if name in result.timings]
-            heights = [i + (k - (len(BARS) - 1) / 2) * thickness for i, _ in here]
+            heights = [i + (k - (len(names) - 1) / 2) * thickness for i, _ in here]
             bars = axes.barh(heights, [r.ratio(name) for _, r in here], thickness * 0.9, label=label, color=color)
             texts = [_duration(r.timings[name]) if name == OURS else f"{r.ratio(name):.1f}×" for _, r in here]
             axes.bar_label(bars, texts, padding=4, color=color if name == OURS else NEUTRAL, fontsize=8.5)
@@ -131,11 +133,8 @@ def _draw_everyday(path: Path, run: Run) -> list[Path]:
         axes.tick_params(length=0, colors=NEUTRAL)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.legend(loc="lower right", frameon=False)
         title = f"Time of a call, {threads(run.threads)}: how many times as long as fastsoftmax"
-        axes.set_title(title, loc="left", weight="bold", fontsize=12)
-        figure.supxlabel(machine.sentence(run.about), x=0.01, ha="left", fontsize=7.5)
-        return _save(figure, path, "none")
+        return _finish(figure, path, title, run.about, ground="none")
 
 
 def _duration(timing: Timing) -> str:
@@ -153,7 +152,7 @@ def _load(spinning: int) -> str:
     return "alone" if spinning == 0 else f"beside {spinning} spinning"
 
 
-def _finish(figure: Any, path: Path, title: str, about: dict[str, Any]) -> list[Path]:
+def _finish(figure: Any, path: Path, title: str, about: dict[str, Any], ground: str = "white") -> list[Path]:
     figure.legend(
         loc="outside upper left",
         ncols=4,
@@ -165,10 +164,6 @@ def _finish(figure: Any, path: Path, title: str, about: dict[str, Any]) -> list[
     )
     origin = f"{machine.sentence(about)}\n{fill(machine.versions(about), 150)}; {about['date']}"
     figure.supxlabel(origin, x=0.01, ha="left", fontsize=7.5, color=FAINT)
-    return _save(figure, path, "white")
-
-
-def _save(figure: Any, path: Path, ground: str) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
     figure.savefig(written[0], dpi=150, facecolor=ground)
