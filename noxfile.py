@@ -63,7 +63,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """The tests with arrays, tables and files of other libraries, and of what is made for them."""
+    """The tests that need other libraries: their arrays, tables and files, and the modules that are made for them."""
     session.install(".[test]")
     install_groups(session, "interop")
     of = ("boosting", "calibration", "dask", "distributed", "documentation", "other_libraries", "report", "xarray")
@@ -110,7 +110,7 @@ def docs(session: nox.Session) -> None:
     """The site, in build/docs, without a warning; a test then opens it in Chromium, where that is installed."""
     session.install(".[test]")
     install_groups(session, "docs")
-    # Afresh, so that no page is left of one that is gone.
+    # From scratch, so that pages whose source is gone disappear.
     for folder in ("build/docs", "docs/api", "docs/gallery"):
         shutil.rmtree(folder, ignore_errors=True)
     session.run("python", "-m", "sphinx", "-W", "--keep-going", "-n", "docs", "build/docs")

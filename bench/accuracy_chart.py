@@ -1,7 +1,7 @@
 """The pictures of accuracy: python -m bench.accuracy_chart
 
-`scale`: the worst error of a float32 softmax and log_softmax over the scale of the logits. `dominating`: what is left
-of 1 - p as the score of one class grows.
+`scale` shows how the worst error of softmax and log_softmax in float32 changes with the scale of the logits.
+`dominating` shows how 1 - p, and its error, change as the score of one class grows.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from . import machine
 from .cases import Array, Case, Operation, Workload
 from .contenders import Contender, Unsupported, contenders
 
-# As in accuracy.py.
+# What is right is defined in the tests, as for accuracy.py.
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from precision import SUFFICES, Slices, ulp_error
 
@@ -47,7 +47,7 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "fastsoftmax",
 }
 
-# What each contender makes of each number on the horizontal axis.
+# The curve of each contender: a value for each number on the horizontal axis.
 Curves = dict[str, Array]
 
 

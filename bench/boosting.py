@@ -75,7 +75,7 @@ def rows() -> Iterator[list[str]]:
     for library in filter(find_spec, ("xgboost", "lightgbm")):
         for shape in SHAPES:
             ours, theirs = (timed(library, shape, each) for each in (getattr(boosting, library), usual))
-            # The first call meets memory that nobody has touched.
+            # The first call also pays for new memory.
             mine, others = (median(each.calls[1:]) for each in (ours, theirs))
             whole = median(theirs.rounds[1:])
             yield [

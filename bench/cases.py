@@ -404,7 +404,7 @@ QUICK = frozenset(
     }
 )
 
-# Those of the first picture.
+# The cases in the picture of everyday calls.
 EVERYDAY = (
     Case("softmax", (100_000, 10)),
     Case("softmax", (4096, 1000)),

@@ -149,7 +149,7 @@ class Scipy(Contender):
 
     @staticmethod
     def _in_pieces(x: Array, out: Array) -> Array:
-        """As it is usually written, with NumPy alone: the largest so far, and the sum of exponentials beside it."""
+        """The usual code in NumPy: it keeps the largest score so far, and the sum of exponentials relative to it."""
         largest, total = np.full((len(x), 1), -np.inf, x.dtype), np.zeros((len(x), 1), x.dtype)
         pieces = [slice(begin, begin + PIECE) for begin in range(0, x.shape[-1], PIECE)]
         for piece in pieces:

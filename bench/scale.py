@@ -183,7 +183,7 @@ def _sum(numbers: dict[str, int]) -> int:
 
 
 def _peak() -> int:
-    # Not getrusage, which counts what the process was before it became Python anew.
+    # Not getrusage: its maximum also covers the program that ran in this process before Python was started in it.
     return int(_fields("status")["VmHWM"].split()[0]) << 10
 
 
@@ -192,7 +192,7 @@ def _bytes_read() -> int:
 
 
 def _fields(name: str) -> dict[str, str]:
-    """Of a file of Linux's about this process."""
+    """The fields of one of the files in which Linux describes this process."""
     return dict(line.split(":", 1) for line in Path("/proc/self", name).read_text().splitlines())
 
 

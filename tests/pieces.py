@@ -8,11 +8,11 @@ import fastsoftmax as fs
 import numpy as np
 from numpy.typing import NDArray
 
-Cut = Callable[[int], list[int]]  # where slices of so many classes are cut
+Cut = Callable[[int], list[int]]  # from the number of classes to the places where slices are cut
 
 
 class InPieces:
-    """What has the class axis is cut along it; `merge` says how the totals of the pieces become one."""
+    """Arrays with the class axis are cut along it. `merge` makes one total of those of the pieces."""
 
     def __init__(self, cut: Cut, merge: Callable[[list[fs.LogSumExp]], fs.LogSumExp] | None = None) -> None:
         self.cut = cut
@@ -83,7 +83,7 @@ def from_the_end(totals: list[fs.LogSumExp]) -> fs.LogSumExp:
 
 
 def by_state(totals: list[fs.LogSumExp]) -> fs.LogSumExp:
-    """Each sent as bytes."""
+    """Each total travels as bytes."""
     own = totals[0]
     for other in totals[1:]:
         sent = np.frombuffer(other.state.tobytes(), other.state.dtype).reshape(other.state.shape)

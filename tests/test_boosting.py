@@ -54,7 +54,7 @@ def test_xgboost_trains_what_its_own_objective_trains(data, weight, order, start
 
 
 def test_xgboost_trains_the_same_where_the_least_hessian_decides(data):
-    """Without lambda a leaf of vanishing probabilities is what the floor makes of it."""
+    """Without lambda, the floor of the Hessian decides the leaves where probabilities vanish."""
     library = pytest.importorskip("xgboost")
     features, labels = data
     train = library.DMatrix(features, labels)

@@ -24,7 +24,7 @@ def samples(rng, shape=(500, 10), scale=2.0, knows=1.5, dtype=np.float64):
 
 
 def mean_loss(logits, targets, temperature, weight=None):
-    """By the definition, in float64."""
+    """The definition, in float64."""
     logp = reference.log_softmax(np.asarray(logits, np.float64) / temperature)
     return np.average(-np.take_along_axis(logp, targets[..., np.newaxis], -1)[..., 0], weights=weight)
 
@@ -93,7 +93,7 @@ def test_the_temperature_is_that_of_scikit_learn(rng, dtype, weighted):
     theirs.fit(logits, targets, sample_weight=weight)
     (calibrated,) = theirs.calibrated_classifiers_
     found = fit_temperature(logits, targets, sample_weight=weight)
-    # What a minimiser by values can tell: the square root of what a float64, or their float32, resolves.
+    # A minimiser that sees only values is exact to the square root of the rounding of float64, or of their float32.
     tolerance = 1e-6 if dtype is np.float64 else 2e-3
     np.testing.assert_allclose(found, 1 / calibrated.calibrators[0].beta_, tolerance)
     probabilities = fs.softmax(logits, temperature=found)
@@ -376,7 +376,7 @@ def test_the_errors_are_those_of_netcal(rng, bins):
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 7, 10, 15, 30])
 def test_a_confidence_on_an_edge_is_in_the_bin_that_ends_there(classes):
-    """Of equal scores it is 1 / C, which is an edge of 30 bins for most."""
+    """Equal scores have the confidence 1 / C, for most C an edge of the 30 bins."""
     for value in (0.0, -3.0, 0.7):
         found = reliability(np.full((4, classes), value), [0, 0, 1, 1], bins=30)
         assert found.count.argmax() == math.ceil(30 / classes) - 1

@@ -1,4 +1,4 @@
-"""fastsoftmax.dask: the plain functions' values on any chunks, lazily, and their refusals, as early as can be."""
+"""fastsoftmax.dask: the plain functions' values, on any chunks and lazily; refusals as early as possible."""
 
 import math
 import pickle
@@ -32,7 +32,7 @@ def in_this_thread():
 
 
 def lazy(array, chunks):
-    """By slices of the array, so that nothing but its blocks can be read."""
+    """Read through slices of the array, so that only its blocks can be read."""
     return da.from_array(np.asarray(array), chunks=chunks)
 
 
@@ -42,7 +42,7 @@ def in_one_chunk(x, axis):
 
 
 def check(got, wanted, whole, ulp=4):
-    """Of one task a block the plain function's bits; else its bounds, twice over, as each has its own errors."""
+    """One task a block: the bits of the plain function. Else its bounds, doubled because both sides have errors."""
     assert isinstance(got, da.Array)
     assert (got.shape, got.dtype) == (np.shape(wanted), np.asarray(wanted).dtype)
     computed = np.asarray(got.compute())

@@ -64,7 +64,7 @@ def test_a_common_offset_changes_nothing_whatever_its_size(dtype, classes, rng):
 @pytest.mark.parametrize("classes", [30, 100])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_differences_are_as_large_as_they_are(dtype, classes):
-    """Where many classes share one; and where one of a class that p lacks is beyond the largest number."""
+    """Many classes share one infinite distance; or a class that p lacks is further away than the largest number."""
     most = float(np.finfo(dtype).max)
     x, y = np.zeros((2, 2, classes), dtype)
     y[0, 0] = most / 8

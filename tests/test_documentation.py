@@ -101,7 +101,7 @@ def test_the_python_blocks_of_a_page_run_in_order(page, monkeypatch, tmp_path):
 
 
 def test_no_block_of_a_page_is_of_a_kind_that_does_not_run():
-    """Python is run here, commands are not; in braces, what is no code."""
+    """Python blocks run in the test above; shell commands do not. Names in braces are directives, not code."""
     for page in DOCUMENTS:
         kinds = re.findall(r"^```(\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(kinds) <= {"python", "sh", "{image}", "{include}", "{toctree}"}, page

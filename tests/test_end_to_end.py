@@ -138,7 +138,7 @@ def test_a_third_class_tells_what_is_neither_a_human_nor_a_dog(rng):
     probabilities = fs.softmax(three(cars), temperature=fit_temperature(three(points[~half]), kinds[~half]))
     assert np.mean(probabilities[:, 2] > 0.9) > 0.95
     assert reliability(three(points[~half]), kinds[~half]).expected_error < 0.02
-    # Those that it knows it still tells apart.
+    # It still tells humans and dogs apart.
     assert np.mean(three(points[unseen]).argmax(-1) == kinds[unseen]) > 0.95
 
 

@@ -285,7 +285,7 @@ for i in (0, 1, 97, shape[0] - 1):
 
 @pytest.mark.parametrize("size", [2**28, pytest.param(2**32, marks=pytest.mark.huge)], ids=["256 MB", "4 GB"])
 def test_a_file_goes_to_another_in_a_few_megabytes_of_private_memory(size, tmp_path, environment):
-    """Of the softmax of a `numpy.memmap` to another, in one call and in pieces, 4 MiB at most are no page cache."""
+    """Softmax from one `numpy.memmap` to another takes at most 4 MiB of private memory, in one call and in pieces."""
     done = subprocess.run(
         [sys.executable, "-c", MAPPED, tmp_path, str(size)], env=environment, capture_output=True, text=True
     )

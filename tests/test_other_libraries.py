@@ -36,7 +36,7 @@ COMPUTE = r"its method compute\(\)"
 
 
 def named(module):
-    """Named, as what takes the object as it is."""
+    """The message names the module that takes the object as it is."""
     return rf"fastsoftmax\.{module} takes it as it is, or .*{COMPUTE}"
 
 

@@ -111,7 +111,7 @@ def test_the_bits_are_the_same_for_scores_at_the_ends_of_the_range(family_name, 
 @pytest.mark.core
 @pytest.mark.parametrize(("dtype", "lowest", "highest"), [(np.float32, 100, 140), (np.float64, 650, 900)])
 def test_the_bits_are_the_same_where_all_but_one_are_nothing_or_nearly(dtype, lowest, highest, rng):
-    """As far down as exponentials become 0, by one reference or the other."""
+    """Down to distances at which exponentials become 0, by either reference."""
     for largest in rng.uniform(-20, 35, 20):
         others = rng.uniform(lowest, highest, (8, 1)) + rng.uniform(0, 3, (8, BLOCK + 3000))
         x = (largest - others).astype(dtype)
@@ -183,7 +183,7 @@ def test_single_entries_merged_in_any_order_keep_the_bounds(name, merge, dtype):
     ("dtype", "base"), [(np.float32, 30), (np.float32, 600), (np.float64, 3000), (np.float64, -5000)]
 )
 def test_errors_do_not_add_up_where_each_entry_is_the_largest_so_far(dtype, base, temperature):
-    """The sums go from one largest score to the next a thousand times; beyond 512 or 2048 not by powers of two."""
+    """Sums are rescaled a thousand times; beyond 512 (float64: 2048) the factors are no powers of two."""
     for step in (0.01, 0.3, 1.1):
         x = (base + step * np.arange(1000.0)).astype(dtype).reshape(1, -1)
         pieces = InPieces(CUTS["one by one"], in_turn)

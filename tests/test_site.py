@@ -33,7 +33,7 @@ if not SITE.exists():
 
 
 class Page(HTMLParser):
-    """What a page refers to, and the places in it that can be referred to."""
+    """The references of a page, and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The site's, served on this machine."""
+    """The address of the site, served on this machine."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=SITE)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -27,7 +27,7 @@ def scores(request):
 
 
 def check(got, wanted, like, dims):
-    """Lazy where the scores are, and then close; else of the same bits. What is kept is kept."""
+    """Lazy if the scores are, and then close; else the same bits. Dimensions, coordinates and names are kept."""
     assert (got.dims, got.shape, got.dtype, got.name) == (dims, np.shape(wanted), wanted.dtype, like.name)
     for name in {"a", "c"} & set(dims):
         if got.sizes[name] == like.sizes[name]:

@@ -622,7 +622,7 @@ def check_indices(indices: Array, classes: int, origin: tuple[int, ...] | None =
 
 
 def check_targets(targets: Array, classes: int, ignore_index: int | None, origin: tuple[int, ...] | None) -> None:
-    """Likewise, of class indices as targets."""
+    """Check class indices as targets, likewise."""
     ignored = None if ignore_index is None else _as_element(ignore_index, targets.dtype)
     position = _core.find_invalid_index(targets, classes, ignored)
     if position is not None:

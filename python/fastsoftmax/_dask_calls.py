@@ -19,7 +19,7 @@ from ._runtime import num_threads_here
 
 SplitEvery = int | dict[int, int] | None
 
-# Labels of axes, for `blockwise`: those of the scores are numbered, and these come besides.
+# Labels of axes for `blockwise`. The axes of the scores have their numbers as labels; these are for further axes.
 PICKS, ALL_CLASSES = -1, -2
 
 
@@ -62,7 +62,7 @@ class Call:
                 )
 
     def _chunks(self, arrays: Sequence[Any], label: int) -> tuple[int, ...]:
-        """Of the first array that is not only broadcast in this axis."""
+        """The chunks, along this axis, of the first array that is not broadcast there."""
         chunks: tuple[int, ...] = (1,)
         for array in arrays:
             at = label - len(self.full) + array.ndim
@@ -133,7 +133,7 @@ class Call:
         return da.from_array(array, chunks=tuple(chunks))
 
     def starts(self, label: int) -> da.Array | None:
-        """Where the chunks of an axis begin, each number in a chunk of its own; None if that is unknown."""
+        """The positions where the chunks of an axis begin, one in each chunk; None if they are unknown."""
         chunks = self.chunks[label]
         if math.isnan(sum(chunks)):
             return None
@@ -151,10 +151,10 @@ class Call:
         new: dict[int, int] | None = None,
         summed: bool = False,
     ) -> da.Array:
-        """The function of the blocks of the arguments `names`, all of them by default, and of `more` of the batch.
+        """Apply the function to the blocks of the arguments `names`, by default of all, and of the arrays in `more`.
 
-        `at` are axes of which it is told where a block begins, in the argument `origin`. Class axes have the chunks of
-        the scores, or, if `summed`, extent 1 in each.
+        The function learns where its block begins along the axes `at`, in the argument `origin`. In the result, class
+        axes have the chunks of the scores; or, if `summed`, extent 1 for each of these.
         """
         pairs: list[Any] = []
         keywords = []
@@ -211,7 +211,7 @@ class Call:
         keepdims: bool = False,
         extent: int = 1,
     ) -> da.Array:
-        """What `finish` makes of the sums of all blocks of a slice; `extent` is that of a class axis that is kept."""
+        """Merge the sums of all blocks of a slice, and apply `finish`. `extent`: of the class axis, if it is kept."""
         return da.reduction(
             sums,
             chunk=unchanged,
@@ -294,7 +294,7 @@ def reduced_losses(losses: da.Array, reduction: str, divisor: Any, dtype: DType)
 
 
 def of_numbers(function: Callable[..., Any], *numbers: Any) -> da.Array:
-    """The function of numbers of which some are 0-d arrays."""
+    """Apply the function to numbers, some of which are 0-d arrays."""
     pairs = [part for number in numbers for part in (number, () if isinstance(number, da.Array) else None)]
     return da.blockwise(function, (), *pairs, dtype=FLOAT64, meta=np.empty((), FLOAT64))
 

@@ -104,7 +104,7 @@ class Loss:
         return self.call.map(partial(_loss_of_block, function, **options), labels, dtype, names=names, more=more, at=at)
 
     def _divisor(self) -> Any:
-        """What a mean divides by: a number, or a 0-d array where that is known only when the targets are."""
+        """The divisor of a mean: a number, or a 0-d array if it depends on the targets."""
         call = self.call
         count = call.count(self.reduction)
         if self.reduction != "mean" or not self.by_index or ("weight" not in call.given and self.ignore_index is None):
@@ -113,7 +113,7 @@ class Loss:
         return call.map(function, call.batch, FLOAT64, names=["targets", "weight"], at=call.batch).sum(dtype=FLOAT64)
 
     def _upstream(self) -> Any:
-        """The upstream gradient, divided by what the mean divides by."""
+        """The upstream gradient; for a mean, over its divisor."""
         given = self.call.given.get("upstream", 1.0)
         if self.reduction != "mean":
             return self.call.aligned("upstream") if hasattr(given, "ndim") else float(given)
@@ -201,7 +201,7 @@ def _weighed(targets: Array, logs: Array, weight: Array | None = None, *, dtype:
 
 
 def _term(coefficient: Any, log_probability: Any) -> Any:
-    """Also where one is 0 and the other -inf, 0; but NaN stays."""
+    """The product with the negative logarithm. 0 times infinity is 0; NaN stays NaN."""
     nothing = (coefficient == 0) & ~np.isnan(log_probability)
     return np.where(nothing, 0.0, coefficient * -np.asarray(log_probability, FLOAT64))
 
@@ -217,7 +217,7 @@ def _coefficients(
     ignore_index: int | None,
     origin: Origin,
 ) -> Array:
-    """What multiplies the negative log-probability of every class of a block."""
+    """The coefficient of the negative log-probability of every class of a block."""
     shape = [1] * logits.ndim
     shape[axis] = logits.shape[axis]
     weight = np.ones(shape) if weight_of_class is None else np.asarray(weight_of_class, FLOAT64).reshape(shape)

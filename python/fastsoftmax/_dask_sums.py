@@ -1,4 +1,4 @@
-"""What the tasks of `fastsoftmax.dask` compute of blocks of slices: sums, which are then merged, and results."""
+"""The functions that run in the tasks of `fastsoftmax.dask`: they sum blocks, merge sums, and compute results."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -213,7 +213,7 @@ class Best:
 
 
 class _Candidates:
-    """Classes of each slice, of which the k best are wanted; of equal ones, the first."""
+    """Candidates for the k best classes of each slice. Among equal scores, the first class is better."""
 
     def __init__(self, scores: Array, indices: Array, part: Array, axis: int, k: int) -> None:
         self.scores, self.indices, self.part, self.axis, self.k = scores, indices, part, axis, k

@@ -1,4 +1,4 @@
-"""Slices in pieces: arguments checked, then one call of the core, which measures, merges and concludes totals."""
+"""Slices in pieces. Arguments are checked here; the core measures pieces, merges totals and computes results."""
 
 from typing import Any, SupportsFloat
 
@@ -40,7 +40,7 @@ _STATES: dict[str, DType] = {
 
 
 def state_dtype(dtype: DType) -> DType:
-    """That of a state whose results have this dtype."""
+    """The dtype of a state whose results have the given one."""
     return _STATES[dtype.name]
 
 
@@ -169,7 +169,7 @@ class LogSumExp:
 
     @property
     def state(self) -> Array:
-        """What is known of each slice so far, a read-only structured array of the batch's shape.
+        """The statistics of each slice so far: a read-only structured array in the shape of the batch.
 
         It can be stored and sent as bytes; `from_state` goes on with it. The name of its last field is the dtype of
         results.

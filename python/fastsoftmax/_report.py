@@ -228,7 +228,7 @@ def _table(name: str, dtype: np.dtype[Any], values: dict[str, Any]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with None in the place of NaN and infinity, which JSON does not have."""
+    """`value` with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -237,7 +237,7 @@ def _finite(value: Any) -> Any:
 
 
 def _check_plot(path: Path) -> None:
-    """Refuse before the work what would fail after it."""
+    """Refuse a picture that could not be written, before any work is done."""
     if find_spec("matplotlib") is None:
         raise _BadInput("--plot needs matplotlib: pip install matplotlib")
     from matplotlib.backend_bases import FigureCanvasBase

@@ -101,8 +101,8 @@ def num_threads(n: SupportsIndex) -> Iterator[None]:
 def num_threads_here(n: int) -> Iterator[None]:
     """A context in which no call from this Python thread uses more than `n` threads; other threads' calls may.
 
-    For workers of a pool, which enter and leave such contexts at the same time: `num_threads`, whose limit is the
-    process's, would be left at what another of them had set.
+    For the workers of a thread pool, which enter and leave such contexts concurrently. The limit of `num_threads`
+    belongs to the process, so it could be left at the value of another worker.
     """
     earlier = _core.set_num_threads_here(n)
     try:

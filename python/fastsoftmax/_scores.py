@@ -1,4 +1,4 @@
-"""Stored scores with their labels, visited a chunk at a time: what calibration and the report are measured by."""
+"""Stored scores with their labels, visited a chunk at a time, for calibration and the report."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def dot(a: Array, b: Array) -> float:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some samples: what is measured of them is in float64, and of those alone that take part."""
+    """Some samples. Measures are in float64, and only of samples that take part."""
 
     logits: Array
     labels: Array

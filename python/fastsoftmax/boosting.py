@@ -89,7 +89,7 @@ def xgboost_sklearn(
     grad : ndarray
         ``w (p - y)``, with p = softmax(y_pred).
     hess : ndarray
-        What the installed version takes: ``max(2 w p (1 - p), 1e-16)``, from 3.5 on ``max(|w (p - y)|, 1e-16)``.
+        That of the installed version: ``max(2 w p (1 - p), 1e-16)``, from 3.5 on ``max(|w (p - y)|, 1e-16)``.
 
     Raises
     ------

@@ -27,7 +27,7 @@ _COLDEST, _HOTTEST = 1e-3, 1e3
 # The temperatures tried on the way from 1 to a bound; the relative error of the result.
 _TRIED = (5.0, 40.0)
 _TOLERANCE = 2.5e-7
-# Losses and entropies this close, relative to them, are equal but for rounding.
+# A relative difference between loss and entropy of up to this is rounding.
 _EQUAL = 2.0**-46
 # A confidence this close above an edge, relative to it, lies on it: it is rounded, as is the edge.
 _ON_EDGE = 2.0**-50
@@ -156,7 +156,7 @@ def fitted(scores: Iterable[Chunk], classes: int) -> float:
 
 
 def _root(function: Callable[[float], float], near: tuple[float, float], far: tuple[float, float]) -> float:
-    """Where a function is 0 between two places with their values, by Chandrupatla's method."""
+    """The root of a function between two places, given with their values, by Chandrupatla's method."""
     (a, fa), (b, fb) = far, near  # a is the newest place; the root is between a and b; c is the place before
     share = 0.5
     while True:
@@ -181,7 +181,7 @@ def _root(function: Callable[[float], float], near: tuple[float, float], far: tu
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """What the top label's probability, its *confidence*, is worth: see `reliability`.
+    """The calibration of the top label's probability, its *confidence*: see `reliability`.
 
     Attributes
     ----------
@@ -202,7 +202,7 @@ class Reliability:
 
     @property
     def gap(self) -> NDArray[np.float64]:
-        """What confidence exceeds accuracy by, in each bin."""
+        """Confidence minus accuracy, in each bin."""
         return np.asarray(self.confidence - self.accuracy)
 
     @property

@@ -1,11 +1,11 @@
 """The functions of fastsoftmax on dask arrays: lazy, so larger than memory, and on as many machines as dask has.
 
-Names, arguments, checks and values are those of the plain functions, except that there is no `out`; their docstrings
-have what is not said here. What can be known without computing, shapes, dtypes, options and what is a NumPy array, is
-checked at once; the rest in the tasks, where positions in messages are those in the whole array.
+Names, arguments, checks and values are those of the plain functions, whose docstrings describe them; only `out` is
+missing. Shapes, dtypes, options and NumPy arrays are checked at once. Values in dask arrays are checked when tasks
+compute them; positions in the messages are those in the whole array.
 
 Chunks. The scores are never rechunked, and no slice is gathered; other arrays are brought into the chunks of the
-scores. If each slice is in one chunk, a call is one task a block, of the plain function, and has its bits. Otherwise
+scores. If each slice is in one chunk, one task a block calls the plain function, so the bits are the same. Otherwise
 each block is first summed to a `LogSumExp`, and these are merged as a tree, `split_every` at a time, as in dask's own
 reductions; the results keep the plain function's bounds. logsumexp, entropy, log_softmax_at, log_softmax_top_k and
 losses by class indices without label smoothing visit the scores only once. Everything else visits each block a second

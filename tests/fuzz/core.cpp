@@ -1099,7 +1099,7 @@ class Case {
         return !given_.ConsumeBool() ? 1 : rarely() ? any_double() : in_range(-100, 100) / 8.0;
     }
 
-    // Of scores that differ, that are nearly the same, or that have a common offset besides.
+    // The two arrays differ, are nearly the same, or are so except for a common offset.
     void run_divergence() {
         choose_temperature();
         Divergence given = {temperature_, static_cast<Reduction>(in_range(0, 2)), 1};
