@@ -10,7 +10,9 @@ import fastsoftmax
 from rich.console import Console
 
 from . import busy, busy_report, cases, compare, marks, report
+from .contenders import Build
 from .measure import console_of, measure
+from .race import OURS
 from .workers import Disagreement
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,7 +52,7 @@ def _race(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]
     seconds = options.seconds or (0.6 if options.quick else 3.0)
     runs = []
     for threads in options.threads:
-        run = measure(selected, threads, options.peers, seconds)
+        run = measure(selected, threads, options.peers, seconds, options.build)
         console.print(report.table(run))
         console.print(report.LEGEND, style="dim", highlight=False)
         for line in [*report.remarks(run), *report.summary(run)]:
@@ -123,6 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--case", metavar="PATTERN", help="only cases whose name holds PATTERN, or is it, with * and ?")
     parser.add_argument("--peers", action="store_true", help="race the other libraries that are installed, too")
     parser.add_argument(
+        "--build",
+        type=_build,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="race another build of fastsoftmax, too, as `pip install --no-deps --target FOLDER .` makes it; "
+        "may be given several times, to race variants of a kernel",
+    )
+    parser.add_argument(
         "--busy",
         action="store_true",
         help="instead: one thread against as many as --threads says, alone and beside processes that want the cores",
@@ -164,6 +175,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="only print the names of the cases")
     return parser
+
+
+def _build(text: str) -> Build:
+    name, _, folder = text.partition("=")
+    if name in ("", OURS) or not Path(folder, "fastsoftmax").is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a new name, '=' and a folder that holds fastsoftmax")
+    return Build(name, Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Who computes a case: fastsoftmax itself, its definition in NumPy, and SciPy. Others are in peers.py."""
 
 import copyreg
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +41,11 @@ class Contender(ABC):
 
     def version(self) -> str:
         return version(self.package)
+
+    @contextmanager
+    def found(self) -> Iterator[None]:
+        """While the process of the contender starts: lets it find the library, if that is not the installed one."""
+        yield
 
     def start(self, threads: int) -> None:
         """Import the library and set its number of threads."""
@@ -123,6 +131,35 @@ class NumpyApi(Contender):
         return loss, features_grad, weights_grad
 
 
+class Build(NumpyApi):
+    """Another build of fastsoftmax, in a folder as `pip install --target` makes it."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        import fastsoftmax
+
+        super().__init__(name, fastsoftmax)
+        self._folder = folder.resolve()
+
+    def version(self) -> str:
+        return self._folder.name
+
+    @contextmanager
+    def found(self) -> Iterator[None]:
+        # A process that is spawned takes over this path.
+        sys.path.insert(0, str(self._folder))
+        try:
+            yield
+        finally:
+            sys.path.remove(str(self._folder))
+
+    def start(self, threads: int) -> None:
+        super().start(threads)
+        imported = Path(str(self._module.__file__))
+        if not imported.is_relative_to(self._folder):
+            raise ImportError(f"{self._folder} has no fastsoftmax; imported is {imported}")
+        self._module.set_num_threads(threads)
+
+
 class Scipy(Contender):
     name = "SciPy"
     package = "scipy"
@@ -198,9 +235,9 @@ def definition() -> Contender:
     return NumpyApi("reference", reference)
 
 
-def contenders(peers: bool) -> list[Contender]:
-    """Those that are installed, fastsoftmax first."""
-    racers: list[Contender] = [ours(), definition(), Scipy()]
+def contenders(peers: bool, builds: Sequence[Contender] = ()) -> list[Contender]:
+    """fastsoftmax, other builds of it, and the libraries that are installed."""
+    racers: list[Contender] = [ours(), *builds, definition(), Scipy()]
     if peers:
         from .peers import PEERS
 

@@ -16,8 +16,10 @@ from .race import CaseResult, Run, race
 from .workers import started
 
 
-def measure(selected: Sequence[tuple[str, Case]], threads: int, peers: bool, seconds: float) -> Run:
-    racers = contenders(peers)
+def measure(
+    selected: Sequence[tuple[str, Case]], threads: int, peers: bool, seconds: float, builds: Sequence[Contender] = ()
+) -> Run:
+    racers = contenders(peers, builds)
     limits: list[Contender] = [limit() for limit in LIMITS]
     one: list[Contender] = [ours("fastsoftmax" + ONE_THREAD), Exp("exp" + ONE_THREAD)] if threads > 1 else []
     limits, one = ([each for each in some if each.available()] for some in (limits, one))

@@ -169,8 +169,12 @@ def started(*contenders: tuple[Contender, int]) -> Iterator[list[Worker]]:
     """A worker for each contender, with its number of threads."""
     workers: list[Worker] = []
     try:
-        workers += [Worker(*each) for each in contenders]
-        for awaited in [worker.submit(Station.release) for worker in workers]:
+        begun = []
+        for contender, threads in contenders:
+            workers.append(Worker(contender, threads))
+            with contender.found():
+                begun.append(workers[-1].submit(Station.release))
+        for awaited in begun:
             awaited.result()
         yield workers
     finally:

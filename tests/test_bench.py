@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ pytest.importorskip("matplotlib", reason="needs what the benchmark needs")
 pytest.importorskip("threadpoolctl", reason="needs what the benchmark needs")
 
 import contract
+import fastsoftmax
 from precision import SUFFICES
 
+from bench import __main__ as bench_command
 from bench import accuracy_chart, busy, busy_report, chart, compare, machine, marks, report
 from bench.busy import Beside, BusyRun, Figures, Gain, Together
 from bench.cases import EVERYDAY, Case
@@ -60,11 +63,11 @@ def test_each_contender_computes_in_a_process_of_its_own_with_its_number_of_thre
     with started((ours(), 1), (ours(), 2), (definition(), 2)) as workers:
         pids = {worker._process.submit(os.getpid).result() for worker in workers}
         assert len(pids | {os.getpid()}) == 4
-        assert [worker.do(_threads) for worker in workers[:2]] == [1, min(2, busy.fastsoftmax.get_num_threads())]
+        assert [worker.do(_threads) for worker in workers[:2]] == [1, min(2, fastsoftmax.get_num_threads())]
 
 
 def _threads(station):
-    return busy.fastsoftmax.get_num_threads()
+    return fastsoftmax.get_num_threads()
 
 
 def test_a_contender_that_is_wrong_or_ends_or_lacks_the_operation_is_absent_with_the_reason():
@@ -76,6 +79,27 @@ def test_a_contender_that_is_wrong_or_ends_or_lacks_the_operation_is_absent_with
             assert "disagrees" in result.absent["wrong"]
             assert "fails" in result.absent["ending"]
             assert result.absent["lacking"] == "no such operation"
+
+
+def test_another_build_is_raced_as_it_lies_in_its_folder(tmp_path):
+    for name in ("same", "wrong"):
+        shutil.copytree(Path(fastsoftmax.__file__).parent, tmp_path / name / "fastsoftmax")
+    with Path(tmp_path, "wrong", "fastsoftmax", "__init__.py").open("a") as module:
+        module.write("\ndef softmax(x, axis=-1, out=None):\n    return x\n")
+    builds = [bench_command._build(f"{name}={tmp_path / name}") for name in ("same", "wrong")]
+    with started(*((each, 1) for each in [ours(), *builds, definition()])) as workers:
+        result = race("group", SMALL, workers, [], 0.01)
+    assert set(result.timings) == {"fastsoftmax", "same", "reference"}
+    assert "wrong disagrees" in result.absent["wrong"]
+
+
+@pytest.mark.parametrize("text", ["", "variant", "variant=", "variant=nowhere", "fastsoftmax=."])
+def test_a_build_needs_a_name_of_its_own_and_a_folder_with_the_package(text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "fastsoftmax").mkdir()
+    monkeypatch.chdir(tmp_path if text == "fastsoftmax=." else Path(__file__).parent)
+    with pytest.raises(SystemExit):
+        bench_command.main(["--build", text])
+    assert f"{text!r} is not a new name" in capsys.readouterr().err
 
 
 def test_a_wrong_result_of_our_own_ends_the_race():
