@@ -258,7 +258,8 @@ class Sum {
 // (a - b) / divisor in two parts.
 Two scaled_difference(Real a, Real b, Real divisor) {
     Two d = two_sum(a, -b);
-    if (divisor == 1 || !std::isfinite(d.high)) return {d.high / divisor, 0};
+    if (!std::isfinite(d.high)) return {d.high / divisor, 0};
+    if (divisor == 1) return d;
     const Real quotient = d.high / divisor;
     const auto halves = [](Real x) {
         const Real scaled = x * 0x100000001p0L, upper = scaled - (scaled - x);
