@@ -1393,10 +1393,9 @@ class Case {
             const Real wanted = scale * (s.softmax(k) * (total - share[k]) - share[k] * s.others(k));
             const Real larger = std::fabs(scale) * std::max(s.softmax(k) * total, share[k]);
             const Real unit = plain ? wanted : std::max(larger, formats[out.type].smallest_normal());
-            // The factor itself is rounded up to three times.
-            const Real more = out.type == float64 && (mean_or_scaled(loss)) ? 1.5L : 0;
-            check("gradient of the loss", out.type, b, c, got, wanted, bound(out.type, plain ? 3 : 4, 0.52L) + more,
-                  unit, vanished(scale * total, scale * largest_weight_, computed));
+            check("gradient of the loss", out.type, b, c, got, wanted,
+                  bound(out.type, plain ? 3 : 4, 0.52L) + rounded_factor(loss, out.type), unit,
+                  vanished(scale * total, scale * largest_weight_, computed));
         }
     }
 
@@ -1414,7 +1413,8 @@ class Case {
             }
             if (!held || !std::isfinite(from_above)) continue;
             const Real wanted = scale * total * s.softmax(k) * s.others(k);
-            check("Hessian", out.type, b, c, got, wanted, bound(out.type, 3, 0.52L), wanted,
+            check("Hessian", out.type, b, c, got, wanted,
+                  bound(out.type, 3, 0.52L) + rounded_factor(loss, out.type), wanted,
                   vanished(scale * total, scale * largest_weight_, computed));
         }
     }
@@ -1429,8 +1429,11 @@ class Case {
         return factor * computed.vanishing();
     }
 
-    bool mean_or_scaled(const Loss& loss) const {
-        return loss.reduction != Reduction::none || loss.upstream != 1 || slices_.has(upstream);
+    // The factor of a gradient, upstream over what the mean and the temperature divide by, is itself rounded up to three
+    // times, in double: what that adds to a bound in float64.
+    Real rounded_factor(const Loss& loss, ElementType type) const {
+        const bool scaled = loss.reduction != Reduction::none || loss.upstream != 1 || slices_.has(upstream);
+        return type == float64 && scaled ? 1.5L : 0;
     }
 };
 
