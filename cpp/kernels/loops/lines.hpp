@@ -1,5 +1,5 @@
-// Neighbouring slices that are contiguous: a line is one class of all of them, so that a pack holds one class of
-// neighbours as it is. Tiles in memory are lines of one pack.
+// Neighbouring slices that are contiguous: a line is one class of all of them, so a pack loaded from it holds one class
+// of neighbours. Tiles in memory are lines of one pack.
 #pragma once
 
 #include "tile.hpp"
@@ -14,7 +14,7 @@ constexpr std::ptrdiff_t most_neighbours(bool few) {
     return bytes / (sums * Sum::packs_of_state * pack) * Pack<T>::lanes;
 }
 
-// Some neighbours of a run, at most as many as their sums have room for.
+// Some neighbours of a run, no more than there is room for their sums.
 template <class T>
 struct Lines {
     const Run& run;
@@ -23,7 +23,7 @@ struct Lines {
     std::byte* results;
     std::byte* second_results;
     std::ptrdiff_t scores_stride, results_stride, second_stride;  // from class to class, in bytes
-    T* kept;                                                      // what results are made of, class after class
+    T* kept;                                                      // the kept numbers, class after class
 
     static constexpr int lanes = Pack<T>::lanes;
     FASTSOFTMAX_INLINE std::ptrdiff_t width() const { return (count + lanes - 1) / lanes * lanes; }
@@ -34,7 +34,7 @@ struct Lines {
     FASTSOFTMAX_INLINE T* second_out(std::ptrdiff_t c) const {
         return reinterpret_cast<T*>(second_results + c * second_stride);
     }
-    // Stores those of a pack of neighbours from i on, past the caches if `stream`.
+    // Stores the results of a pack of neighbours from i on, past the caches if `stream`.
     FASTSOFTMAX_INLINE void store(T* out, std::ptrdiff_t i, Pack<T> values, bool stream) const {
         if (stream)
             stream_pack(out + i, values);
@@ -58,7 +58,7 @@ struct Lines {
     }
 };
 
-// The sums of `width` neighbours, whole packs: each of one sum, or of as many as a pack has lanes.
+// The sums of `width` neighbours, in whole packs. Each neighbour has one sum, or as many as a pack has lanes.
 template <class Sum, bool few, class T>
 class LineSums {
   public:
@@ -83,7 +83,7 @@ class LineSums {
     FASTSOFTMAX_INLINE T* at(int k, std::ptrdiff_t i) { return state_ + Sum::packs_of_state * k * width_ + i; }
 };
 
-// Takes n classes from c on, of whole packs of neighbours.
+// Adds n classes from c on, for whole packs of neighbours.
 template <bool keep, int n, bool few, class Sum, class T>
 FASTSOFTMAX_INLINE void add_lines(LineSums<Sum, few, T>& sums, const Lines<T>& lines, std::ptrdiff_t c, bool carry) {
     constexpr int lanes = Pack<T>::lanes, packs = few && n >= packs_at_once ? packs_at_once : 1;
@@ -119,7 +119,7 @@ FASTSOFTMAX_INLINE void add_lines(LineSums<Sum, few, T>& sums, const Lines<T>& l
 
 template <bool keep, bool few, class Sum, class T>
 FASTSOFTMAX_ONCE void sum_lines(LineSums<Sum, few, T>& sums, const Lines<T>& lines) {
-    // A sum is carried after terms_to_carry terms; the sums of many classes all at once.
+    // A sum is carried after every terms_to_carry terms; where a slice has several sums, all at once.
     constexpr std::ptrdiff_t lanes = Pack<T>::lanes, group = few ? terms_to_carry : terms_to_carry * lanes;
     const std::ptrdiff_t classes = lines.run.classes, grouped = classes / group * group;
     std::ptrdiff_t c = 0;
@@ -130,7 +130,7 @@ FASTSOFTMAX_ONCE void sum_lines(LineSums<Sum, few, T>& sums, const Lines<T>& lin
     for (; c < classes; ++c) add_lines<keep, 1>(sums, lines, c, false);
 }
 
-// The results of neighbours, a pack after another.
+// Sums neighbours and makes their results, one pack of neighbours after another.
 template <class Op, bool few, class T>
 FASTSOFTMAX_ONCE void sum_neighbours(const Lines<T>& lines,
                                      typename Op::template Results<T, FixedExponential<T>>* results) {
@@ -172,7 +172,7 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, bool sec
     const std::ptrdiff_t width = lines.width();
     typename Op::template Results<T, FixedExponential<T>> results[most];
     sum_neighbours<Op, few>(lines, results);
-    // All results of a pack with far slices then stand where those that they are made of stood.
+    // In a pack with far slices, all results take the place of the kept numbers.
     bool any_far[most];
     for (std::ptrdiff_t i = 0; i < width; i += lanes) {
         const auto& of_pack = results[i / lanes];
@@ -201,7 +201,7 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, bool sec
             for (std::ptrdiff_t c = 0; c < classes; ++c) {
                 T* const place = group.kept + c * width;
                 const Pack<T> v = load_pack<T>(place);
-                // Those of far slices are written later.
+                // The second results of far slices are written later.
                 if constexpr (may_write_second<Op>)
                     if (lines.second_results) lines.store(lines.second_out(c), i, of_pack.second_columns()(v), false);
                 store_pack(place, value(v, c));
@@ -228,7 +228,7 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, bool sec
     }
 }
 
-// The far ones of neighbours, whose results go where those that they are made of stood; there is room at `tile`.
+// Collects the far slices of neighbours. Results take the place of the kept numbers; `tile` has room for two tiles.
 template <class Op, class T>
 FASTSOFTMAX_INLINE FarSlices<T> far_slices_of(const Lines<T>& lines, T* tile) {
     const std::ptrdiff_t element = sizeof(T);
@@ -248,14 +248,14 @@ void near_lines(const Run& run) {
     const bool few = run.classes <= few_classes;
     const std::ptrdiff_t most = few ? LineSums<typename Op::template Sum<T, true>, true, T>::most
                                     : LineSums<typename Op::template Sum<T, false>, false, T>::most;
-    // What is kept of as many neighbours stays in the second-level cache.
+    // The kept numbers of this many neighbours stay in the second-level cache.
     const std::ptrdiff_t fit = fastsoftmax::lines_room / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)));
     std::ptrdiff_t step = (fit < most ? fit : most) / lanes * lanes;
     if (step > run.slices) step = (run.slices + lanes - 1) / lanes * lanes;
     if (step < lanes) step = lanes;
     T* const kept = static_cast<T*>(run.kept);
-    // Results that leave the caches go past them: then nobody waits for lines that are only to be overwritten. That
-    // takes whole cache lines.
+    // Results too large for the caches are stored past them: then no line is read from memory only to be overwritten.
+    // That takes whole cache lines.
     const auto place = reinterpret_cast<std::uintptr_t>(run.out.data);
     const bool aligned = Op::writes && run.stream && place % sizeof(T) == 0 && run.out.class_stride % pack_bytes == 0;
     const auto second_place = reinterpret_cast<std::uintptr_t>(run.second_out.data);
@@ -290,7 +290,7 @@ void near_lines(const Run& run) {
     if (aligned) finish_streams();
 }
 
-// Tiles in memory, whose results take the place of scores.
+// Computes tiles in memory; results take the place of scores.
 template <class Op, class T>
 void near_gathered_tiles(const Run& run) {
     constexpr std::ptrdiff_t lanes = Pack<T>::lanes;

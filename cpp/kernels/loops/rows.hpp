@@ -17,7 +17,7 @@ FASTSOFTMAX_INLINE T row_max(const T* x, std::ptrdiff_t classes) {
     return fold_max(max(max(m[0], m[1]), max(m[2], m[3])));
 }
 
-// What makes the exponentials of some rows, a row a lane.
+// The functor that makes the exponentials of some rows, a row a lane.
 template <class Exp, class T>
 FASTSOFTMAX_INLINE Exp exponential_of(const Rows<T>& rows) {
     if constexpr (Exp::is_fixed) {
@@ -29,9 +29,9 @@ FASTSOFTMAX_INLINE Exp exponential_of(const Rows<T>& rows) {
     }
 }
 
-// The sums of a row's lanes. Exponentials are stored at `to` if asked, unless that may be null and is, where there is
-// room for whole packs if `padded`. Meanwhile, if asked, what is at `next` is fetched for reading, and what is at
-// `written` for writing.
+// Adds a row to a sum, each lane by itself. If `keep`, stores the kept numbers at `to`, which has room for whole packs
+// if `padded`; if `may_be_null`, only if `to` is not null. If `fetches`, prefetches `next` for reading and `written`
+// for writing meanwhile.
 template <bool keep, bool fetches, bool may_be_null = false, class Exp, class Sum, class E, class T = Compute<E>>
 FASTSOFTMAX_INLINE Sum sum_row(Sum sum, const Exp& exp, const E* x, std::ptrdiff_t classes, T* to, bool padded,
                                const E* next, const E* written) {
@@ -65,8 +65,8 @@ FASTSOFTMAX_INLINE Sum sum_row(Sum sum, const Exp& exp, const E* x, std::ptrdiff
     return sum;
 }
 
-// The same of row i of a group, compiled once: where a call is little beside the row. (GCC makes copies of a sum that
-// is handed over by way of general registers, in each step.)
+// sum_row for row i of a group, compiled once, for rows beside which a call costs little. (It makes the sum itself: a
+// sum handed over would be copied through general registers in each step by GCC.)
 template <class Sum, bool keep, class Exp, class E, class T = Compute<E>>
 FASTSOFTMAX_ONCE Sum sum_long_row(const Group<T>& group, int i, const Exp& exp, const E* x, std::ptrdiff_t classes,
                                   T* to, bool padded, const E* next, const E* written) {
@@ -75,22 +75,22 @@ FASTSOFTMAX_ONCE Sum sum_long_row(const Group<T>& group, int i, const Exp& exp, 
                                                     written);
 }
 
-// Lane 0; the others are 0.
+// `a` in lane 0, and 0 in the others.
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> first_lane(T a) {
     return select(equal(iota<Integer<T>>(), broadcast(Integer<T>(0))), broadcast(a), broadcast(T(0)));
 }
 
-// What a row's sums tell of its exponentials that are not 0.
+// Whether several exponentials of a row are not 0, or else the only one.
 template <class T>
 struct Only {
     bool several;
     T exponential;  // the only one, unless there are several
 
-    // Of class c, exponential(c).
+    // From the sums of a row whose class c has exponential(c).
     template <class F>
     FASTSOFTMAX_INLINE static Only of(const KeptSum<T, false>& sum, std::ptrdiff_t classes, F exponential) {
-        // If all other lanes are empty, there may be only one.
+        // If no more than one lane has a sum, there may be only one.
         constexpr auto lanes = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
         const std::uint32_t filled = ~equal_bits(sum.sum.sum, broadcast(T(0))) & lanes;
         Only only = {(filled & (filled - 1)) != 0, T(0)};
@@ -127,12 +127,12 @@ class RowSums;
 template <class T>
 class RowSums<KeptSum<T, false>, T> {
   public:
-    // A row that is not summed.
+    // Leaves out row i, which is not summed.
     FASTSOFTMAX_INLINE void drop(int i) { partial_[i] = widen(broadcast(T(0))); }
     template <class Exp>
     FASTSOFTMAX_INLINE void set(int i, const KeptSum<T, false>& sum, const Exp&, const T* e, std::ptrdiff_t classes) {
         const auto only = Only<T>::of(sum, classes, [=](std::ptrdiff_t c) { return e[c]; });
-        // An only class has exactly 1.
+        // If there is only one, its class has exactly 1.
         partial_[i] = only.several ? sum.sum.wide() : widen(first_lane(only.exponential));
     }
     template <class Op, class Exp>
@@ -186,7 +186,7 @@ class RowSums<SortedSum<T, false>, T> {
     T largest_[Pack<T>::lanes] = {};
 };
 
-// Stores row(what is at `from`). If `whole`, the last pack is loaded and stored whole.
+// Stores row(v) for the packs v at `from`. If `whole`, the last pack is loaded and stored whole.
 template <class From, class E, class Row>
 FASTSOFTMAX_INLINE void write_packs_of(const From* from, E* out, std::ptrdiff_t classes, const Row& row, bool whole) {
     using T = Compute<E>;
@@ -206,7 +206,7 @@ FASTSOFTMAX_INLINE void write_packs_of(const From* from, E* out, std::ptrdiff_t 
     }
 }
 
-// Stores row(what is at `from`) and second(the same).
+// Stores row(v) and second(v) for the packs v at `from`.
 template <class From, class E, class Row, class Second>
 FASTSOFTMAX_INLINE void write_both_of(const From* from, E* out, E* second_out, std::ptrdiff_t classes, const Row& row,
                                       const Second& second, bool whole) {
@@ -232,7 +232,7 @@ FASTSOFTMAX_INLINE void write_both_of(const From* from, E* out, E* second_out, s
 template <class Op, class E>
 void own_rows_of(const Run& run);
 
-// Rows of E in a run, some of them together: all are summed, then all results are written.
+// Computes the rows of a run, some of them together: sums them all, then writes all their results.
 template <class Op, class E, class Exp>
 class RowLoop {
     using T = Compute<E>;
@@ -240,7 +240,7 @@ class RowLoop {
     using Results = typename Op::template Results<T, Exp>;
     static constexpr int lanes = Pack<T>::lanes;
     static constexpr std::ptrdiff_t most_padded = fastsoftmax::most_padded_packs * lanes;
-    // Of rows of 300 classes fetching ahead took a sixth longer, of 1000 a tenth less.
+    // With prefetching, rows of 300 classes took a sixth longer, rows of 1000 a tenth less.
     static constexpr std::ptrdiff_t least_fetched = 2048;
     static constexpr bool as_they_are = std::is_same_v<E, T>;
 
@@ -249,7 +249,7 @@ class RowLoop {
         : run_(run),
           width_((run.classes + lanes - 1) / lanes * lanes),
           padded_(run.classes <= most_padded),
-          // Where the end of a result may reach into the next row, which is written later.
+          // The end of a result may reach into the next row, which is written later.
           dense_(padded_ && run.x.data != run.out.data &&
                  run.out.slice_stride == run.classes * static_cast<std::ptrdiff_t>(sizeof(E))),
           second_dense_(run.second_out.slice_stride == run.out.slice_stride) {
@@ -288,7 +288,7 @@ class RowLoop {
         return begins_far(to_compute(*reinterpret_cast<const E*>(run_.x.data + row * run_.x.slice_stride)));
     }
 
-    // Where the exponentials of row i of some are kept.
+    // Where the exponentials of row i of `some` are kept.
     FASTSOFTMAX_INLINE T* kept(const Rows<E>& some, int i) {
         if constexpr (!Sum::keeps) return nullptr;
         if (padded_) return scratch_ + i * width_;
@@ -296,7 +296,7 @@ class RowLoop {
             if (run_.x.data != run_.out.data) return some.out(i);
         return own_row() + (as_they_are ? 0 : width_) + i * width_;
     }
-    // Of halves, room for a row as floats.
+    // For halves, this begins with room for a row as floats.
     FASTSOFTMAX_INLINE T* own_row() const { return static_cast<T*>(run_.kept); }
 
     FASTSOFTMAX_INLINE Results sum(const Rows<E>& some) {
@@ -359,7 +359,7 @@ class RowLoop {
         }
         for (std::uint32_t far = ~results.near & bits_of(some.count); far != 0; far &= far - 1) {
             const int i = __builtin_ctz(far);
-            // A loss that is near stays what it is without a gradient.
+            // A loss that is near keeps the value that it has when no gradient is asked for.
             const bool value_is_near = near_values(results) >> i & 1;
             const double value = value_is_near ? run_.value[some.first + i] : 0;
             compute_far(some.first + i, 1);
@@ -367,7 +367,7 @@ class RowLoop {
         }
     }
 
-    // Row i, if there is a second output.
+    // Writes row i if there is a second output; returns whether there is.
     template <class Row>
     FASTSOFTMAX_INLINE bool write_both(const Results& results, const Rows<E>& some, int i, const Row& row, bool whole) {
         if constexpr (may_write_second<Op>)
@@ -398,7 +398,7 @@ FASTSOFTMAX_ONCE void own_rows(const Run& run) {
     RowLoop<Op, T, OwnExponential<T>>(run).compute();
 }
 
-// Halves by way of a row of floats, for which run.kept has room.
+// Computes rows by references of their own; halves by way of a row of floats, for which run.kept has room.
 template <class Op, class E>
 void own_rows_of(const Run& run) {
     using T = Compute<E>;
@@ -472,7 +472,7 @@ FASTSOFTMAX_INLINE Statistics statistics_of(SortedSum<T, false> sum, const Exp& 
     return s;
 }
 
-// Where the exponentials of a block are kept: of halves apart from the results; null: nowhere.
+// Where the exponentials of a block are kept: for halves, apart from the results; null: nowhere.
 template <class Op, class E>
 FASTSOFTMAX_INLINE Compute<E>* kept_of_block(const Run& run) {
     if (!Op::template Sum<Compute<E>, false>::keeps || !run.measured)
@@ -483,8 +483,8 @@ FASTSOFTMAX_INLINE Compute<E>* kept_of_block(const Run& run) {
         return static_cast<Compute<E>*>(run.kept);
 }
 
-// What a second output needs of a block besides: the largest score, and the sum of all others, where that exponential
-// may be above half of the sum; else none, and the sum of all.
+// Adds what a second output needs of a block. If the largest exponential may be above half of the sum: its score, and
+// the sum of all others. Else: -inf, and the sum of all.
 template <class T, class Exp, class E>
 FASTSOFTMAX_ONCE void see_block(const Group<T>& group, const Exp& exp, const E* x, std::ptrdiff_t count,
                                 const Wide<T>& partial, Statistics& s) {
@@ -496,7 +496,7 @@ FASTSOFTMAX_ONCE void see_block(const Group<T>& group, const Exp& exp, const E* 
     s.others[0] = s.rest[0] + of_label;
     s.others[1] = s.rest[1];
     if (of_label > s.rest[0]) {
-        // The label's own.
+        // It is the label's.
         s.max = static_cast<double>(label_score);
         s.others[0] = s.rest[0];
     } else if (2.25 * ::largest_part<T>(partial) > s.others[0]) {
@@ -527,14 +527,14 @@ Statistics measure_block(const Run& run, double reference, std::ptrdiff_t count)
     return s;
 }
 
-// Joins what blocks tell of a sum of each kind.
+// Merges the statistics of blocks, for each kind of sum.
 template <class T, bool few, class Exp>
 FASTSOFTMAX_INLINE void merge_states(const KeptSum<T, few>*, const Exp&, Statistics& left, const Statistics& right) {
     left.several = left.several || right.several || (left.only != 0 && right.only != 0);
     left.only = left.only + right.only;
     set(left.rest, broadcast2(left.rest) + broadcast2(right.rest));
 }
-// The smaller one of two largest scores, which joins the others.
+// Keeps the larger one of two largest scores; returns the smaller one, whose exponential joins the sum of the others.
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> smaller_joins(Statistics& left, const Statistics& right) {
     const bool right_wins = right.max > left.max;
@@ -576,7 +576,7 @@ FASTSOFTMAX_INLINE Two<Pack<T>> sum_of(const double (&parts)[2]) {
         return broadcast2(parts);
 }
 
-// The results of a slice from what all its blocks tell.
+// The results of a slice from the merged statistics of its blocks, for each kind of sum.
 template <class Op, class T, bool few, class Exp>
 FASTSOFTMAX_INLINE auto results_of_state(const SortedSum<T, few>*, const Group<T>& group, const Exp& exp,
                                          const Statistics& s) {
@@ -614,7 +614,7 @@ void conclude_blocks(const Run& run, Statistics& s) {
     s.value_near = near_values(results) & 1;
 }
 
-// The classes of a block that are computed apart.
+// Writes the classes of a block that are computed apart.
 template <class Results, class E>
 FASTSOFTMAX_INLINE void finish_block(const Run& run, const Results& results, E* out, std::ptrdiff_t count) {
     results.finish_row(0, [&](std::int64_t c, auto value) __attribute__((always_inline)) {
@@ -622,7 +622,7 @@ FASTSOFTMAX_INLINE void finish_block(const Run& run, const Results& results, E* 
     });
 }
 
-// A block with its second output.
+// Writes a block with its second output.
 template <class Op, class E, class Exp, class Results>
 FASTSOFTMAX_INLINE void write_both_blocks(const Run& run, const Exp& exp, const Results& results, const E* x, E* out,
                                           E* second_out, std::ptrdiff_t count) {
@@ -642,7 +642,7 @@ template <class Op, class E, class Exp>
 void write_block(const Run& run, const Statistics& s, std::ptrdiff_t count) {
     using T = Compute<E>;
     if constexpr (Op::writes) {
-        // The slice's own number is written already, and not by several threads at once.
+        // Making results also stores the slice's value. That is written already, and several threads are here at once.
         double value;
         Run block = run;
         block.value = &value;

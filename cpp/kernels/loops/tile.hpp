@@ -7,7 +7,7 @@ namespace {
 
 using fastsoftmax::few_classes;
 
-// Where all exponentials but one are 0, that one stands for the sum: its class then has exactly 1. Of class c,
+// Where only one exponential is not 0, it takes the place of the sum, so that its class has exactly 1. Class c has
 // exponential(c).
 template <class T, class F>
 FASTSOFTMAX_INLINE Two<Pack<T>> with_only(Two<Pack<T>> sum, std::ptrdiff_t classes, F exponential) {
@@ -27,13 +27,13 @@ FASTSOFTMAX_ONCE Two<Pack<T>> with_only_of(const Group<T>& group, Two<Pack<T>> s
     });
 }
 
-// Slices with an only exponential are among these, unless there is one class only.
+// Whether a slice may have only one exponential that is not 0: the smallest is 0 then, unless there is only one class.
 template <class T>
 FASTSOFTMAX_INLINE bool any_may_be_only(const KeptSum<T, true>& sum, std::ptrdiff_t classes) {
     return classes == 1 || equal_bits(sum.smallest, broadcast(T(0))) != 0;
 }
 
-// The results of a group from its sums, a slice a lane: of few classes one, of more as many as a pack has lanes.
+// The results of a group from its sums, a slice a lane: one sum for few classes, as many as a pack has lanes for more.
 
 template <class Op, class T, class Exp>
 FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_of(const Group<T>& group, const Exp& exp,
@@ -55,7 +55,7 @@ FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_of(const Group<
     return {group, exp, sum->largest, sum->sum.in_two()};
 }
 
-// The totals of one member of these sums.
+// Folds one member of the sums of a group.
 template <class T, class Sum, class Of>
 FASTSOFTMAX_INLINE Two<Pack<T>> folded_sums(const Sum* sums, PowerSum<T> Of::* of) {
     Wide<T> partial[Pack<T>::lanes];
@@ -91,10 +91,10 @@ FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> results_of(const Group<T>
     return results_from<Op>(group, exp, sums[0].largest, folded_sums<T>(sums));
 }
 
-// The sums of a group, whose scores are score(c); keeps what results are made of.
+// Sums a group, whose scores are score(c), and stores the kept numbers if `keep`.
 template <bool keep, bool few, class Exp, class Sum, class T, class Score>
 FASTSOFTMAX_INLINE void sum_group(const Group<T>& group, Sum* sums, const Exp& exp, Score score) {
-    // A sum is carried after terms_to_carry terms; the sums of many classes all at once.
+    // A sum is carried after every terms_to_carry terms; where a slice has several sums, all at once.
     constexpr int partial = few ? 1 : Pack<T>::lanes;
     constexpr std::ptrdiff_t together = terms_to_carry * partial;
     const std::ptrdiff_t classes = group.run.classes, grouped = classes / together * together;
@@ -116,8 +116,8 @@ FASTSOFTMAX_INLINE OwnExponential<T> exponential_of_tile(const Run& run, const T
     return {largest, run.temperature};
 }
 
-// The slices of a tile, from `first` of the run on, by references of their own. Results take the place of scores, those
-// of a second output that of what is kept; `kept` has room for as many.
+// Computes the slices of a tile, from `first` of the run on, by references of their own. Results take the place of the
+// scores, those of a second output the place of the kept numbers; `kept` has room for a tile.
 template <class Op, bool few, class T>
 FASTSOFTMAX_ONCE void own_tile_of(const Run& run, std::ptrdiff_t first, int count, T* tile, T* kept) {
     using Sum = typename Op::template Sum<T, few>;
@@ -152,7 +152,7 @@ void own_tile(const Run& run, std::ptrdiff_t first, int count, T* tile, T* kept)
         own_tile_of<Op, false>(run, first, count, tile, kept);
 }
 
-// Tiles in memory, whose results take the place of scores.
+// Computes tiles in memory by references of their own; results take the place of scores.
 template <class Op, class T>
 void own_tiles(const Run& run) {
     constexpr std::ptrdiff_t lanes = Pack<T>::lanes;
@@ -167,7 +167,7 @@ void own_tiles(const Run& run) {
     }
 }
 
-// Slices at any strides, in bytes, by way of copies in tiles.
+// Computes slices at any strides, in bytes, by way of copies in tiles.
 template <class Op, class E>
 void copied_tiles(const Run& run, std::ptrdiff_t x_class_stride, std::ptrdiff_t out_class_stride,
                   std::ptrdiff_t second_class_stride, Compute<E>* tile, Compute<E>* kept) {
@@ -194,19 +194,18 @@ void copied_tiles(const Run& run, std::ptrdiff_t x_class_stride, std::ptrdiff_t 
     }
 }
 
-// Slices that are far, from anywhere in a run, are gathered to a tile. When it is full, or at the end, they get their
-// results, which replace those by the fixed reference.
+// Collects far slices, from anywhere in a run, in a tile. When it is full, and at the end, computes their results,
+// which replace those by the fixed reference.
 template <class T>
 class FarSlices {
     static constexpr int lanes = Pack<T>::lanes;
 
   public:
-    // What computes a tile of slices, from `first` of a run on: results take the place of scores, those of a second
-    // output that of what is kept.
+    // Computes a tile of slices, from `first` of a run on, as own_tile does.
     using OwnTile = void (*)(const Run&, std::ptrdiff_t first, int count, T* tile, T* kept);
 
-    // Arrays begin with slice `first` of the run, their strides are in bytes, and those of results may be none; there
-    // is room for a tile in each of `tile` and `kept`.
+    // Arrays begin with slice `first` of the run, and their strides are in bytes; those of results may be null. `tile`
+    // and `kept` have room for a tile each.
     FASTSOFTMAX_INLINE FarSlices(OwnTile own_tile, const Run& run, std::ptrdiff_t first, Strided x, Strided out,
                                  Strided second_out, T* tile, T* kept)
         : own_tile_(own_tile),
@@ -218,8 +217,8 @@ class FarSlices {
           tile_(tile),
           kept_(kept) {}
 
-    // Takes the scores of slices: those from `from` on that `bits` has. Of those in `values` the run's numbers stay.
-    // Results of earlier ones may be written meanwhile.
+    // Takes the scores of the slices from `from` on whose bits are set. Those with bits in `values` keep the run's
+    // value. Meanwhile, results of slices taken before may be written.
     FASTSOFTMAX_ONCE void add(std::ptrdiff_t from, std::uint32_t bits, std::uint32_t values) {
         if (count_ + __builtin_popcount(bits) > lanes) compute();
         for (; bits != 0; bits &= bits - 1) {
@@ -233,7 +232,8 @@ class FarSlices {
         }
     }
 
-    // A whole tile at once: load(tile) its scores, and store(tile, those of a second output) its results.
+    // Computes a whole tile at once: load(tile) fills it with scores, store(tile, second) takes its results and second
+    // ones.
     template <class Load, class Store>
     FASTSOFTMAX_INLINE void compute_tile(std::ptrdiff_t from, int count, Load load, Store store) {
         finish();

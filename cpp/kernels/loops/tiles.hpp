@@ -1,5 +1,5 @@
-// Dense rows of few classes. As many rows as a pack has lanes are a tile: transposed in registers on the way in and
-// out, so that a pack holds one class of each.
+// Dense rows of few classes. As many rows as a pack has lanes make a tile. They are transposed in registers on the way
+// in and out, so that a pack holds one class of each.
 #pragma once
 
 #include "../transpose.hpp"
@@ -13,7 +13,7 @@ FASTSOFTMAX_INLINE void load_square(const T* rows, std::ptrdiff_t classes, Pack<
     const auto load = [&](int j) __attribute__((always_inline)) {
         square[j] = load_quarters(rows + j * classes, n * classes);
     };
-    // GCC's code takes 0.88 to 0.97 of the time with a loop where a pack is one register, 1.08 of it where it is two.
+    // With a loop, GCC's code takes 0.88 to 0.97 of the time if a pack is one register, but 1.08 of it if it is two.
     if constexpr (pack_registers == 1)
         for (int j = 0; j < n; ++j) load(j);
     else
@@ -21,8 +21,8 @@ FASTSOFTMAX_INLINE void load_square(const T* rows, std::ptrdiff_t classes, Pack<
     transpose(square);
 }
 
-// The sums of a tile's rows; what results are made of goes to `to`, if asked, class after class, and the scores of the
-// first class to `first`.
+// Sums the rows of a tile. If `keep`, stores the kept numbers at `to`, class after class. `first` receives the scores
+// of the first class.
 template <class Sum, bool keep, class T>
 FASTSOFTMAX_INLINE Sum sum_tile(const Group<T>& group, const T* rows, std::ptrdiff_t classes, T* to, Pack<T>& first) {
     constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes, packs = packs_at_once < n ? packs_at_once : n;
@@ -67,8 +67,8 @@ FASTSOFTMAX_INLINE bool all_are_far(const T* rows, std::ptrdiff_t classes, int c
 // How many tiles go together, so that their chains of operations overlap: few enough for the first-level cache.
 constexpr std::ptrdiff_t tiles_together = 4;
 
-// `count` tiles of dense rows, at x and out, from `first` of the run on; the last one has `last` rows. Null: there is
-// no second output.
+// Computes `count` tiles of dense rows, at x and out, from `first` of the run on. The last one has `last` rows.
+// `second` is null if there is no second output.
 template <class Op, class T>
 FASTSOFTMAX_ONCE void near_tiles_of(const Run& run, const T* x, T* out, T* second, std::ptrdiff_t first, int count,
                                     int last, FarSlices<T>& far_slices) {
@@ -132,8 +132,8 @@ FASTSOFTMAX_ONCE void near_tiles_of(const Run& run, const T* x, T* out, T* secon
     }
 }
 
-// Up to tiles_together tiles of dense rows by way of copies, because their loads reach beyond the last row, or because
-// their elements are of another type.
+// Computes up to tiles_together tiles of dense rows by way of copies, because loads would reach beyond the last row, or
+// because elements are of another type.
 template <class Op, class E>
 FASTSOFTMAX_ONCE void near_copies_of(const Run& run, const E* x, E* out, E* second, std::ptrdiff_t first,
                                      std::ptrdiff_t rows) {
@@ -157,16 +157,16 @@ FASTSOFTMAX_ONCE void near_copies_of(const Run& run, const E* x, E* out, E* seco
         if (second) write_elements(second_results, elements, second);
 }
 
-// Transposed as they are, rows of four classes change their order: which rows the lanes in `bits` are. (Operations with
-// numbers of the slices' own do not come this way.)
+// Which rows the lanes in `bits` are: near_registers changes the order of rows of four classes. (Operations with
+// numbers of the slices' own do not use it.)
 FASTSOFTMAX_INLINE std::uint32_t rows_of_lanes(std::uint32_t bits) {
     std::uint32_t rows = 0;
     for (int i = 0; i < 16; ++i) rows |= (bits >> i & 1) << (i % 4 * 4 + i / 4);
     return rows;
 }
 
-// `count` tiles of dense rows of two classes, or of as many as 16 bytes hold: they stay in registers. The latter way
-// changes the order of rows, which must not matter.
+// Computes `count` tiles of dense rows of two classes, or of as many as 16 bytes hold, in registers. The latter changes
+// the order of rows, which must not matter.
 template <class Op, int classes, class T>
 FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, [[maybe_unused]] T* second,
                                      std::ptrdiff_t count, FarSlices<T>& far_slices) {
@@ -224,7 +224,7 @@ FASTSOFTMAX_ONCE void near_registers(const Run& run, const T* x, T* out, [[maybe
     }
 }
 
-// A single row: the exponentials of all classes at once, summed in the order of tiles, in the first lane.
+// Computes a single row: its exponentials a pack at a time, then their sum in the order of tiles, in the first lane.
 template <class Op, class T>
 FASTSOFTMAX_ONCE void near_single(const Run& run) {
     using Exp = FixedExponential<T>;
@@ -241,7 +241,7 @@ FASTSOFTMAX_ONCE void near_single(const Run& run) {
         store_pack(growth + i, e.growth);
         store_pack(kept + i, e.rounded());
     }
-    // Read, in lanes that do not count.
+    // The loads below read these, in lanes that do not count.
     store_pack(power + i, broadcast(T(0)));
     store_pack(growth + i, broadcast(T(0)));
     store_pack(kept + i, broadcast(T(0)));
@@ -290,7 +290,7 @@ void near_tiles(const Run& run) {
         const std::ptrdiff_t row = run.classes * static_cast<std::ptrdiff_t>(sizeof(T)), element = sizeof(T);
         FarSlices<T> far_slices(own_tile<Op, T>, run, 0, {run.x.data, row, element}, {run.out.data, row, element},
                                 {run.second_out.data, row, element}, tile, kept);
-        // Loads of a partial square reach beyond the last row: into further rows, except at the end.
+        // Loads of a partial square reach beyond the last row of a tile: into further rows, except at the end.
         const std::ptrdiff_t behind =
             run.classes % quarter_lanes<T> ? (read_behind<T> + run.classes - 1) / run.classes : 0;
         std::ptrdiff_t whole = run.slices > behind ? (run.slices - behind) / lanes : 0;

@@ -1,4 +1,4 @@
-// What AVX2 and AVX-512 do alike: four numbers at a time.
+// The primitives that AVX2 and AVX-512 share: four numbers at a time.
 #pragma once
 
 #include <immintrin.h>

@@ -47,7 +47,7 @@ FASTSOFTMAX_INLINE Register<T> look_up(const T (&table)[8], Register<Integer<T>>
     }
 }
 
-// Whole cache lines past the caches, and what orders them before later stores.
+// Stores a whole cache line past the caches; finish_streams orders such stores before later ones.
 FASTSOFTMAX_INLINE void stream_pack(float* p, Pack<float> a) {
     for (int i = 0; i < 2; ++i) _mm256_stream_ps(p + 8 * i, a.r[i]);
 }
@@ -110,7 +110,7 @@ FASTSOFTMAX_INLINE Pack<double> load_first_lanes(const double* p, std::ptrdiff_t
     }
     return a;
 }
-// In twos, except that the last is put in its place, which changes nothing if it was there.
+// Loads pairs, then puts the last element in its place, which changes nothing if a pair had it.
 FASTSOFTMAX_INLINE Pack<std::uint16_t> load_first_lanes(const std::uint16_t* p, std::ptrdiff_t count,
                                                         std::uint16_t fill) {
     std::uint16_t last;

@@ -56,7 +56,7 @@ FASTSOFTMAX_INLINE Register<double> fma_or_zero(Register<double> a, Register<dou
     return _mm512_maskz_fmadd_pd(_mm512_cmp_pd_mask(n, _mm512_set1_pd(least), _CMP_NLT_UQ), a, b, c);
 }
 
-// Whole cache lines past the caches, and what orders them before later stores.
+// Stores a whole cache line past the caches; finish_streams orders such stores before later ones.
 FASTSOFTMAX_INLINE void stream_pack(float* p, Pack<float> a) { _mm512_stream_ps(p, a.r[0]); }
 FASTSOFTMAX_INLINE void stream_pack(double* p, Pack<double> a) { _mm512_stream_pd(p, a.r[0]); }
 FASTSOFTMAX_INLINE void finish_streams() { _mm_sfence(); }

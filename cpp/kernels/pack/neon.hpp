@@ -17,13 +17,13 @@ FASTSOFTMAX_INLINE Register<double> fma(Register<double> a, Register<double> b, 
     return vfmaq_f64(c, a, b);
 }
 
-// NEON's own keep a NaN of either.
+// NEON's own instructions give NaN if either is NaN.
 FASTSOFTMAX_INLINE Register<float> max(Register<float> a, Register<float> b) { return a > b ? a : b; }
 FASTSOFTMAX_INLINE Register<double> max(Register<double> a, Register<double> b) { return a > b ? a : b; }
 FASTSOFTMAX_INLINE Register<float> min(Register<float> a, Register<float> b) { return a < b ? a : b; }
 FASTSOFTMAX_INLINE Register<double> min(Register<double> a, Register<double> b) { return a < b ? a : b; }
 
-// Where in a table of `entries` entries the bytes of entry i are, for the integer i of each lane, modulo `entries`.
+// Where the bytes of entry i are in a table of `entries` entries, for the integer i of each lane, modulo `entries`.
 template <class I, int entries>
 FASTSOFTMAX_INLINE uint8x16_t bytes_of_entries(uint8x16_t index) {
     constexpr bool small = sizeof(I) == 4;

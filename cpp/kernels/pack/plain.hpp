@@ -1,4 +1,4 @@
-// Registers of 16 bytes, four to a pack: what SSE2 and NEON, which have no instruction for it, do alike.
+// Registers of 16 bytes, four to a pack, and primitives for which neither SSE2 nor NEON has an instruction.
 #pragma once
 
 #include "../half.hpp"
@@ -25,7 +25,7 @@ FASTSOFTMAX_INLINE void store_first_lanes(T* p, Pack<T> a, std::ptrdiff_t count)
     copy_elements(p, reinterpret_cast<const T*>(&a), count);
 }
 
-// Stores that might go past the caches: here they do not.
+// Other targets store past the caches; these do not.
 template <class T>
 FASTSOFTMAX_INLINE void stream_pack(T* p, const Pack<T>& a) {
     copy_elements(p, reinterpret_cast<const T*>(&a), Pack<T>::lanes);

@@ -21,13 +21,13 @@ FASTSOFTMAX_INLINE Register<float> to_float(Register<double> first, Register<dou
 constexpr bool has_fma = false;
 #define FASTSOFTMAX_LONG FASTSOFTMAX_ONCE
 
-// By way of double: rounded twice in rare cases.
+// Computed in double; rounded twice in rare cases.
 FASTSOFTMAX_INLINE Register<float> fma(Register<float> a, Register<float> b, Register<float> c) {
     return to_float(first_to_double(a) * first_to_double(b) + first_to_double(c),
                     second_to_double(a) * second_to_double(b) + second_to_double(c));
 }
 
-// By Dekker's exact product; from 2^996 on, where its splitter overflows, rounded twice.
+// Computed with Dekker's exact product; rounded twice from 2^996 on, where its splitter overflows.
 FASTSOFTMAX_INLINE Register<double> fma(Register<double> a, Register<double> b, Register<double> c) {
     constexpr double splitter = 0x1p27 + 1;  // Veltkamp: halves of 26 bits
     const Register<double> a_split = a * splitter, b_split = b * splitter;
@@ -98,7 +98,7 @@ FASTSOFTMAX_INLINE void store_halves(Half* p, Pack<float> a) {
 }
 FASTSOFTMAX_INLINE void store_upper_halves(BFloat16* p, Pack<std::int32_t> a) {
     for (int i = 0; i < 2; ++i) {
-        // With their sign, so that packing, which saturates, leaves them as they are.
+        // Shifted with their sign, so that packing, which saturates, leaves them as they are.
         const __m128i first = _mm_srai_epi32((__m128i)a.r[2 * i], 16);
         const __m128i second = _mm_srai_epi32((__m128i)a.r[2 * i + 1], 16);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + i, _mm_packs_epi32(first, second));

@@ -1,4 +1,4 @@
-// Vectors of any size, as GCC and Clang know them, and packs of them: what the instruction sets are written with.
+// Vectors of any size, an extension of GCC and Clang, and packs of them. All instruction sets are built on these.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace {
 template <class T, int bytes>
 struct VectorOf {
     using type __attribute__((vector_size(bytes))) = T;
-    // At any address and over any type: how vectors meet memory.
+    // For loads and stores, which may be at any address and over any type.
     using memory __attribute__((vector_size(bytes), aligned(1), may_alias)) = T;
 };
 template <class T, int bytes>
@@ -78,7 +78,7 @@ FASTSOFTMAX_INLINE P from_registers(F f) {
     }(std::make_integer_sequence<int, P::registers>{});
 }
 
-// As bytes: the elements of an array may lie anywhere, and a T* would promise that they lie at multiples of their size.
+// Copies elements as bytes: they may lie at any address, and a T* would promise multiples of their size.
 template <class T>
 FASTSOFTMAX_INLINE void copy_elements(T* to, const T* from, std::ptrdiff_t count) {
     __builtin_memcpy(reinterpret_cast<std::byte*>(to), reinterpret_cast<const std::byte*>(from),
