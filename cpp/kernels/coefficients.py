@@ -69,7 +69,7 @@ def report(
 
 
 def exp_polynomial(degree: int, bits: int, name: str, parts: int = 1) -> None:
-    """exp(r) = 1 + r + r^2 q(r) on |r| <= ln2 / (2 parts), a little more for the rounding of n."""
+    """Prints q in exp(r) = 1 + r + r^2 q(r), |r| <= ln2 / (2 parts), and a little more, since n is rounded."""
     bound = mp.log(2) / (2 * parts) * (1 + mp.mpf(2) ** -10)
 
     def tail(r: mp.mpf) -> mp.mpf:
@@ -81,7 +81,7 @@ def exp_polynomial(degree: int, bits: int, name: str, parts: int = 1) -> None:
 
 
 def log_polynomial(degree: int, bits: int, name: str, reach: str, factor: int) -> None:
-    """log(m) = 2 s + factor s^3 q(s^2), s = (m - 1) / (m + 1), on |log2(m)| <= reach."""
+    """Prints q in log(m) = 2 s + factor s^3 q(s^2), s = (m - 1) / (m + 1), for |log2(m)| <= reach."""
     bound = mp.mpf(reach) * mp.log(2)
     top = mp.tanh(bound / 2) ** 2 * (1 + mp.mpf(2) ** -20)
 
@@ -102,7 +102,7 @@ def log_polynomial(degree: int, bits: int, name: str, reach: str, factor: int) -
 
 
 def split(name: str, value: mp.mpf, bits: int, parts: int) -> None:
-    """`value` as a sum of `parts` numbers of `bits` bits."""
+    """Prints `value` as a sum of `parts` numbers of `bits` bits."""
     print(name)
     for _ in range(parts):
         part = rounded(value, bits)
@@ -111,15 +111,15 @@ def split(name: str, value: mp.mpf, bits: int, parts: int) -> None:
 
 
 def powers(name: str, first: str, bits: int) -> None:
-    """first * 2^(i/8) for i = 0..7, rounded: what is beyond the leading 1, less i in its three highest bits.
+    """Prints first * 2^(i/8) for i = 0..7, rounded: the bits after the leading 1, less i in the three highest.
 
-    And what each lacks relative to itself.
+    Beside each, what it lacks relative to its size.
     """
     exact = [mp.mpf(float.fromhex(first)) * mp.mpf(2) ** (mp.mpf(i) / 8) for i in range(8)]
     kept = [rounded(v, bits) for v in exact]
     errors = [k / v - 1 for k, v in zip(kept, exact, strict=True)]
     apart = (max(errors) - min(errors)) * mp.mpf(2) ** bits
-    print(f"{name}: their errors are {float(apart):.3f} * 2^-{bits} apart, of")
+    print(f"{name}: errors within {float(apart):.3f} * 2^-{bits} of each other; the factor is")
     print(f"    {hex_float(rounded(exact[0] * (1 + (max(errors) + min(errors)) / 2), 53))}")
     for i, (k, v) in enumerate(zip(kept, exact, strict=True)):
         lacks = hex_float(rounded(v / k - 1, bits))
@@ -127,7 +127,7 @@ def powers(name: str, first: str, bits: int) -> None:
 
 
 def divergence_polynomial(degree: int, bits: int, name: str) -> None:
-    """exp(-d) - 1 + d = d^2 q(d) on |d| <= 1."""
+    """Prints q in exp(-d) - 1 + d = d^2 q(d), |d| <= 1."""
 
     def tail(d: mp.mpf) -> mp.mpf:
         return mp.mpf(1) / 2 - d / 6 + d * d / 24 if abs(d) < mp.mpf(10) ** -15 else (mp.exp(-d) - 1 + d) / d**2
@@ -142,7 +142,7 @@ if __name__ == "__main__":
     exp_polynomial(9, 53, "exp, double, powers whole")
     powers("plain powers in floats", "0x1p+0", 24)
     powers("plain powers in doubles", "0x1p+0", 53)
-    # Of all floats, and of 4e8 doubles at random, in [1, 2^(1/8)) those whose products are rounded the most alike.
+    # The factors in [1, 2^(1/8)) whose products are rounded the most alike: of all floats, and of 4e8 random doubles.
     powers("powers in floats", "0x1.16747cp+0", 24)
     powers("powers in doubles", "0x1.113cc3434ccc5p+0", 53)
     log_polynomial(3, 24, "log, short", reach="0.587", factor=2)

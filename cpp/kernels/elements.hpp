@@ -1,4 +1,4 @@
-// The element types in memory, to and from packs.
+// Loads and stores packs of any floating element type.
 #pragma once
 
 #include "half.hpp"
@@ -8,7 +8,7 @@ namespace {
 
 using fastsoftmax::ElementType;
 
-// Of the floating types.
+// The ElementType of a floating type.
 template <class E>
 constexpr ElementType element_type = std::is_same_v<E, Half>       ? ElementType::float16
                                      : std::is_same_v<E, BFloat16> ? ElementType::bfloat16
@@ -23,7 +23,7 @@ FASTSOFTMAX_INLINE Pack<Compute<E>> load(const E* p) {
         return load_halves(p);
 }
 
-// As bfloat16 in the upper half of each lane.
+// Rounds to bfloat16, which is in the upper half of each lane.
 template <bool may_be_nan = true>
 FASTSOFTMAX_INLINE Pack<std::int32_t> rounded_to_bfloat16(Pack<float> a) {
     using Bits = Pack<std::int32_t>;
@@ -45,8 +45,8 @@ FASTSOFTMAX_INLINE void store(E* p, Pack<Compute<E>> a) {
     }
 }
 
-// The first `count` elements (less than a pack, and of halves at least one); the other lanes are `fill`. Nothing beyond
-// is read.
+// Loads the first `count` elements (fewer than a pack; of halves at least one), and `fill` in the other lanes. Reads
+// nothing beyond them.
 template <class E>
 FASTSOFTMAX_INLINE Pack<Compute<E>> load_first(const E* p, std::ptrdiff_t count, Compute<E> fill) {
     if constexpr (std::is_same_v<E, Compute<E>>) {
@@ -70,8 +70,8 @@ FASTSOFTMAX_INLINE void store_first(E* p, Pack<Compute<E>> a, std::ptrdiff_t cou
     }
 }
 
-// The elements that a loop takes at a time, where their order is of no weight: a pack, or of bfloat16 two, those at
-// even positions and those at odd ones, because one operation makes each.
+// The elements that a loop takes at a time if their order does not matter: a pack, or two packs of bfloat16, one of the
+// even positions and one of the odd ones, because each takes only one operation to convert.
 template <class E>
 using Step = Pack<Compute<E>, std::is_same_v<E, BFloat16> ? 2 : 1>;
 
@@ -85,7 +85,7 @@ FASTSOFTMAX_INLINE Step<E> load_step(const E* p) {
     }
 }
 
-// The first `count` elements, at least one and not all; the others are 0. Nothing beyond is read.
+// Loads the first `count` elements, at least one and not all; the others are 0. Reads nothing beyond them.
 template <class E>
 FASTSOFTMAX_INLINE Step<E> load_first_of_step(const E* p, std::ptrdiff_t count) {
     if constexpr (std::is_same_v<E, BFloat16>) {
@@ -117,7 +117,7 @@ FASTSOFTMAX_INLINE void for_packs(const E* x, std::ptrdiff_t begin, std::ptrdiff
     if (i < end) f(load_first(x + i, end - i, fill), i);
 }
 
-// To where there is room for whole packs, and back.
+// Converts elements to the type computed in, at `to`, which has room for whole packs; and back.
 template <class E>
 FASTSOFTMAX_ONCE void read_elements(const E* from, std::ptrdiff_t count, Compute<E>* to) {
     for_packs(from, 0, count, Compute<E>(0),

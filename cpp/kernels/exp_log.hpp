@@ -22,12 +22,13 @@ struct ExpConstants<float> {
     // From |max| = 512 on, x - max is exact wherever exp(x - max) > 2^-190 (Sterbenz), so such a slice subtracts.
     static constexpr float largest_unshifted = 512;
     static constexpr float q[] = {0x1p-1f, 0x1.555c7ap-3f, 0x1.55483cp-5f};
-    // The table holds `factor` times the powers, whose roundings differ by no more than 0.093 * 2^-24; those of the
-    // powers themselves differ by 1.06. So exponentials are `factor` times too large, which cancels in ratios.
+    // The table holds the powers times `factor`. Their relative rounding errors are within 0.093 * 2^-24 of each other,
+    // those of the powers themselves within 1.06 * 2^-24. So exponentials are `factor` times too large, which cancels
+    // in ratios.
     static constexpr double factor = 0x1.16747bf7c5b82p+0;
-    // 2^(i/8), as mantissa bits less i in the three highest.
+    // factor * 2^(i/8): its mantissa bits, less i in the three highest.
     static constexpr std::int32_t powers[] = {0xb3a3e, 0x7d424, 0x59202, 0x48e45, 0x4e5be, 0x6b7da, 0xa26de, 0xf5829};
-    // The powers themselves, and the part of itself that each lacks: for results that are not ratios.
+    // The powers themselves, and what each lacks relative to its size: for results that are not ratios.
     static constexpr std::int32_t plain_powers[] = {0,        -0x46a3e, -0x7c810, -0xa0129,
                                                     -0xafb0d, -0xa98d6, -0x8bb03, -0x53f39};
     static constexpr float plain_lacks[] = {0,
@@ -87,13 +88,13 @@ struct Growth {
     Pack<T, packs> power, growth;
 
     FASTSOFTMAX_INLINE Pack<T, packs> rounded() const { return multiply_add(power, growth, power); }
-    // What rounding loses.
+    // The part that rounding loses.
     FASTSOFTMAX_INLINE Pack<T, packs> lost() const { return multiply_add(power, growth, power - rounded()); }
 };
 
-// factor * exp(x) * 2^(exponent_bias - reference), reference an integer, per lane; if `plain`, without the factor.
-// A result below 2^-126 (float; double 2^-1022), which is 2^-190 (2^-1222) of the largest, has no correct digit, but
-// its error is smaller than that. The result for -inf is 0, for NaN NaN; x may not be +inf.
+// Computes factor * exp(x) * 2^(exponent_bias - reference), with an integer reference in each lane; if `plain`, without
+// the factor. A result below 2^-126 (double 2^-1022), which is 2^-190 (2^-1222) of the largest, has no correct digit,
+// but its error is smaller than that bound. -inf gives 0 and NaN gives NaN; x may not be +inf.
 template <class T, bool plain = false>
 struct Exponential {
     using C = ExpConstants<T>;
@@ -101,7 +102,7 @@ struct Exponential {
     // Adding it leaves (n / 8 - reference + exponent_bias + ieee_bias) * 8 in the last bits: the exponent field of a
     // power of two, then three bits that say which entry of the table it is multiplied by.
     Pack<T> rounder;
-    Pack<T> lowest;  // its exponent field is negative
+    Pack<T> lowest;  // smaller x count as this one, whose exponent field is negative: the result is 0
 
     FASTSOFTMAX_INLINE explicit Exponential(Pack<T> reference) {
         const Pack<T> offset = broadcast(T(C::exponent_bias + C::ieee_bias)) - reference;
@@ -117,9 +118,10 @@ struct Exponential {
     FASTSOFTMAX_INLINE Exponential(const Exponential& all, Pack<Integer<T>> lanes)
         : rounder(permuted(all.rounder, lanes)), lowest(permuted(all.lowest, lanes)) {}
 
-    // Error, once rounded: 1.06 * 2^-24, at 0x1.14d248p+5; without FMA 1.09 * 2^-24, at 0x1.b49b86p+1, and below 2^-120
-    // up to 2^-149 more. Double: 1.15 * 2^-53, of a million at random and those where the reduction changes. Every
-    // float is swept in tests/test_exp_log.py. Before it is rounded: 0.06 * 2^-24, double 0.15 * 2^-53.
+    // Error after rounding: 1.06 * 2^-24, at 0x1.14d248p+5 (tests/test_exp_log.py tries every float); without FMA
+    // 1.09 * 2^-24, at 0x1.b49b86p+1, and up to 2^-149 more for results below 2^-120. Double: 1.15 * 2^-53, among a
+    // million random arguments and those where the reduction changes. Before rounding: 0.06 * 2^-24, double
+    // 0.15 * 2^-53.
     template <int packs>
     FASTSOFTMAX_INLINE Growth<T, packs> operator()(Pack<T, packs> x) const {
         return corrected(x, [](Pack<T, packs> r) __attribute__((always_inline)) { return r; });
@@ -172,7 +174,7 @@ FASTSOFTMAX_ONCE Wide<double> exp_reduced(Wide<double> x, Pack<double> n) {
 struct LogConstants {
     // log(m) = t + t z q(z), t = 2 (m - 1) / (m + 1), z = t^2 / 4, |log2 m| < 0.587; error of the polynomial 2^-33.6.
     static constexpr float short_q[] = {0x1.555554p-2f, 0x1.999be8p-3f, 0x1.23e758p-3f, 0x1.edd056p-4f};
-    // ln2 in two floats, of which the first times an exponent is exact.
+    // ln2 in two floats; the product of the first with an exponent is exact.
     static constexpr float ln2_short = 0x1.62e4p-1f, ln2_rest = 0x1.7f7d1cp-20f;
     // log(m) = 2 s + s^3 q(s^2), s = (m - 1) / (m + 1), m in [sqrt(1/2), sqrt(2)]; error of the polynomial 2^-60.7.
     static constexpr double long_q[] = {0x1.5555555555555p-1, 0x1.999999999999ap-2, 0x1.2492492492493p-2,
@@ -219,19 +221,20 @@ FASTSOFTMAX_ONCE Wide<double> log1p(Wide<double> u) {
     return {select(tiny, u.high, log.high), select(tiny, u.low, log.low)};
 }
 
-// The unit of logarithms of ratios. In it, float keeps digits that a subnormal result would lose.
+// The unit of logarithms of ratios. In this unit, float keeps digits that would be lost if the result is subnormal.
 template <class T>
 constexpr T log_unit = sizeof(T) == 4 ? T(0x1p-64) : T(1);
 
-// log(1 + rest / top) / log_unit, rest >= 0, top an exponential whose reference is its own. To 2^-27.9 where rest / top
-// is above 2^-166, else to the last bit of float; the second part is below 1/50 of the first. NaN where either is NaN.
+// log(1 + rest / top) / log_unit, where rest >= 0 and top is an exponential by its own reference. Error: 2^-27.9 where
+// rest / top is above 2^-166, else the last bit of a float. The second part is below 1/50 of the first. NaN where
+// either is NaN.
 FASTSOFTMAX_INLINE Two<Pack<float>> log1p_ratio(Two<Pack<float>> rest, Two<Pack<float>> top) {
     using C = LogConstants;
     constexpr float unit = log_unit<float>;
     const auto bits = [](Pack<float> x) __attribute__((always_inline)) { return bit_cast<std::int32_t>(x); };
     Two<Pack<float>> sum = two_sum(top.high, rest.high);
     sum.low = sum.low + (top.low + rest.low);
-    // sum = 2^k top m. Bits as a number are a logarithm to base 2, to 0.087.
+    // sum = 2^k top m. Read as an integer, the bits of a float give its logarithm to base 2 with an error of 0.087.
     const Pack<std::int32_t> k = shift_right(bits(sum.high) - bits(top.high) + broadcast<std::int32_t>(1 << 22),
                                              ExpConstants<float>::mantissa_bits);
     const Pack<std::int32_t> field = shift_left(k, ExpConstants<float>::mantissa_bits);
@@ -248,7 +251,7 @@ FASTSOFTMAX_INLINE Two<Pack<float>> log1p_ratio(Two<Pack<float>> rest, Two<Pack<
     const Pack<float> t = difference.high * inverse;
     const Pack<float> t_low = (fma(-t, half.high, difference.high) + (difference.low - t * half.low)) * inverse;
     const Pack<float> s = t * broadcast(unit / 2), z = s * s;
-    // The tail of t; it is nearly t^3 / 12, whose derivative z is near enough for t_low.
+    // The rest of the series in t is nearly t^3 / 12, whose derivative z is near enough for t_low.
     const Pack<float> tail = multiply_add(t_low, z, (t * z) * polynomial(z, C::short_q));
     const Pack<float> rounder = broadcast(ExpConstants<float>::rounder);
     const Pack<float> exponent = bit_cast<float>(k + bits(rounder)) - rounder;

@@ -1,12 +1,12 @@
-// The three sums of exponentials. They are added up alike: in rows, a slice in all lanes, in tiles and lines, a slice a
-// lane.
+// The three sums of exponentials. All loops use them: rows with one slice in all lanes, tiles and lines with a slice in
+// each lane.
 #pragma once
 
 #include "losses.hpp"
 
 namespace {
 
-// Lane i of the result is lane i ^ distance.
+// Lane i of the result is lane i ^ distance of a.
 template <int distance, class T>
 FASTSOFTMAX_INLINE Pack<T> swapped(Pack<T> a) {
     constexpr int width = register_bytes / static_cast<int>(sizeof(T));
@@ -18,16 +18,16 @@ FASTSOFTMAX_INLINE Pack<T> swapped(Pack<T> a) {
     });
 }
 
-// The ways to sum exponentials. Each takes what makes them and scores, of classes from c on that are `step` apart, and
-// returns what the results are made of.
+// The ways to sum exponentials. `add` takes the functor that makes them and packs of scores, whose classes begin with
+// c, c + step, ...; it returns the kept numbers, of which results are made: exponentials or, if sorted, the scores.
 
-// Kept: sums all; the exponentials are kept. `few`: of few classes, a slice in each lane.
+// Kept: adds all exponentials, which are kept for the results. `few`: slices of few classes, one in each lane.
 template <class T, bool few>
 struct KeptSum {
     static constexpr bool keeps = true;
     static constexpr int packs_of_state = few ? 3 : 2;
     PowerSum<T> sum;
-    Pack<T> smallest = broadcast(T(infinity));  // of the exponentials
+    Pack<T> smallest = broadcast(T(infinity));  // exponential
 
     template <class Exp, int packs>
     FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
@@ -38,7 +38,7 @@ struct KeptSum {
         });
         return rounded;
     }
-    // Of one class, the exponential itself.
+    // Takes the exponential of one class.
     FASTSOFTMAX_LONG void take(Growth<T, 1> e, Pack<T> rounded, std::ptrdiff_t) {
         sum.add(e.power, e.growth);
         if constexpr (few) smallest = min(rounded, smallest);
@@ -57,15 +57,16 @@ struct KeptSum {
     }
 };
 
-// Kept, without the exponential of a label: what the others sum up to has all its digits. Lane i is of the class of the
-// pack plus `label` less that: of slices in the lanes, the label of each; of one slice in all lanes, its label less i.
+// Label: adds all exponentials except the label's, so that this sum has all its digits; `keep` also keeps them. A lane
+// holds the label's exponential where `label` equals c. With a slice in each lane, that is its label; with one slice in
+// all lanes, where lane i is of class c + i, it is the slice's label less i.
 template <class T, bool few, bool keep>
 struct LabelSum {
     static constexpr bool keeps = keep;
     static constexpr int packs_of_state = few ? 5 : 3;
     PowerSum<T> sum;
     Pack<Integer<T>> label;
-    Growth<T, 1> of_label = {broadcast(T(0)), broadcast(T(0))};  // of few classes
+    Growth<T, 1> of_label = {broadcast(T(0)), broadcast(T(0))};  // the label's exponential, if classes are few
 
     LabelSum() = default;
     FASTSOFTMAX_INLINE explicit LabelSum(Pack<Integer<T>> label_) : label(label_) {}
@@ -102,24 +103,24 @@ struct LabelSum {
     }
 };
 
-// Each lane holds back its largest score so far.
+// Holds back the largest score so far in each lane.
 template <class T>
 struct Largest {
     Pack<T> largest = broadcast(T(-infinity));
 
-    // The other one of each pair.
+    // Returns the smaller of each score and the one held back; holds back the larger.
     template <int packs>
     FASTSOFTMAX_INLINE Pack<T, packs> held_back(Pack<T, packs> x) {
         Pack<T, packs> smaller;
         unrolled<packs>([&](int k) __attribute__((always_inline)) {
-            // A NaN is summed, and is not the largest.
+            // A NaN is summed, never held back.
             set_part(smaller, k, min(largest, part(x, k)));
             largest = max(part(x, k), largest);
         });
         return smaller;
     }
 
-    // Of one slice in all lanes: the largest of the lanes' largest ends up in each of them, these are the others.
+    // For one slice in all lanes: puts its largest score into every lane, and returns the others that were held back.
     FASTSOFTMAX_INLINE Pack<T> smaller_lanes() {
         Pack<T> others = broadcast(T(-infinity));
         join<Pack<T>::lanes / 2>(others);
@@ -127,8 +128,8 @@ struct Largest {
     }
 
   private:
-    // Pairs that are `distance` lanes apart, then their halves: the smaller ones go to the lanes of `others` from
-    // 0, then from lanes / 2 on, ...
+    // Compares lanes that are `distance` apart, then half as far, and so on. The smaller scores of the first step go to
+    // the lanes of `others` from 0 on, those of the second from lanes / 2 on, ...
     template <int distance>
     FASTSOFTMAX_INLINE void join(Pack<T>& others) {
         const Pack<T> other = swapped<distance>(largest), smaller = min(largest, other);
@@ -139,7 +140,8 @@ struct Largest {
     }
 };
 
-// Of slices in the lanes, each in `lanes` sums: the largest ends up in the first, the others are summed.
+// For slices in the lanes, each with as many sums as a pack has lanes: puts the largest score into the first sum, and
+// adds the exponentials of the others that were held back.
 template <class Exp, class Sum>
 FASTSOFTMAX_INLINE void join_sums(const Exp& exp, Sum* sums) {
     int to = 0;
@@ -151,8 +153,8 @@ FASTSOFTMAX_INLINE void join_sums(const Exp& exp, Sum* sums) {
         }
 }
 
-// Sorted: sums the exponentials of all scores but the largest, which nothing keeps. So the largest of a slice and the
-// rest end up apart, with all their digits, in one pass.
+// Sorted: adds the exponentials of all scores except the largest, and keeps none. So one pass gives the largest score
+// of a slice and the sum of the rest, with all its digits.
 template <class T, bool few>
 struct SortedSum : Largest<T> {
     static constexpr bool keeps = false;
@@ -182,7 +184,7 @@ struct SortedSum : Largest<T> {
     }
 };
 
-// Takes the scores of n classes from c on.
+// Adds the scores of n classes from c on, a pack for each class.
 template <int n, class Exp, class Sum, class T>
 FASTSOFTMAX_INLINE Pack<T, n> add_packs(Sum& sum, const Exp& exp, const Pack<T>* classes, std::ptrdiff_t c) {
     Pack<T, n> scores;

@@ -1,6 +1,6 @@
-// The two exponentials. One has the same reference for every slice, so that nothing has to be known before; whether it
-// was right, the sum tells. Slices that are far from it, few in practice, are computed again by the other, whose
-// reference is each slice's own: it needs the largest score first. So do all where scores enter as quotients.
+// The two exponentials. FixedExponential has one reference for all slices, so nothing has to be known in advance; the
+// sum tells whether it was right. Slices that are far from it, few in practice, are computed again with OwnExponential:
+// a slice's own reference needs the largest score first. With a temperature, all slices have their own.
 #pragma once
 
 #include "statistics.hpp"
@@ -10,26 +10,27 @@ namespace {
 template <class T>
 struct FixedRange;
 
-// Probabilities are right if the sum is within least and most. Exponentials below 2^-126 are 0; over 2^25 they would be
-// probabilities below 2^-151, which round to 0. Both parts of the reciprocal of 2^114 are normal enough: the second
-// loses 2^-12 ULP.
+// Probabilities are right if the sum is between `least` and `most`. Exponentials below 2^-126 become 0; over a sum of
+// 2^25 they would be probabilities below 2^-151, which round to 0. Both parts of the reciprocal of 2^114 are normal
+// enough: the second loses 2^-12 ULP.
 template <>
 struct FixedRange<float> {
     static constexpr float least = 0x1p25f, most = 0x1p114f;
-    // Exponentials are 2^bias times their size: log-sum-exps from -21 to 40 are in range. Large scores are more often
-    // what a network gives than small ones.
+    // Exponentials are 2^bias times their size, so log-sum-exps from -21 to 40 are in range: networks give large scores
+    // more often than small ones.
     static constexpr int bias = 56;
-    // A logarithm needs more for each class: exponentials that became 0 are below 2^-153 of the largest together.
+    // Logarithms need a sum above this for each class: exponentials that became 0 are then together below 2^-153 of it.
     static constexpr float least_of_logs = 0x1p27f;
-    // And a loss, which may be multiplied or summed up: beside a rest of this for each class they are nothing.
+    // For losses, which may be multiplied or added up, the sum of the others must be above this for each class:
+    // exponentials that became 0 are nothing beside it.
     static constexpr float least_rest = 0x1p-100f;
-    // Scores beyond these count as these: their exponentials are 0, or a finite number that is out of range.
+    // Scores are clamped to these, whose exponentials are 0 and a finite number that is out of range.
     static constexpr float lowest = -300, highest = 44;
-    // Slices that begin with a score beyond the first of these are hardly in range, if it is below the second.
+    // A slice whose first score has a size between these two is hardly ever in range.
     static constexpr float far = 60, masked = 9000;
 };
 
-// As for float: exponentials below 2^-1022 are 0, over 2^54 below 2^-1076.
+// As for float: exponentials below 2^-1022 become 0; over 2^54 they would be below 2^-1076.
 template <>
 struct FixedRange<double> {
     static constexpr double least = 0x1p54, most = 0x1p900;
@@ -40,8 +41,8 @@ struct FixedRange<double> {
     static constexpr double far = 110, masked = 9000;
 };
 
-// Slices, with these first scores, that are far without being tried. Scores of a larger size are no measure of the
-// others: they stand for masked classes.
+// Which slices, to judge by their first scores, are far without being tried. A first score of a larger size says
+// nothing about the others: it stands for a masked class.
 template <class T>
 FASTSOFTMAX_INLINE std::uint32_t begins_far(Pack<T> first) {
     const Pack<T> size = max(first, -first);
@@ -53,8 +54,8 @@ FASTSOFTMAX_INLINE bool begins_far(T first) {
     return FixedRange<T>::far < size && size < FixedRange<T>::masked;
 }
 
-// factor * exp(x) * 2^bias, 0 where that is below the normal numbers, as with -inf; NaN for NaN. Errors are
-// those of Exponential.
+// Computes factor * exp(x) * 2^bias; 0 where that would be subnormal, and for -inf; NaN for NaN. Errors are those of
+// Exponential.
 template <class T>
 struct FixedExponential {
     using C = ExpConstants<T>;
@@ -89,10 +90,10 @@ struct FixedExponential {
         }
     }
 
-    // A sum as results take it: that of a slice in range needs no change.
+    // The sum for the results: that of a slice in range needs no change.
     FASTSOFTMAX_INLINE Two<Pack<T>> defined(Two<Pack<T>> sum) const { return sum; }
 
-    // What is exponentiated, in two parts, for logarithms.
+    // The argument of the exponential in two parts, for logarithms.
     struct Argument {
         FASTSOFTMAX_INLINE Argument of_lane(int) const { return {}; }
         FASTSOFTMAX_INLINE Two<Pack<T>> operator()(Pack<T> x) const { return {x, broadcast(T(0))}; }
@@ -102,7 +103,7 @@ struct FixedExponential {
   private:
     // The exponent of the smallest normal power.
     static constexpr T least = 1 - C::ieee_bias - FixedRange<T>::bias;
-    // Adding it leaves eighths.
+    // Adding it rounds to eighths.
     static constexpr T rounder = C::rounder / 8 + (has_scaling ? 0 : FixedRange<T>::bias + C::ieee_bias);
 
     struct Powers {
@@ -117,11 +118,11 @@ struct FixedExponential {
     }
 };
 
-// How a score enters the exponential: (x - shift) / temperature, as two parts where that rounds.
+// Computes the argument of the exponential, (x - shift) / temperature, in two parts because it is rounded.
 template <class T>
 struct Scaling {
     Pack<T> before, shift, after, inverse_high, inverse_low;
-    Pack<T> floor;  // differences below count as this in the second part, so that it stays finite
+    Pack<T> floor;  // in the second part, lower differences count as this, so that it stays finite
 
     Scaling() = default;
     FASTSOFTMAX_ONCE Scaling(Pack<T> shift_, double temperature, Pack<T> lowest) {
@@ -160,8 +161,8 @@ struct Scaling {
     }
 };
 
-// factor * exp((x - shift) / temperature) * 2^(exponent_bias - reference), one slice a lane; scores above `highest`
-// count as that. Errors are those of Exponential.
+// Computes factor * exp((x - shift) / temperature) * 2^(exponent_bias - reference), one slice a lane. Scores above
+// `highest` count as that. Errors are those of Exponential.
 template <class T>
 class ScaledExponential {
   public:
@@ -180,7 +181,7 @@ class ScaledExponential {
         return exp_(high, low);
     }
 
-    // (highest - x) / temperature, rounded twice; of a score whose exponential is 0 it may be less.
+    // (highest - x) / temperature, rounded twice; it may be less where the exponential is 0.
     template <int packs>
     FASTSOFTMAX_INLINE Pack<T, packs> distance(Pack<T, packs> x) const {
         const Pack<T, packs> most = broadcast<T, packs>(T(-4) * FixedRange<T>::lowest);
@@ -188,7 +189,7 @@ class ScaledExponential {
         Pack<T, packs> d;
         unrolled<packs>(
             [&](int k) __attribute__((always_inline)) { set_part(d, k, scaling_.distance(highest_, part(x, k))); });
-        // One that overflows may be of any sign, or NaN.
+        // A difference that overflows may have any sign, or be NaN.
         return min(max(d, broadcast<T, packs>(T(0))), most);
     }
 
@@ -213,14 +214,14 @@ class ScaledExponential {
     }
 };
 
-// The one of each slice whose shift and reference are such that its largest score's exponential is near
+// The exponential with a shift and reference of each slice's own, which put the largest score's exponential near
 // 2^exponent_bias.
 template <class T>
 class OwnExponential : public ScaledExponential<T> {
   public:
     static constexpr bool is_fixed = false;
 
-    // Shift and reference, as the largest score asks for them, and what follows from an infinite one.
+    // The shift and reference for a largest score, and what follows if that is infinite.
     struct Place {
         Pack<T> shift, reference, highest, undefined;
         bool scales;
@@ -232,7 +233,7 @@ class OwnExponential : public ScaledExponential<T> {
             const Mask<T> finite = equal(largest - largest, zero);
             shift = select(within, zero, select(finite, largest, zero));
             reference = select(within, round_to_integer(scaled * broadcast(ExpConstants<T>::log2e)), zero);
-            // In a slice with +inf nothing else counts.
+            // In a slice with +inf no exponential counts; this bound keeps +inf out of them.
             highest = select(finite, largest, zero);
             undefined = select(finite, zero, broadcast(T(__builtin_nan(""))));
             constexpr auto all = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
@@ -240,14 +241,14 @@ class OwnExponential : public ScaledExponential<T> {
         }
     };
 
-    // `largest`: the largest score of each slice that is not NaN.
+    // `largest`: for each slice, its largest score that is not NaN.
     FASTSOFTMAX_INLINE OwnExponential(Pack<T> largest, double temperature)
         : OwnExponential(Place(largest, temperature), temperature) {}
 
     // The largest score, 0 where that is infinite.
     FASTSOFTMAX_INLINE Pack<T> largest() const { return this->highest_; }
 
-    // NaN where the largest score is infinite.
+    // The sum for the results: NaN where the largest score is infinite.
     FASTSOFTMAX_INLINE Two<Pack<T>> defined(Two<Pack<T>> sum) const { return {sum.high + undefined_, sum.low}; }
 
     class Argument {
@@ -266,7 +267,7 @@ class OwnExponential : public ScaledExponential<T> {
         }
 
       private:
-        // A quotient so low that the second part of it is of no weight, and so high that it does not overflow.
+        // The size of a quotient whose second part does not matter, and which does not overflow.
         static constexpr T far = sizeof(T) == 4 ? T(0x1p20) : T(0x1p60);
         bool scales_;
         Scaling<T> scaling_;
@@ -284,7 +285,7 @@ class OwnExponential : public ScaledExponential<T> {
           temperature_(temperature) {}
 };
 
-// Which slices have a sum in range: by references of their own, all.
+// Which slices have a sum in range: all, if their references are their own.
 template <class Exp, class T>
 FASTSOFTMAX_INLINE std::uint32_t lanes_within(Pack<T> sum, T least) {
     if constexpr (Exp::is_fixed)
@@ -293,8 +294,8 @@ FASTSOFTMAX_INLINE std::uint32_t lanes_within(Pack<T> sum, T least) {
         return ~std::uint32_t{0};
 }
 
-// Calls f with a factor in two parts. Without FMA the error of a product is lost where that is subnormal: then the
-// factor is made larger, unless it is large, and the result brought back.
+// Calls f with a factor in two parts. Without FMA, the error of a product is lost where it is subnormal: then the
+// factor is scaled up, unless it is large, and the result scaled back.
 template <class T, class F>
 FASTSOFTMAX_INLINE Pack<T> with_factor(Two<Pack<T>> factor, F f) {
     if constexpr (sizeof(T) == 8 && !has_fma) {
@@ -320,7 +321,7 @@ FASTSOFTMAX_INLINE Pack<T> product(Two<Pack<T>> e, Two<Pack<T>> factor) {
     });
 }
 
-// The power of two that takes a sum or an exponential to where the largest is with a reference of its own.
+// The power of two that scales e, an exponential or a sum, to near 2^exponent_bias, as a slice's own reference would.
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> own_scale(Pack<T> e) {
     using C = ExpConstants<T>;

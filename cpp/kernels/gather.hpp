@@ -1,4 +1,4 @@
-// Elements of any type, stride and byte order to rows and tiles of what a kernel computes in, and back.
+// Converts elements of any type, stride and byte order to rows and tiles of the type computed in, and back.
 #pragma once
 
 #include "elements.hpp"
@@ -38,19 +38,18 @@ FASTSOFTMAX_INLINE T read(const std::byte* p, bool swapped) {
     typename BitsOf<sizeof(E)>::type bits;
     __builtin_memcpy(&bits, p, sizeof bits);
     if (swapped) bits = bytes_reversed(bits);
-    if constexpr (std::is_same_v<E, bool>) return bits != 0;  // a byte may hold anything, a bool not
+    if constexpr (std::is_same_v<E, bool>) return bits != 0;  // a byte may hold anything, a bool may not
     const E element = same_bits<E>(bits);
     if constexpr (std::is_same_v<E, Half> || std::is_same_v<E, BFloat16>)
         return static_cast<T>(to_compute(element));
     else if constexpr (std::is_same_v<E, double> && std::is_same_v<T, float>)
-        // A probability beside float32 logits: one that is not 0 does not become 0.
+        // A float64 probability given with float32 logits: if it is not 0, it must not become 0.
         return element != 0 && static_cast<T>(element) == 0 ? T(0x1p-149f) : static_cast<T>(element);
     else
         return static_cast<T>(element);
 }
 
-// Where a half is to hold what was computed as double, float comes between: both roundings together stay within 0.5001
-// ULP.
+// A half computed in double is rounded to float first; both roundings together stay within 0.5001 ULP.
 template <class E, class T>
 FASTSOFTMAX_INLINE void write(std::byte* p, T value) {
     const E element = from_compute<E>(static_cast<Compute<E>>(value));
@@ -110,7 +109,7 @@ void scatter_row(const T* from, std::ptrdiff_t count, std::byte* to, std::ptrdif
     for (; i < count; ++i) write<E, T>(to + i * stride, from[i]);
 }
 
-// One tile of slices of few classes that are contiguous. There are `slices` more of them, perhaps enough to fill it.
+// Gathers one tile of slices of few classes, which are contiguous. `slices` are left; they may be too few to fill it.
 template <class E, class T>
 FASTSOFTMAX_INLINE void gather_dense(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t slices,
                                      std::ptrdiff_t classes, T* to) {
@@ -147,14 +146,14 @@ FASTSOFTMAX_INLINE void scatter_dense(const T* from, std::ptrdiff_t slices, std:
         scatter_row<E, T>(rows + i * classes, classes, to + i * slice_stride, sizeof(E));
 }
 
-// `classes` classes of `slices` slices to tiles that have `tile_classes`; lanes without a slice hold 0.
+// Gathers `classes` classes of `slices` slices to tiles that have `tile_classes`; lanes without a slice hold 0.
 template <class E, class T>
 void gather_tiles(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
                   std::ptrdiff_t slices, std::ptrdiff_t classes, std::ptrdiff_t tile_classes, T* to) {
     constexpr int lanes = Pack<T>::lanes;
     if constexpr (has_packs<E, T>) {
         if (slice_stride == static_cast<std::ptrdiff_t>(sizeof(E)) && !swapped) {
-            // All slices of a class before the next class: what is contiguous in memory is read so.
+            // All slices of a class before the next class: the order in memory.
             for (std::ptrdiff_t c = 0; c < classes; ++c) {
                 const E* p = reinterpret_cast<const E*>(from + c * class_stride);
                 T* tile = to + c * lanes;

@@ -1,4 +1,4 @@
-// Up to a pack of neighbouring slices, as operations see them: single scores, and the exponentials that are kept.
+// Up to a pack of neighbouring slices, as operations see them: single scores, and the kept numbers.
 #pragma once
 
 #include "exponential_sums.hpp"
@@ -29,7 +29,7 @@ FASTSOFTMAX_INLINE std::uint32_t near_values(const Results& results) {
         return 0;
 }
 
-// Takes the slices in `bits` for far.
+// Marks the slices in `bits` as far.
 template <class Results>
 FASTSOFTMAX_INLINE void set_far(Results& results, std::uint32_t bits) {
     results.near &= ~bits;
@@ -41,7 +41,7 @@ FASTSOFTMAX_INLINE void set_all_far(Results& results) {
     if constexpr (requires { results.near_values; }) results.near_values = 0;
 }
 
-// The first `count` slices of a group.
+// The bits of the first `count` slices of a group.
 FASTSOFTMAX_INLINE std::uint32_t bits_of(int count) { return static_cast<std::uint32_t>((1ull << count) - 1); }
 
 template <class T>
@@ -51,7 +51,7 @@ struct Group {
     int count;
     const std::byte* x;  // scores, with strides in bytes
     std::ptrdiff_t slice_stride, class_stride;
-    T* kept = nullptr;                     // what results are made of
+    T* kept = nullptr;                     // the kept numbers, of which results are made
     std::ptrdiff_t kept_class_stride = 0;  // in elements
     const double* label_score = nullptr;   // of a slice in blocks, whose scores are not at hand
     ElementType type = element_type<T>;    // of the scores
@@ -65,7 +65,7 @@ struct Group {
         return *reinterpret_cast<const T*>(place);
     }
 
-    // Labels of slices in the lanes; of ignored ones, a class that there is not.
+    // The labels of slices in the lanes; for ignored ones, and lanes without a slice, a number that is no class.
     FASTSOFTMAX_INLINE Pack<Integer<T>> labels() const {
         constexpr int lanes = Pack<T>::lanes;
         if (count == lanes) return Classes<T>(run.label + first).few();
@@ -74,7 +74,7 @@ struct Group {
         return Classes<T>(some).few();
     }
 
-    // A sum of slices in the lanes, and of slice i in all lanes.
+    // Empty sums: of slices in the lanes, and of slice i in all lanes.
     template <class Sum>
     FASTSOFTMAX_INLINE Sum sum() const {
         if constexpr (requires { Sum::label; })
@@ -85,7 +85,7 @@ struct Group {
     template <class Sum>
     FASTSOFTMAX_INLINE Sum sum_of(int i) const {
         if constexpr (requires { Sum::label; }) {
-            // No lane gets as far as 0 from a label that is not among these classes.
+            // If the label is not among these classes, every lane is negative and equals no class.
             const std::int64_t position = run.label[first + i] - run.origin;
             const bool among = 0 <= position && position < fastsoftmax::block_classes;
             return Sum(broadcast(static_cast<Integer<T>>(among ? position : -1)) - iota<Integer<T>>());
@@ -94,7 +94,7 @@ struct Group {
         }
     }
 
-    // The scores of labels, 0 without one.
+    // The scores of the labels; 0 for a slice without one.
     FASTSOFTMAX_ONCE Pack<T> scores(const Labels<T>& labels) const {
         if (label_score) return broadcast(static_cast<T>(*label_score));
         T scores[Pack<T>::lanes] = {};
@@ -110,8 +110,8 @@ FASTSOFTMAX_ONCE typename Op::template Results<T, Exp> own_results(const Group<T
     return {group, exp, sums...};
 }
 
-// The results of a group of more than few classes, from what its sums tell. Only those by the fixed reference are
-// compiled in each loop.
+// The results of a group of more than few classes, from its sums. They are inlined in each loop only for the fixed
+// reference.
 template <class Op, class T, class Exp, class... Sums>
 FASTSOFTMAX_INLINE typename Op::template Results<T, Exp> results_from(const Group<T>& group, const Exp& exp,
                                                                       Sums... sums) {

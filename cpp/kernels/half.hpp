@@ -1,5 +1,5 @@
-// One element at a time, to and from the type that it is computed in: float16 and bfloat16 are computed as float and
-// rounded once when stored.
+// Converts single elements to the type that they are computed in, and back: float16 and bfloat16 are computed as float
+// and rounded once when stored.
 #pragma once
 
 #include <type_traits>

@@ -1,4 +1,4 @@
-// What a target offers: one table of functions over plain pointers. The layers above see only this.
+// The interface of a SIMD target: one table of functions over plain pointers. The layers above see nothing else of it.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +13,8 @@ struct BFloat16 {
     std::uint16_t bits;
 };
 
-// An array with one element for each enumerator of Key. Inlined always: a copy compiled for one target must not serve
-// another.
+// An array with one element for each enumerator of Key. Its functions are always inlined, so that no copy compiled for
+// one target serves another.
 template <class Key, class Value, int count>
 struct Table {
     Value values[count];
@@ -23,8 +23,8 @@ struct Table {
     [[gnu::always_inline]] constexpr const Value& operator[](Key key) const { return values[static_cast<int>(key)]; }
 };
 
-// Kernels compute float32 and float64; the others are gathered to one of these, and the floating ones scattered back,
-// except for rows of halves that a kernel reads and writes itself.
+// The types that arrays may have. Kernels compute in float32 or float64; arrays of other types are converted to these,
+// and results to any floating type. But some kernels read and write rows of halves themselves.
 enum class ElementType : int {
     float16,
     bfloat16,
@@ -59,27 +59,27 @@ enum class Operation : int {
 };
 constexpr int operations = 12;
 
-// How many numbers each slice has: none, one, or as many as the slices' own axes have elements.
+// How many numbers an array has for each slice: none, one, or as many as the slices' own axes have elements.
 enum class PerSlice { none, one, own };
 
-// What an operation reads, writes and keeps. The layers above ask this and not which operation it is.
+// What an operation reads, writes and keeps. The layers above look at this, never at which operation it is.
 struct Signature {
     const char* name;
     bool second = false;               // reads a second array with the class axis beside the scores
-    PerSlice labels = PerSlice::none;  // reads labels of each slice, and their coefficients; or picks labels
+    PerSlice labels = PerSlice::none;  // labels of each slice: a loss's, with coefficients, or those picked
     bool output = false;               // writes an array with the class axis
-    bool second_output = false;        // and another one, if there is an array for it
-    PerSlice value = PerSlice::none;   // writes numbers of each slice
-    PerSlice sign = PerSlice::none;    // writes their signs, if there is an array for them
-    double masked_scores = 0;          // what stands for a masked entry of the scores
-    double masked_second = 0;          // and of the second array
+    bool second_output = false;        // and a second one, if the call has an array for it
+    PerSlice value = PerSlice::none;   // writes numbers for each slice
+    PerSlice sign = PerSlice::none;    // and their signs, if the call has an array for them
+    double masked_scores = 0;          // stands for a masked entry of the scores
+    double masked_second = 0;          // and for one of the second array
     double masked_output = 0;          // what a masked entry of the output becomes
-    bool keeps_exponentials = false;   // exponentials may wait where the results will stand
-    bool keeps_both = false;           // those of the scores and of the second array wait in memory of their own
+    bool keeps_exponentials = false;   // exponentials may be kept where the results will be written
+    bool keeps_both = false;           // exponentials of both arrays are kept in memory of their own
     bool rows_of_halves = false;       // reads and writes rows of float16 and bfloat16 itself
-    bool sums_exponentials = false;    // by the fixed reference: then it takes lines, and halves of few classes, itself
-    int state = 0;                     // doubles that tell of a block of a slice
-    // The value where no entry takes part, if the kernel gives NaN there.
+    bool sums_exponentials = false;    // of scores: without a temperature it takes lines and rows of halves itself
+    int state = 0;                     // size of a block's state, in doubles
+    // The value of a slice in which no entry takes part; it replaces the kernel's NaN.
     double value_of_none = __builtin_nan("");
 };
 
@@ -89,94 +89,93 @@ struct Strided {
     std::ptrdiff_t slice_stride = 0, class_stride = 0;
 };
 
-// Memory that is wanted soon, for tiles to have it fetched while they compute: a cache line for each class of each
-// tile.
+// Memory that tiles prefetch while they compute, because it is needed soon: a cache line for each class of each tile.
 struct Ahead {
     const std::byte* data = nullptr;
     std::ptrdiff_t tile_stride = 0, class_stride = 0;
 };
 
-// Neighbouring slices at constant strides, and what one operation needs of them. Arrays of pointers to one value a
-// slice begin at the run's first slice.
+// Neighbouring slices at constant strides, and what an operation needs to know of them. Pointers to per-slice numbers
+// point to those of the run's first slice.
 struct Run {
     std::ptrdiff_t slices = 0;
     std::ptrdiff_t classes = 0;
-    std::ptrdiff_t origin = 0;  // the class that arrays begin with: not the first where the run is a block of a slice
+    std::ptrdiff_t origin = 0;  // the class that arrays begin with; not 0 if the run is a later block of a slice
     double temperature = 1;
-    Strided x;             // scores; of the gradients of the transforms: y or logp
-    Strided dy;            // gradients of the transforms
-    Strided out;           // none for logsumexp, entropy and the loss
-    Strided second_out;    // none unless asked for: the Hessian
-    void* kept = nullptr;  // where rows or lines may keep exponentials
+    Strided x;             // scores; for the gradients of the transforms: y or logp
+    Strided dy;            // the second array: dy, or the scores of q in a divergence
+    Strided out;           // results with the class axis, if there are any
+    Strided second_out;    // the Hessian, if it is asked for
+    void* kept = nullptr;  // memory for exponentials, unless they are kept elsewhere
     bool stream = false;   // the results of all runs are too large for the caches
-    bool measured = true;  // measuring a block has kept its exponentials, from which it can be written
+    bool measured = true;  // false: the block to be written was not measured here, so its exponentials are not kept
     Ahead scores_ahead, dy_ahead, results_ahead;
 
-    double* value = nullptr;  // logsumexp, entropy, or the loss before any reduction
-    double* sign = nullptr;   // of the sum; null: not wanted
-    // Of logsumexp, in place of its value: what the exponentials of each slice sum up to, `parts_of_sums` numbers of
-    // the type computed in, where a class stride leads from one to the next.
+    double* value = nullptr;  // logsumexp, entropy, divergence, or the loss before any reduction
+    double* sign = nullptr;   // of logsumexp's sum; null: not wanted
+    // If not null, logsumexp stores its sums here in place of its value: for each slice `parts_of_sums` numbers of the
+    // type computed in, a class stride apart.
     Strided sums;
     // Cross-entropy: loss = chosen * -log p[label] + sum over classes of terms * -log p; its gradient times `scale`.
-    const std::int64_t* label = nullptr;  // null: only `terms`; an entry that is no class: an ignored slice
+    const std::int64_t* label = nullptr;  // null: only `terms` count; a label that is no class: its slice is ignored
     const double* chosen = nullptr;
-    const double* scale = nullptr;         // only of the gradient
-    const double* exponent = nullptr;      // of a power of two that multiplies it besides; null: none
-    const double* second_scale = nullptr;  // likewise of the Hessian
+    const double* scale = nullptr;         // only for the gradient
+    const double* exponent = nullptr;      // of a power of two that also multiplies the gradient; null: none
+    const double* second_scale = nullptr;  // the same two for the Hessian
     const double* second_exponent = nullptr;
-    const void* terms = nullptr;  // of the type computed in, one a class for all slices; null: none
+    const void* terms = nullptr;  // in the type computed in, one a class; null: none
     double sum_of_terms = 0;
-    bool own_terms = false;  // or one a class for each slice, in rows or tiles as the scores are
+    bool own_terms = false;  // each slice has its own terms, in rows or tiles like the scores
 };
 
-// The state of an operation: what a block of a slice tells of it. Those of all blocks, merged in order, decide every
-// result. Sums are two parts, of which float's results need only the first. Neither this nor the next has a
-// constructor: it would be a weak symbol of every target.
+// The state of an operation after measuring a block of a slice. The states of all blocks, merged in order, determine
+// every result. Sums have two parts; for float the first is enough. Like the three structs below it, this one has no
+// constructor, which would be a weak symbol in every target.
 struct Statistics {
-    double reference;    // of exponentials, the largest score of the slice, unless it is fixed; of the gradients of the
-                         // transforms an integer: their sum is in units of 2^reference
+    double reference;    // the slice's largest score, from which exponentials take their reference, unless it is fixed;
+                         // in the gradients of the transforms an integer: the sum is in units of 2^reference
     double max;          // the largest score of the block that is not NaN
-    double rest[2];      // the sum of the exponentials of all others, or in softmax of all, or of all but the label's
-    double only;         // of softmax: the only exponential that is not 0
-    double weighed[2];   // of the entropy: the sum of exponentials times (the largest score - theirs) / temperature
-    double label_score;  // of a loss: read before anything is written
-    double others[2];    // with a Hessian: the sum of all but the largest score's, where that may be above half of it
-    bool several;        // of softmax: there are several
-    bool near;           // the fixed reference suits it
-    bool value_near;     // or, of a loss, at least its value
+    double rest[2];      // the sum of all others' exponentials; in softmax, of all; in a loss, of all but the label's
+    double only;         // in softmax: the only exponential that is not 0, unless there are several
+    double weighed[2];   // in the entropy: the sum of e (max - x) / temperature, over exponentials e of scores x
+    double label_score;  // in a loss: read before anything is written
+    double others[2];    // with a Hessian: the sum without the largest exponential, if that may be above half of all
+    bool several;        // in softmax: several exponentials are not 0
+    bool near;           // the fixed reference suits the slice
+    bool value_near;     // in a loss: it suits at least the value
 };
 
-// The statistics of a slice of which some pieces are known; an element of a NumPy array. Sums are by the reference of
-// the largest score, and have two parts.
+// The statistics of the pieces of a slice so far; an element of a NumPy array. Sums have two parts, and are by the
+// reference of the largest score.
 struct Total {
-    double max;         // the largest score that is not NaN; NaN: nothing has taken part
+    double max;         // the largest score that is not NaN; NaN: no entry has taken part
     double rest[2];     // the sum of the exponentials of all others
     double sum[2];      // of all, as softmax adds them
-    double weighed[2];  // of the entropy, as in Statistics
-    // Exponentials that are not 0: none, one, or 2 for several; by this reference, and by the fixed one.
+    double weighed[2];  // for the entropy, as in Statistics
+    // How many exponentials are not 0 (2 for several), by this reference and by the fixed one.
     std::int64_t nonzero, near_nonzero;
     std::int64_t classes;
 };
 
-// What a block of a slice tells of its weighed sum: sum * 2^reference * exp(shift), unless something infinite decides.
+// The weighed sum of a block: sum * 2^reference * exp(shift), unless an infinite term decides.
 struct WeighedSum {
     double shift, reference;
     double sum[2];
-    bool some;                // something takes part
+    bool some;                // some term takes part
     bool positive, negative;  // there is an infinite term of that sign
-    bool undefined;           // there is a NaN
+    bool undefined;           // there is a NaN among the terms
 };
 
-// The same sum without rounding: the digits of sum * 2^reference, of 32 bits each with room for what they are to carry,
-// the first of weight 2^-exact_bits. Smaller parts are left out.
+// The same without rounding: `sum` in digits of 32 bits, of which the first has the weight 2^-exact_bits. The digits
+// have room for carries; smaller parts are dropped.
 constexpr int exact_bits = 32768, exact_digits = exact_bits / 32 + 8;
 struct ExactSum {
     double shift, reference;
     std::int64_t digits[exact_digits];
 };
 
-// A slice of more classes than this is summed in blocks of this many, from the first class on: a part of the order of
-// summation, so never to depend on anything. 16384 float32 are half of the smallest second-level cache in use.
+// Slices of more classes are summed in blocks of this many, from the first class on. This is a part of the order of
+// summation, so it must not depend on anything. 16384 floats are half of the smallest second-level cache in use.
 constexpr std::ptrdiff_t block_classes = 16384;
 
 // Slices of at most this many classes go through tiles: a pack holds one class of many slices, where a row would leave
@@ -190,7 +189,7 @@ constexpr std::ptrdiff_t lines_room = 524288;
 // Bytes of rows that are computed together, unless one row has more: half of the smallest first-level cache.
 constexpr std::ptrdiff_t rows_room = 16384;
 
-// Largest score, its exponential, and the sum of all others, the latter two in two parts.
+// The sums of a slice: its largest score, and in two parts each the exponential of that and the sum of all others.
 constexpr int parts_of_sums = 5;
 
 // Up to this many picks are ranked by comparing each with every other one. More are sorted, which is then faster.
@@ -202,15 +201,16 @@ static constexpr std::ptrdiff_t rows_of_both(std::ptrdiff_t classes, std::ptrdif
     return fit < 1 ? 1 : fit < lanes ? fit : lanes;
 }
 
-// Rows of at most this many packs are kept in padded rows of the stack: there, the ends of rows cost most.
+// Exponentials of rows of at most this many packs are kept on the stack, in rows padded to whole packs: in rows this
+// short, partial packs cost the most.
 constexpr std::ptrdiff_t most_padded_packs = 13;
 
 // One long row, the run's only slice, in blocks that threads may share. Each block is measured, the blocks are merged
-// in order, the slice's own numbers are concluded, and each block is written. A block has `count` classes and begins
-// with the run's origin. If the output is another row than the scores, or of halves if there is room in run.kept,
-// measuring may leave exponentials there for writing to use.
+// in order, the slice's own numbers are concluded, and each block is written. A block is the `count` classes from the
+// run's origin on. Measuring may keep exponentials for writing: in the output, if that is another row than the scores;
+// for halves in run.kept, unless it is null.
 struct Blocks {
-    // The largest score of a block. The reference of a slice is that of all its blocks; null: it needs none.
+    // Returns the largest score of a block; that of all blocks is the slice's reference. Null: no reference is needed.
     double (*largest)(const Run&, std::ptrdiff_t count);
     Statistics (*measure)(const Run&, double reference, std::ptrdiff_t count);
     void (*merge)(const Run&, Statistics& left, const Statistics& right);
@@ -222,14 +222,13 @@ struct Blocks {
 struct Kernel {
     Signature signature;
 
-    // Slices whose elements are of a type, in place; null: they are gathered first. In rows the classes are contiguous,
-    // in lines neighbouring slices.
+    // Slices of each element type in place; null: these are gathered first. In rows the classes are contiguous, in
+    // lines the neighbouring slices.
     Table<ElementType, void (*)(const Run&), floating_types> rows, lines;
-    // Slices in tiles, of float or double: a pack of slices at a time, class by class. Results take the place of
-    // scores.
+    // Tiles of float or double: a pack of slices at a time, class by class. Results take the place of the scores.
     Table<ElementType, void (*)(const Run&), floating_types> tiles;
-    // Rows in blocks, with the fixed reference, unless the target does without, so that the slice may turn out to be
-    // far from it; and without.
+    // Rows in blocks: by the fixed reference, if the target and the operation use it, after which the slice may turn
+    // out to be far from it; and by the slice's own reference, or none.
     Table<ElementType, Blocks, floating_types> near_blocks, blocks;
 };
 
@@ -239,29 +238,29 @@ struct WeighedKernel {
     WeighedSum (*measure)(const double* x, const double* b, std::ptrdiff_t count);
     void (*merge)(WeighedSum& left, const WeighedSum& right);
     void (*conclude)(const WeighedSum&, double* log, double* sign);
-    // Where a sum is nothing beside its terms: add each block, round.
+    // For a sum that is nothing beside its terms: add each block exactly, then round.
     void (*add_exactly)(ExactSum& sum, const double* x, const double* b, std::ptrdiff_t count);
     WeighedSum (*round_exact)(ExactSum& sum);
 };
 
-// Totals of pieces.
+// The functions for totals of pieces.
 struct PiecesKernel {
     Signature signature;
-    // Softmax adds all exponentials of a block, the entropy all except the largest. `near_all`: softmax by the fixed
-    // reference.
+    // Blocks measured and merged as in softmax, which adds all exponentials; as in the entropy, which adds all except
+    // the largest; and as in softmax by the fixed reference.
     Table<ElementType, Blocks, floating_types> all, rest, near_all;
     // Rescales a total to the reference of a score that is at least as large as its largest.
     Table<ElementType, void (*)(Total&, double largest, double temperature), floating_types> raise;
-    // A total as the statistics of a slice with a reference of its own, or with the fixed one, by which its sums may be
-    // out of range. `all`: as softmax needs them; else as the others do.
+    // Convert a total to the statistics of a slice, by a reference of its own or by the fixed one, which may put its
+    // sums out of range. `all`: as softmax needs them; otherwise as all other operations do.
     Table<ElementType, Statistics (*)(const Total&, bool all, double temperature), floating_types> own, near;
-    // Converts the exponentials of float to those of double.
+    // Converts a total of exponentials in float to one of exponentials in double.
     void (*widen)(Total&, double temperature);
 };
 
-// Keys: scores as integers in the same order, which selection by histogram counts in.
+// Keys: scores as integers in the same order. The histograms of selection have ranges of keys for bins.
 
-// Equal scores, 0 and -0 among them, have equal keys. Not of NaN.
+// The key of a score, which must not be NaN. Equal scores, also 0 and -0, have equal keys.
 [[gnu::always_inline]] constexpr std::int64_t key_of(float x) {
     const auto bits = __builtin_bit_cast(std::int32_t, x + 0.0f);
     return bits ^ (bits >> 31 & INT32_MAX);
@@ -282,7 +281,7 @@ template <class T>
     }
 }
 
-// Of keys that may be further apart than int64 holds.
+// The distance of two keys, which int64 may not hold, and the key at a distance.
 [[gnu::always_inline]] constexpr std::uint64_t keys_between(std::int64_t from, std::int64_t to) {
     return static_cast<std::uint64_t>(to) - static_cast<std::uint64_t>(from);
 }
@@ -290,9 +289,9 @@ template <class T>
     return static_cast<std::int64_t>(static_cast<std::uint64_t>(key) + keys);
 }
 
-// Scores of a range of keys, in as many bins of 2^shift keys as it takes.
+// A range of keys, cut into bins of 2^shift keys.
 struct Bracket {
-    std::int64_t low, high;  // both are within
+    std::int64_t low, high;  // both are in the range
     int shift;
     int weight_bits;  // an exponential weighs less than 2^weight_bits
 };
@@ -307,11 +306,11 @@ struct Truncation {
     double top_p = 1, min_p = 0;
 };
 
-// A sum that is short of another by rounding alone reaches it: this times it.
+// A sum that reaches this fraction of another counts as reaching it, because rounding may make it fall short.
 template <class T>
 constexpr double sums_reach = 1 - (sizeof(T) == 4 ? 0x1p-21 : 0x1p-46);
 
-// What sampling needs of blocks of scores of T.
+// What sampling does with blocks of scores of T; see operations/sampling.hpp.
 template <class T>
 struct Sampling {
     using Weigh = std::int64_t(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
@@ -334,7 +333,7 @@ struct SamplingKernel {
     Sampling<double> in_double;
 };
 
-// Elements of any type to rows and tiles of T, and back. Strides in bytes.
+// Convert elements of any type to rows and tiles of T, and back. Strides are in bytes.
 template <class T>
 struct Conversions {
     Table<ElementType,
@@ -356,8 +355,8 @@ struct Conversions {
         scatter_tiles;
 };
 
-// Of neighbouring slices of elements of any type, those at `numbers` labels of each; NaN at one that is no class, and
-// then false. Strides in bytes.
+// Gathers the scores at `numbers` labels of each of some neighbouring slices, of any type. A label that is no class
+// gives NaN; the function then returns false. Strides are in bytes.
 using GatherAt = bool (*)(const std::byte* from, std::ptrdiff_t slice_stride, std::ptrdiff_t class_stride, bool swapped,
                           std::ptrdiff_t slices, std::ptrdiff_t classes, const std::int64_t* labels,
                           std::ptrdiff_t numbers, double* to);
@@ -370,14 +369,15 @@ struct Pick {
 
 // The scores of a slice that passed a threshold, class after class.
 struct Picks {
-    Pick* begin;  // and one more
+    Pick* begin;  // there is memory for one more than `room`
     std::ptrdiff_t count, room;
     double threshold;  // to be exceeded
 };
 
-// Selection of the largest scores of a block, whose packs are taken in groups: the largest of each lane of each group,
-// of the type computed in; a threshold that at least k of these pass, or the one given; and the scores that pass it,
-// from a group on, up to the group that is returned, behind the last unless there was no room.
+// Selects the largest scores of a block, whose packs are taken in groups. `largest_of_groups` gives the largest score
+// of each lane of each group, in the type computed in. `raised` gives a threshold that at least k of these pass, or the
+// given one if fewer pass that. `pick` adds the scores that pass it, beginning with a group; it returns the group for
+// which there was no room, or the number of groups.
 struct Selection {
     Table<ElementType, void (*)(const void* x, std::ptrdiff_t count, std::ptrdiff_t group, void* largest),
           floating_types>
@@ -390,10 +390,10 @@ struct Selection {
                              std::ptrdiff_t origin, std::ptrdiff_t first_group, Picks& picks),
           floating_types>
         pick;
-    // The labels of the k largest, largest first, of at most `most_ranked` picks in the order of their labels.
+    // Gives the labels of the k largest picks, largest first. There are at most `most_ranked` picks, ordered by label.
     Table<ElementType, void (*)(const Picks&, std::ptrdiff_t k, std::int64_t* labels), floating_types> rank;
-    // The k largest scores, and their labels, of the first `count` slices of a tile. From one pick of a slice to its
-    // next it is `step` numbers.
+    // Gives the k largest scores and their labels for the first `count` slices of a tile. Successive picks of a slice
+    // are `step` numbers apart.
     Table<ElementType,
           void (*)(const void* tile, std::ptrdiff_t classes, int count, std::ptrdiff_t k, std::ptrdiff_t step,
                    double* scores, std::int64_t* labels),
@@ -401,7 +401,8 @@ struct Selection {
         largest_of_tile;
 };
 
-// The bare functions in T, for the tests of their error. What exp gives is as many times too large as it returns.
+// exp and log1p in T by themselves, for the tests of their error. Results of exp are too large by the factor that it
+// returns.
 template <class T>
 struct Functions {
     double (*exp)(const T* x, std::ptrdiff_t count, T* to);
@@ -418,8 +419,8 @@ struct Kernels {
     Conversions<double> to_double;
     Table<ElementType, GatherAt, element_types> gather_at;
     Selection selection;
-    // From the sums of a run's slices: the log-probabilities of `numbers` scores of each, which follow each other or,
-    // with a step, are so far apart. Both arrays have a pack more.
+    // Computes log-probabilities of `numbers` scores of each slice from the sums of a run's slices. The numbers of a
+    // slice follow each other if `step` is 0, else they are `step` apart. Both arrays have room for a pack more.
     Table<ElementType,
           void (*)(const Run&, std::ptrdiff_t numbers, std::ptrdiff_t step, const double* scores, double* results),
           floating_types>

@@ -5,7 +5,7 @@
 
 namespace {
 
-// A class of each slice of a pack.
+// One class for each slice of a pack.
 template <class T>
 class Classes {
   public:
@@ -13,7 +13,7 @@ class Classes {
         for (int i = 0; i < parts; ++i) part_[i] = load_pack<std::int64_t>(index + i * Pack<std::int64_t>::lanes);
     }
 
-    // Where there are so few that a lane of T holds one.
+    // The classes as integers as wide as T, which must be able to hold them.
     FASTSOFTMAX_INLINE Pack<Integer<T>> few() const {
         if constexpr (parts == 2)
             return to_int32(joined(part_[0], part_[1]));
@@ -26,12 +26,12 @@ class Classes {
     Pack<std::int64_t> part_[parts];
 };
 
-// A class of each slice, of which there are few.
+// One class for each slice, as integers as wide as T, to be compared with a class.
 template <class T>
 class Positions {
   public:
     FASTSOFTMAX_INLINE explicit Positions(const std::int64_t* classes) : positions_(Classes<T>(classes).few()) {}
-    // The slices of which it is class c.
+    // The slices whose class is c.
     FASTSOFTMAX_INLINE Mask<T> at(std::ptrdiff_t c) const {
         return equal(positions_, broadcast(static_cast<Integer<T>>(c)));
     }
@@ -45,7 +45,7 @@ template <class T>
 struct Labels {
     static constexpr int lanes = Pack<T>::lanes;
     std::int64_t index[lanes];  // negative: none
-    bool given;                 // otherwise none is an ignored slice
+    bool given;                 // whether the run has labels; if not, no slice is ignored
     bool any_ignored;
     Doubles<T> chosen;
 
@@ -62,7 +62,7 @@ struct Labels {
             for (int i = 0; i < count; ++i) index[i] = run.label[first + i];
             chosen = load_doubles<T>(run.chosen + first, count);
         }
-        // The sign of an index, or of what the last class has over it.
+        // The sign bit is set if an index is negative or above the last class.
         std::uint64_t signs = 0;
         const auto last = static_cast<std::uint64_t>(run.classes - 1);
         for (int i = 0; i < count; ++i) {

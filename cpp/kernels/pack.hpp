@@ -4,12 +4,12 @@
 // A kernel is written once for this width, so each target does the same arithmetic in the same order and, where it has
 // FMA, gives the same bits. The folder pack/ has a file for each instruction set, with the same primitives in each:
 //
-//   Register<T>, Pack<T, n>; has_fma
+//   Register<T>, register_bytes, Pack<T, n>; has_fma; has_scaling, and if it is true scaled, fma_or_zero
 //   FASTSOFTMAX_LONG: before functions that are inlined only where an fma is one instruction
 //   fma, max, min, look_up, lane_bits, first_to_double, second_to_double, to_float: of a register
-//   permuted; load_first_lanes (of 16-bit numbers, too), store_first_lanes; load_halves, store_halves,
-//   store_upper_halves: of a pack Four, load_four, load_first_of_four, multiply_add, joined: four numbers at a time,
-//   for sums
+//   permuted; load_first_lanes (of 16-bit numbers, too), store_first_lanes; stream_pack, finish_streams; load_halves,
+//   store_halves, store_upper_halves: of a pack
+//   Four, load_four, load_first_of_four, multiply_add, joined: four numbers at a time, for sums
 //
 // Everything else is written once, here, on top of these.
 #pragma once
@@ -205,7 +205,7 @@ FASTSOFTMAX_INLINE Pack<float> to_float(Pack<double, 2> d) {
         [&]<int i>() __attribute__((always_inline)) { return to_float(d.r[2 * i], d.r[2 * i + 1]); });
 }
 
-// The last bits of each integer: of a mask, the mask.
+// The lower half of each integer. A mask remains a mask.
 FASTSOFTMAX_INLINE Pack<std::int32_t> to_int32(Pack<std::int64_t, 2> a) {
     const Pack<std::int32_t, 2> halves = bit_cast<std::int32_t>(a);
     using Lanes = std::make_index_sequence<register_bytes / sizeof(std::int32_t)>;
@@ -258,7 +258,7 @@ FASTSOFTMAX_INLINE T fold_sum(Pack<T> a) {
     return fold(a, [](auto x, auto y) __attribute__((always_inline)) { return x + y; });
 }
 
-// In each 2 * span lanes, of a and of b alike, adds the lower half to the upper; the sums of a and of b take turns.
+// Adds the halves of each 2 * span lanes, in a and in b. In the result, spans of a's and b's sums take turns.
 template <int span, class R, std::size_t... i>
 FASTSOFTMAX_INLINE R halves_added(R a, R b, std::index_sequence<i...>) {
     constexpr int width = sizeof...(i);
@@ -308,7 +308,7 @@ FASTSOFTMAX_INLINE std::uint32_t equal_bits(Pack<T> a, Pack<T> b) {
     return lane_bits(equal(a, b));
 }
 
-// For code that runs once a slice.
+// Lane i of a; for code that runs only once a slice.
 template <class T, int packs>
 FASTSOFTMAX_INLINE T lane(const Pack<T, packs>& a, int i) {
     constexpr int width = register_bytes / static_cast<int>(sizeof(T));

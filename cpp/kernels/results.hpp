@@ -1,11 +1,11 @@
-// From exponentials, scores and the statistics of their slices to results, a pack at a time. All loops share these.
+// Makes results from exponentials, scores and the statistics of their slices, a pack at a time. All loops share these.
 #pragma once
 
 #include "exponentials.hpp"
 
 namespace {
 
-// Of a pack of slices: minus the log-probability of the largest entry.
+// Minus the log-probability of the largest entry, for each slice of a pack.
 template <class T>
 class LogTotal {
   public:
@@ -26,8 +26,8 @@ class LogTotal {
     FASTSOFTMAX_INLINE static Pack<T> unit() { return broadcast(log_unit<T>); }
 };
 
-// e -> numerator * e / sum, by a reciprocal in two parts: as good as dividing, to 2^-46 (double 2^-100) before
-// rounding.
+// Maps e to numerator * e / sum, by a reciprocal in two parts. This is as good as a division: the error before rounding
+// is 2^-46 (double 2^-100).
 template <class T>
 struct Probability {
     Two<Pack<T>> factor;
@@ -42,14 +42,14 @@ struct Probability {
 
     FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e) const { return product(e, factor); }
 
-    // Less a term.
+    // numerator * e / sum - term.
     FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e, Pack<T> term) const {
         return fma(e, factor.high, fma(e, factor.low, -term));
     }
 };
 
-// Slices whose largest entry has a probability above 1/2. What would cancel is computed apart for that entry; below,
-// the general formulas are as good, and give equal entries equal results.
+// Which slices have a largest entry whose probability is above 1/2. For that entry, the difference that would cancel is
+// computed in another way. Below 1/2 the general formulas are as good, and give equal entries equal results.
 template <class T>
 FASTSOFTMAX_INLINE Mask<T> dominant(const Measured<T>& m) {
     return less(m.rest.high, m.top.high);
@@ -68,13 +68,13 @@ struct Dominance {
     FASTSOFTMAX_INLINE Dominance(const Dominance& all, int i)
         : max(spread(all.max, i)), log_probability(spread(all.log_probability, i)) {}
 
-    // Of score x; `general`: what it is otherwise.
+    // The log-probability of score x; `general`: what it is if x does not dominate.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> general) const {
         return select(equal(x, max), log_probability, general);
     }
 };
 
-// x -> (x - shift) / temperature - log-sum-exp, one slice a lane. Error: 1.6 ULP, for entries that do not dominate.
+// Maps x to (x - shift) / temperature - log-sum-exp, one slice a lane. Error: 1.6 ULP, unless the entry dominates.
 template <class T, class Argument>
 struct LogProbability {
     Argument argument;
@@ -98,7 +98,7 @@ FASTSOFTMAX_ONCE Doubles<T> log_sum_exp(const Measured<T>& m) {
     const Mask<T> infinite = equal(max(m.max, -m.max), broadcast(T(infinity)));
     const LogTotal<T> log(m);
     Two<Pack<T>> finite = Two<Pack<T>>{m.max, broadcast(T(0))} + log.in_two();
-    // Both parts of a subnormal logarithm are rounded; beside a largest entry of 0 that would show.
+    // Both parts of a subnormal logarithm are rounded, which would show if the largest entry is 0.
     const Mask<T> zero = equal(m.max, broadcast(T(0)));
     finite = {select(zero, log.rounded(), finite.high), select(zero, broadcast(T(0)), finite.low)};
     // An infinite maximum is the result, unless there is a NaN, which `rest` then holds.
@@ -106,7 +106,7 @@ FASTSOFTMAX_ONCE Doubles<T> log_sum_exp(const Measured<T>& m) {
                                          select(infinite, broadcast(T(0)), finite.low)}));
 }
 
-// log-sum-exp of slices from `first` of the run on, and the signs of the sums.
+// Stores the log-sum-exp of slices from `first` of the run on, and the signs of the sums.
 template <class T>
 FASTSOFTMAX_INLINE void conclude_logsumexp(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m) {
     double* logs = run.value + first;
@@ -116,7 +116,7 @@ FASTSOFTMAX_INLINE void conclude_logsumexp(const Run& run, std::ptrdiff_t first,
             run.sign[first + i] = logs[i] != logs[i] ? __builtin_nan("") : logs[i] == -infinity ? 0 : 1;
 }
 
-// -log p of an entry with score x; `log`: that of the total.
+// -log p of an entry with score x; `log`: -log p of the largest entry.
 template <class T>
 FASTSOFTMAX_INLINE Doubles<T> minus_log_probability(const Measured<T>& m, Pack<T> x, Wide<T> log, double temperature) {
     if constexpr (sizeof(T) == 4)
@@ -135,20 +135,20 @@ FASTSOFTMAX_INLINE Doubles<T> minus_log_probability(const Measured<T>& m, Pack<T
     }
 }
 
-// The gradient at the label and at the largest entry, where total * p and what is subtracted from it would cancel, of
-// any scale.
+// The gradient at the label and at the largest entry, where total * p and the weight subtracted from it would cancel.
+// The scale may be any.
 template <class T>
 struct GradientEnds {
     Pack<T> at_label, at_max;
 
-    // `total`: weight of the whole slice; `label`, `largest`: what is subtracted there; all times `scale`.
+    // `total`: weight of the whole slice; `label`, `largest`: weights subtracted at these; all are times `scale`.
     FASTSOFTMAX_INLINE GradientEnds(const Measured<T>& m, const Probability<T>& probability, Pack<T> label_exponential,
                                     Doubles<T> total, Doubles<T> label, Doubles<T> largest, Doubles<T> scale) {
         const Wide<T> inverse = widen(probability.factor);
         const Wide<T> p = widen(total) * (widen(label_exponential) * inverse);
         at_label = narrow(scale * to_doubles(p - widen(label)));
-        // total p - largest = (total - largest) - total (1 - p), where 1 - p may be too small for a number that the
-        // scale makes large again: a small sum is scaled first, a large one, which that might take too far, last.
+        // total p - largest = (total - largest) - total (1 - p), where 1 - p may be too small a number until the scale
+        // makes it large again. So a small sum is scaled first, but last a large one, which that might take too far.
         const Doubles<T> scaled = total * scale;
         const Wide<T> weight = widen(scaled);
         const Mask<T> large = less(broadcast(T(1)), m.rest.high);
@@ -157,7 +157,7 @@ struct GradientEnds {
         if constexpr (sizeof(T) == 4) {
             others = widen(m.rest) * first * last;
         } else {
-            // What is subnormal in the end is rounded there, once.
+            // Raised meanwhile, so that a result that is subnormal in the end is rounded once, there.
             const Mask<T> may_rise = less(max(scaled, -scaled), broadcast(0x1p500));
             const Pack<double> one = broadcast(1.0),
                                raise = select(large, one, select(may_rise, broadcast(0x1p300), one));
@@ -167,14 +167,14 @@ struct GradientEnds {
     }
 };
 
-// Gradients times the power of two that their factor lacks.
+// Multiplies gradients by the power of two that their factor lacks.
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> raised(Pack<T> gradient, Doubles<T> exponent) {
     return narrow(times_power(to_doubles(gradient), exponent));
 }
 
-// Slices whose gradients have a factor that two numbers of T do not hold: both parts are no normal numbers with room
-// for what they multiply; but 0 stays 0.
+// Which slices have a factor that two numbers of T cannot hold: it, or its products, would leave the range of normal
+// numbers. A factor of exactly 0 is not among these.
 template <class T>
 FASTSOFTMAX_INLINE Mask<T> wide_lanes(Doubles<T> exact, Pack<T> factor) {
     constexpr T least = sizeof(T) == 4 ? T(0x1p-100) : T(0x1p-900), most = sizeof(T) == 4 ? T(0x1p100) : T(0x1p830);
@@ -184,14 +184,14 @@ FASTSOFTMAX_INLINE Mask<T> wide_lanes(Doubles<T> exact, Pack<T> factor) {
     return lane_bits(others) == 0 ? none : select(is_zero(exact), none, others);
 }
 
-// All by value, so that what is in registers stays there.
+// GradientEnds, compiled once. Arguments go by value, so that what is in registers stays there.
 template <class T>
 FASTSOFTMAX_ONCE GradientEnds<T> wide_ends(const Measured<T>& m, Probability<T> unscaled, Pack<T> e, Doubles<T> total,
                                            Doubles<T> label, Doubles<T> largest, Doubles<T> scale) {
     return {m, unscaled, e, total, label, largest, scale};
 }
 
-// A gradient by way of a probability in double, with a rounding of its own.
+// The gradient of a slice in wide_lanes, by way of a probability in double, which is rounded first.
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> wide_gradient(Pack<T> e, Pack<T> term, Doubles<T> total, Doubles<T> scale,
                                          const Probability<T>& unscaled) {

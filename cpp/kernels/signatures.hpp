@@ -39,7 +39,7 @@ constexpr Signature signature<Operation::logsumexp> = {.name = "logsumexp",
                                                        .sums_exponentials = true,
                                                        .state = statistics_state};
 
-// The scores of the gradients are y and logp: a masked entry is a probability of 0.
+// For the gradients of the transforms, the scores are y or logp; a masked entry has probability 0.
 template <>
 constexpr Signature signature<Operation::softmax_grad> = {
     .name = "softmax_grad", .second = true, .output = true, .rows_of_halves = true, .state = statistics_state};
@@ -79,7 +79,7 @@ constexpr Signature signature<Operation::entropy> = {.name = "entropy",
                                                      .state = statistics_state,
                                                      .value_of_none = 0};
 
-// Slices are summed as for logsumexp. There are as many results as labels, and they are scattered some at a time.
+// Slices are summed as for logsumexp. There are as many results as labels; they are scattered a part at a time.
 constexpr Signature picks_signature(const char* name) {
     return {.name = name,
             .labels = PerSlice::own,
@@ -115,7 +115,7 @@ constexpr Signature weighed_signature = {.name = "weighed_logsumexp",
                                          .masked_scores = -infinity,
                                          .state = sizeof(fastsoftmax::WeighedSum) / sizeof(double)};
 
-// A total is all that is written.
+// Only totals are written.
 constexpr Signature pieces_signature = {.name = "pieces",
                                         .value = PerSlice::one,
                                         .masked_scores = -infinity,

@@ -1,4 +1,4 @@
-// What is known of slices, and the rows that they are.
+// The rows of a run, and the sums that are known of slices.
 #pragma once
 
 #include "signatures.hpp"
@@ -28,8 +28,8 @@ struct Rows {
     }
 };
 
-// Division by the temperature in steps, so that nothing overflows that the quotient does not: scores times `before`,
-// their difference times `after` (powers of two, one of them 1), over `rest`, whose reciprocal is a normal number.
+// Divides by the temperature in steps, so that nothing overflows unless the quotient does: scores times `before`, their
+// difference times `after` (powers of two, one of them 1), over `rest`, whose reciprocal is a normal number.
 struct Temperature {
     double before = 1, after = 1, rest = 1;
 
@@ -55,7 +55,7 @@ FASTSOFTMAX_INLINE Pack<double, packs> power_of_two(Pack<double, packs> k) {
     return bit_cast<double>(shift_left(bit_cast<std::int64_t>(field), 52));
 }
 
-// a * 2^k for integers k, rounded once: by three powers of two, the smallest steps first. A k beyond 3000 counts as
+// a * 2^k for integers k, rounded once: in three steps, the smallest power of two first. A k beyond 3000 counts as
 // 3000.
 template <int packs>
 FASTSOFTMAX_INLINE Pack<double, packs> times_power(Pack<double, packs> a, Pack<double, packs> k) {

@@ -22,7 +22,7 @@ FASTSOFTMAX_INLINE void add_product_to(Wide<double>& sum, Doubles<double> x, Dou
     sum.low = sum.low + fma(x, y, -product);
 }
 
-// The partial sums of one slice.
+// Folds the partial sums of one slice.
 FASTSOFTMAX_INLINE Two<double> folded(Wide<float> partial) {
     return {fold_sum(part(partial, 0) + part(partial, 1)), 0};
 }
@@ -38,7 +38,7 @@ FASTSOFTMAX_ONCE Two<double> folded(Wide<double> partial) {
     return parts[0];
 }
 
-// The sum of one slice, as if every lane had a slice with this sum.
+// Puts the sum of one slice into every lane.
 template <class T>
 FASTSOFTMAX_INLINE Wide<T> in_all_lanes(Two<double> sum) {
     if constexpr (sizeof(T) == 4)
@@ -47,7 +47,7 @@ FASTSOFTMAX_INLINE Wide<T> in_all_lanes(Two<double> sum) {
         return {broadcast(sum.high), broadcast(sum.low)};
 }
 
-// Those of as many slices as a pack has lanes, an element each.
+// Folds the partial sums of as many slices as a pack has lanes: `partial[i]` has those of slice i.
 FASTSOFTMAX_ONCE Wide<float> folded(const Wide<float> (&partial)[Pack<float>::lanes]) {
     constexpr int lanes = Pack<float>::lanes;
     Pack<double> sums[lanes];
@@ -66,7 +66,7 @@ FASTSOFTMAX_ONCE Wide<double> folded(const Wide<double> (&partial)[Pack<double>:
     return {load_pack<double>(high), load_pack<double>(low)};
 }
 
-// The first `count` partial sums of as many slices, a slice in each lane.
+// Folds `count` partial sums of as many slices as a pack has lanes: each pack has one of every slice.
 FASTSOFTMAX_ONCE Wide<float> folded(Wide<float>* partial, int count) {
     for (count /= 2; count > 0; count /= 2)
         for (int i = 0; i < count; ++i) partial[i] = partial[i] + partial[i + count];
@@ -81,7 +81,7 @@ FASTSOFTMAX_ONCE Wide<double> folded(Wide<double>* partial, int count) {
             partial[i] = partial[i] + partial[i + count];
             plain[i] = plain[i] + plain[i + count];
         }
-    // As above: an infinite sum is the plain one.
+    // As above: if the sum is infinite, the plain one is right.
     const Pack<double> zero = broadcast(0.0);
     const Mask<double> finite = equal(partial[0].high - partial[0].high, zero);
     return select(finite, partial[0], Wide<double>{plain[0], zero});
@@ -93,7 +93,7 @@ FASTSOFTMAX_INLINE int partial_sums(std::ptrdiff_t classes) {
     return classes <= fastsoftmax::few_classes ? 1 : Pack<T>::lanes;
 }
 
-// The sum of a row, or of products.
+// Sums a row, or the products of two rows.
 template <class T>
 struct Accumulator {
     Wide<T> sum = widen(broadcast(T(0)));
@@ -103,7 +103,7 @@ struct Accumulator {
     FASTSOFTMAX_INLINE Two<double> total() const { return folded(sum); }
 };
 
-// The same sums of the slices of a tile.
+// Sums the slices of a tile in the same way.
 template <class T>
 class TileSum {
   public:
@@ -124,8 +124,8 @@ class TileSum {
 // How many terms are added to a lane of a sum before its errors are carried over.
 constexpr std::ptrdiff_t terms_to_carry = 8;
 
-// A sum of exponentials, in the same order but cheaper: the powers, by Knuth's two-sum, and beside them the errors of
-// that and what the powers grow by, which are carried over before their own rounding counts. Error: 0.18 * 2^-24
+// A sum of exponentials, in the same order but cheaper. `sum` adds the powers by Knuth's two-sum. `low` adds the errors
+// of that and the products power * growth, and is carried over before its own rounding counts. Error: 0.18 * 2^-24
 // (double 2^-53) of the sum, from adding eight growths of 0.044.
 template <class T>
 struct PowerSum {

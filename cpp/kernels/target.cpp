@@ -1,5 +1,5 @@
-// Compiled once per target with its own flags; FASTSOFTMAX_TARGET_NAME is the target's name. Everything but the table
-// is local to the file, so that the linker can never take another target's copy.
+// Compiled once for each target, with its own flags; FASTSOFTMAX_TARGET_NAME is its name. Everything except the table
+// is local to this file, so that the linker can never take another target's copy.
 #include "gather.hpp"
 #include "loops/lines.hpp"
 #include "loops/rows.hpp"
@@ -21,14 +21,14 @@ namespace {
 
 using namespace fastsoftmax;
 
-// Whether an operation is computed by the fixed reference first. Without FMA that gains little for its code.
+// Whether an operation tries the fixed reference first. Without FMA, it gains too little for its code.
 template <class Op>
 constexpr bool tries_fixed = has_fma && !requires { Op::searches_largest; };
 
-// And whether that may do.
+// And whether the fixed reference may suit a run.
 bool may_be_near(const Run& run) { return run.temperature == 1 && 0 < run.classes && run.classes <= block_classes; }
 
-// Dense rows of few classes, by references of their own.
+// Computes dense rows of few classes by references of their own.
 template <class Op, class E>
 void few_own_rows(const Run& run) {
     using T = Compute<E>;
@@ -116,7 +116,7 @@ void fill_gradient(Kernels& k) {
     fill_gradient_in<op, double>(kernel);
 }
 
-// By the loops of logsumexp.
+// Log-probabilities of picks use the loops of logsumexp.
 template <Operation op>
 void fill_log_probabilities(Kernels& k) {
     k.of[op] = k.of[Operation::logsumexp];
@@ -173,8 +173,7 @@ void fill_pieces(Kernels& k) {
     k.pieces.near[element_type<T>] = ::near_state<T>;
 }
 
-// With reference exponent_bias the exponential is the plain one, but for its factor, down to the smallest normal
-// number.
+// With exponent_bias as its reference, Exponential gives exp(x) times its factor, down to the smallest normal number.
 template <class T>
 double plain_exp(const T* x, std::ptrdiff_t count, T* to) {
     const Exponential<T> exp(broadcast(T(ExpConstants<T>::exponent_bias)));
@@ -182,7 +181,7 @@ double plain_exp(const T* x, std::ptrdiff_t count, T* to) {
     return ExpConstants<T>::factor;
 }
 
-// Of numbers below 2^60.
+// For numbers below 2^60.
 template <class T>
 void plain_log1p(const double* x, std::ptrdiff_t count, T* to) {
     const double one = 1 / double{log_unit<T>};
@@ -249,7 +248,7 @@ Kernels make_kernels() {
 }  // namespace
 
 namespace fastsoftmax {
-// Called only once the machine is known to have the target.
+// Called only if the machine is known to have the target.
 extern Kernels FASTSOFTMAX_TARGET_FUNCTION();
 Kernels FASTSOFTMAX_TARGET_FUNCTION() { return make_kernels(); }
 }  // namespace fastsoftmax

@@ -25,7 +25,7 @@ FASTSOFTMAX_INLINE auto joined(V a, V b, std::index_sequence<i...>) {
     return __builtin_shufflevector(a, b, static_cast<int>(i)...);
 }
 
-// Quarters at p, p + step, p + 2 step, p + 3 step.
+// Loads the quarters at p, p + step, p + 2 step, p + 3 step.
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> load_quarters(const T* p, std::ptrdiff_t step) {
     constexpr int n = quarter_lanes<T>;
@@ -58,7 +58,7 @@ FASTSOFTMAX_INLINE Quarter<T> quarter(const Pack<T>& a) {
     return lanes_from<k % in_register * n>(a.r[k / in_register], std::make_index_sequence<n>());
 }
 
-// In each quarter, spans of a and b take turns: those of its lower half, or of its upper one.
+// Makes spans of a and b take turns in each quarter: the spans of its lower half, or of its upper one.
 template <int span, bool upper, class R, std::size_t... i>
 FASTSOFTMAX_INLINE R interleaved(R a, R b, std::index_sequence<i...>) {
     constexpr int width = sizeof...(i), n = width * 16 / static_cast<int>(sizeof(R));
@@ -75,7 +75,7 @@ FASTSOFTMAX_INLINE Pack<T> interleaved(Pack<T> a, const Pack<T>& b) {
     });
 }
 
-// Quarter k of rows 0, 1, ... is a square; all four are transposed.
+// Quarter k of all rows is a square; transposes the four squares.
 FASTSOFTMAX_INLINE void transpose(Pack<double> (&rows)[2]) {
     const Pack<double> lower = interleaved<1, false>(rows[0], rows[1]);
     rows[1] = interleaved<1, true>(rows[0], rows[1]);
@@ -93,7 +93,7 @@ FASTSOFTMAX_INLINE void transpose(Pack<float> (&rows)[4]) {
     rows[3] = interleaved<2, true>(upper01, upper23);
 }
 
-// Every other lane of a, then of b, from `first` on; and the way back, the lower or upper halves.
+// Every other lane of a, then of b, from `first` on; and the inverse, for the lower or the upper halves of a and b.
 template <int first, class R, std::size_t... i>
 FASTSOFTMAX_INLINE R every_other(R a, R b, std::index_sequence<i...>) {
     return __builtin_shufflevector(a, b, static_cast<int>(2 * i + first)...);
@@ -104,7 +104,7 @@ FASTSOFTMAX_INLINE R taking_turns(R a, R b, std::index_sequence<i...>) {
     return __builtin_shufflevector(a, b, static_cast<int>(i / 2 + (i % 2 ? width : 0) + (upper ? width / 2 : 0))...);
 }
 
-// As many rows of two classes as a pack has lanes, which are two packs: one for each class, and back.
+// Turns as many rows of two classes as a pack has lanes, which are two packs, into one pack for each class, and back.
 template <class T>
 FASTSOFTMAX_INLINE void split_pairs(Pack<T> (&packs)[2]) {
     using Lanes = std::make_index_sequence<register_bytes / sizeof(T)>;
@@ -126,11 +126,11 @@ FASTSOFTMAX_INLINE void join_pairs(Pack<T> (&packs)[2]) {
     packs[1] = part(both, 1);
 }
 
-// How many elements after the last row of a tile `rows_to_tile` may read.
+// How many elements beyond the last row of a tile `rows_to_tile` may read.
 template <class T>
 constexpr std::ptrdiff_t read_behind = quarter_lanes<T> - 1;
 
-// As many rows as a pack has lanes, one after the other.
+// Makes a tile of as many rows as a pack has lanes, which follow each other.
 template <class T>
 FASTSOFTMAX_INLINE void rows_to_tile(const T* rows, std::ptrdiff_t classes, T* tile) {
     constexpr int n = quarter_lanes<T>, lanes = Pack<T>::lanes;
@@ -146,7 +146,7 @@ FASTSOFTMAX_INLINE void rows_to_tile(const T* rows, std::ptrdiff_t classes, T* t
     }
 }
 
-// Each copy has a constant size, so that the quarter need not be in memory first.
+// Stores the first `count` elements. Each copy has a constant size, so that the quarter need not be in memory first.
 template <class T>
 FASTSOFTMAX_INLINE void store_some(T* to, const Quarter<T>& q, std::ptrdiff_t count) {
     const T* from = reinterpret_cast<const T*>(&q);
@@ -156,7 +156,7 @@ FASTSOFTMAX_INLINE void store_some(T* to, const Quarter<T>& q, std::ptrdiff_t co
         if (count == 3) copy_elements(to, from, 3);
 }
 
-// Quarter k of the first `count` packs; returns the row after the last one.
+// Stores quarter k of the first `count` packs as parts of successive rows; returns the row after the last one.
 template <int k, int count, class T>
 FASTSOFTMAX_INLINE T* store_quarters(T* row, const Pack<T> (&square)[quarter_lanes<T>], std::ptrdiff_t classes) {
     unrolled<count>([&](int j) __attribute__((always_inline)) {
@@ -166,14 +166,14 @@ FASTSOFTMAX_INLINE T* store_quarters(T* row, const Pack<T> (&square)[quarter_lan
     return row;
 }
 
-// A tile's classes value(c) as rows.
+// Stores a tile, whose classes are value(c), as rows.
 template <class T, class Value>
 FASTSOFTMAX_INLINE void tile_to_rows(Value value, std::ptrdiff_t classes, T* rows) {
     constexpr int n = quarter_lanes<T>;
     if (classes == 1) return store_pack(rows, value(0));
     Pack<T> square[n];
     if (const std::ptrdiff_t left = classes % n) {
-        // The last, partial quarter of each row reaches into the next row, which is stored later. Of the last row only
+        // The last, partial quarter of each row reaches into the next row, which is stored later. In the last row, only
         // its own elements are stored.
         const std::ptrdiff_t c = classes - left;
         unrolled<n>([&](int j)

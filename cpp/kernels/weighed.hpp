@@ -1,11 +1,11 @@
-// log|sum of b exp(x)| and its sign, in double: weights of any size and sign.
+// log|sum of b exp(x)| and its sign, in double, for weights of any size and sign.
 #pragma once
 
 #include "results.hpp"
 
 namespace {
 
-// b = mantissa * 2^exponent, |mantissa| in [1, 2); 0, infinities and NaN are not split so.
+// b = mantissa * 2^exponent, |mantissa| in [1, 2); not for 0, infinities and NaN.
 struct Split {
     Pack<double> mantissa, exponent;
 };
@@ -31,14 +31,14 @@ FASTSOFTMAX_INLINE void for_weighed(const double* x, const double* b, std::ptrdi
     if (i < count) f(load_first(x + i, count - i, -infinity), load_first(b + i, count - i, 0.0));
 }
 
-// Each term is split into a mantissa, exact to 2^-56, and an exponent of its own, so that neither can overflow. Error
-// of the result: 2^-55 (1 + sum |b| exp(x) / |sum b exp(x)|), and its rounding; where the quotient is above 2^40 by the
-// number of terms, so that the sum has to be exact, terms of equal x count as one, with the sum of their b.
+// Each term is split into a mantissa, exact to 2^-56, and its own exponent, so that neither can overflow. Error of the
+// result: 2^-55 (1 + sum |b| exp(x) / |sum b exp(x)|), and its rounding. A sum below 2^-40 of the largest term times
+// the number of terms is added exactly; there, terms of equal x count as one, with the sum of their b.
 fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::ptrdiff_t count) {
     const Pack<double> zero = broadcast(0.0), one = broadcast(1.0), none = broadcast(-infinity),
                        top = broadcast(infinity);
     fastsoftmax::WeighedSum s = {};
-    // What takes part has a weight; where its score or weight is infinite, the weight's sign decides.
+    // A term takes part if its weight is not 0; if its score or weight is infinite, the sign of its weight decides.
     Pack<double> largest = none, positive = zero, negative = zero, undefined = zero;
     for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
         const Pack<double> score = select(equal(w, zero), none, v);
@@ -57,11 +57,11 @@ fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::p
     s.some = max_score > -infinity;
     if (!s.some || s.undefined || s.positive || s.negative) return s;
 
-    // Beyond this a score less the largest is exact wherever its term is more than 2^-800 of the whole (Sterbenz):
-    // weights differ by at most 2^2100.
+    // Beyond 8192, the difference from the largest score is exact wherever a term is more than 2^-800 of the whole
+    // (Sterbenz), since weights differ by a factor of at most 2^2100.
     if (max_score > 8192 || max_score < -8192) s.shift = max_score;
     const Pack<double> shift = broadcast(s.shift), log2e = broadcast(ExpConstants<double>::log2e);
-    // A score this far down is as good as the next; so its exponent is exact.
+    // Scores even further down count as this one, which makes no difference; so their exponents are exact.
     const Pack<double> lowest = broadcast(-0x1p20);
     Pack<double> exponent = none;
     for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
@@ -108,7 +108,7 @@ void merge_weighed(fastsoftmax::WeighedSum& left, const fastsoftmax::WeighedSum&
     left = merged;
 }
 
-// All digits except the last, which keeps the sign, are then in [0, 2^32).
+// Carries: then all digits except the last, which keeps the sign, are in [0, 2^32).
 FASTSOFTMAX_ONCE void carry(fastsoftmax::ExactSum& sum) {
     for (int i = 0; i + 1 < fastsoftmax::exact_digits; ++i) {
         const std::int64_t carried = sum.digits[i] >> 32;
@@ -122,7 +122,7 @@ FASTSOFTMAX_INLINE void add_exactly(fastsoftmax::ExactSum& sum, double value, st
     const auto bits = same_bits<std::uint64_t>(value);
     const std::uint64_t field = bits >> 52 & 0x7ff, mantissa = (bits & 0xfffffffffffff) | std::uint64_t{1} << 52;
     const std::int64_t place = static_cast<std::int64_t>(field) - 1075 + exponent + fastsoftmax::exact_bits;
-    // Another thread may have made anything of the numbers since they were measured.
+    // Another thread may have changed the numbers since they were measured.
     if (field == 0 || place < 0 || place > fastsoftmax::exact_bits + 64) return;
     const std::uint64_t low = (mantissa & 0xffffffff) << place % 32, high = (mantissa >> 32) << place % 32;
     const std::int64_t sign = bits >> 63 ? -1 : 1;
@@ -132,7 +132,7 @@ FASTSOFTMAX_INLINE void add_exactly(fastsoftmax::ExactSum& sum, double value, st
     digits[2] += sign * static_cast<std::int64_t>(high >> 32);
 }
 
-// Equal scores have equal exponentials, and products are exact: what cancels leaves nothing.
+// Adds a block. Equal scores have equal exponentials, and products are exact, so terms that cancel leave nothing.
 void add_exactly(fastsoftmax::ExactSum& sum, const double* x, const double* b, std::ptrdiff_t count) {
     constexpr int lanes = Pack<double>::lanes;
     const Pack<double> zero = broadcast(0.0), none = broadcast(-infinity);

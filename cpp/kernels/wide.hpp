@@ -1,4 +1,4 @@
-// Numbers of twice the precision of T, for what is computed once a slice, with a slice in each lane.
+// Numbers of twice the precision of T, with a slice in each lane, for computations that run once a slice.
 #pragma once
 
 #include <type_traits>
@@ -17,7 +17,7 @@ struct Two {
 template <class T>
 using Doubles = Pack<double, sizeof(double) / sizeof(T)>;
 
-// As many numbers of twice the precision of T.
+// As many numbers of twice the precision of T as a pack of T has lanes.
 template <class T>
 using Wide = std::conditional_t<sizeof(T) == 4, Doubles<float>, Two<Pack<double>>>;
 
@@ -28,7 +28,7 @@ FASTSOFTMAX_INLINE Two<V> two_sum(V a, V b) {
     return {sum, (a - (sum - back)) + (b - back)};
 }
 
-// The same where |a| >= |b| (Dekker).
+// The same if |a| >= |b| (Dekker).
 template <class V>
 FASTSOFTMAX_INLINE Two<V> fast_two_sum(V a, V b) {
     const V sum = a + b;
@@ -123,7 +123,7 @@ FASTSOFTMAX_INLINE Doubles<T> load_doubles(const double* values) {
     return load_pack<double, Doubles<T>::lanes / Pack<double>::lanes>(values);
 }
 
-// The first `count` lanes; the others are 0.
+// Loads the first `count` lanes; the others are 0.
 template <class T>
 FASTSOFTMAX_INLINE Doubles<T> load_doubles(const double* values, std::ptrdiff_t count) {
     if (count == Pack<T>::lanes) return load_doubles<T>(values);
@@ -137,7 +137,7 @@ FASTSOFTMAX_INLINE void store_doubles(double* to, Pack<double, packs> a) {
     store_pack(to, a);
 }
 
-// The first `count` lanes.
+// Stores the first `count` lanes.
 template <class T>
 FASTSOFTMAX_INLINE void store_doubles(double* to, Doubles<T> a, std::ptrdiff_t count) {
     if (count == Pack<T>::lanes) return store_doubles(to, a);
@@ -146,7 +146,7 @@ FASTSOFTMAX_INLINE void store_doubles(double* to, Doubles<T> a, std::ptrdiff_t c
     for (std::ptrdiff_t i = 0; i < count; ++i) to[i] = values[i];
 }
 
-// 1 / a in two parts, the second as good as T: to 2^-46 (double 2^-104).
+// 1 / a in two parts, the second with the precision of T. Error: 2^-46 (double 2^-104).
 template <class T>
 FASTSOFTMAX_INLINE Two<Pack<T>> reciprocal(Two<Pack<T>> a) {
     const Pack<T> one = broadcast(T(1)), high = one / a.high;
