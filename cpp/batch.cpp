@@ -6,14 +6,14 @@ namespace fastsoftmax {
 
 namespace {
 
-// Lines of larger results are stored past the caches, which they and their scores would not fit into. Of (1000, 4096),
-// 16 MB, that took a fifth off.
+// Lines store larger results past the caches, because they and their scores would not fit there. This took a fifth off
+// the time for (1000, 4096), 16 MB.
 constexpr std::ptrdiff_t cached_bytes = 12582912;
 
-// How a slice in blocks is computed: by the fixed reference or its own. None: it is not in this pass.
+// How a pass computes a slice in blocks: not at all, by the fixed reference, or by the slice's own.
 enum class Way { none, near, own };
 
-// The run from its slice i on, as far as what is per slice goes.
+// Returns the run with its per-slice pointers advanced to slice i.
 Run advanced(Run run, std::ptrdiff_t i) {
     if (run.value) run.value += i;
     if (run.sign) run.sign += i;
@@ -33,8 +33,9 @@ int Batch::threads_for(std::ptrdiff_t slices) const {
     return fastsoftmax::threads_for(slices * std::max<std::ptrdiff_t>(plan.classes, 1));
 }
 
-// Units for a thread at a time: an eighth of its share, so that one that is held up leaves little to the others' end;
-// in whole groups of slices that are taken at once, if these are enough for all threads.
+// How many units a thread takes at a time: an eighth of its share, so that the others do not wait long for a thread
+// that is held up. They are rounded up to whole groups of slices that a kernel takes at once, unless that leaves too
+// few for all threads.
 std::ptrdiff_t Batch::units_per_chunk(std::ptrdiff_t units, int threads) const {
     const std::ptrdiff_t elements = plan.unit * std::max<std::ptrdiff_t>(plan.classes, 1);
     const bool gathered = plan.loop == Loop::gathered_rows || plan.loop == Loop::tiles;
@@ -43,8 +44,8 @@ std::ptrdiff_t Batch::units_per_chunk(std::ptrdiff_t units, int threads) const {
     return std::min((chunk + group - 1) / group * group, (units + threads - 1) / threads);
 }
 
-// With fewer blocks than two for each thread the slower one takes too large a share: 40,000 classes lost time, and
-// calls then kept to one thread for a while.
+// With no more than two blocks for each thread, the slower thread has too large a share of the work: slices of 40,000
+// classes lost time, and calls then kept to one thread for a while.
 bool Batch::shares_slices(int threads) const {
     return threads > 1 && plan.in_blocks && plan.units < 4 * static_cast<std::ptrdiff_t>(threads) &&
            plan.blocks() > 2 * static_cast<std::ptrdiff_t>(threads);
@@ -56,7 +57,7 @@ Strided Batch::strided(Role role, const Offsets& at, std::ptrdiff_t origin) cons
             plan.slices.classes.last().strides[role]};
 }
 
-// Where tiles of the array in `role` lie, from `slices` slices on.
+// The tiles of the array in `role` that begin `slices` slices after `first`, to be fetched by a kernel.
 Ahead Batch::ahead(Role role, const Offsets& first, std::ptrdiff_t slices) const {
     const Array& array = plan.slices.arrays[role];
     const std::ptrdiff_t slice_stride = plan.slices.batch.last().strides[role];
@@ -106,7 +107,7 @@ void Batch::apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptr
     if (run.second_out.data) transport.scatter(Role::second_output, first, length, workspace.second_output);
 }
 
-// The score of slice i's label, 0 without one.
+// The score of slice i's label; 0 if it has none.
 double Batch::label_score(const Run& run, const Offsets& first, std::ptrdiff_t i) const {
     double score = 0;
     const std::int64_t label = run.label ? run.label[i] : -1;
@@ -123,9 +124,9 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
     run.slices = 1;
     const Blocks& near = kernel.near_blocks[plan.loop == Loop::rows ? plan.type() : plan.computed()];
     const Blocks& own = kernel.blocks[plan.computed()];
-    // Each block of each slice goes the way of the slice. Calls body(way, run, at, statistics, block, count) with its
-    // arrays at hand; the statistics are those of the slice, then of its blocks. A block of all slices comes before the
-    // next: neighbours share cache lines.
+    // Calls body(way, run, at, statistics, block, count) for each block of each slice that `way_of` gives a way. The
+    // run has the block's arrays; `statistics` points to those of the slice, followed by those of its blocks. Block b
+    // of all slices comes before block b + 1, because neighbouring slices share cache lines.
     const auto for_blocks = [&](bool writes, const auto& way_of, const auto& body) {
         parallel_for(blocks, 1, threads, [&](std::ptrdiff_t first_block, std::ptrdiff_t last_block, int thread) {
             const Workspace workspace = plan.workspace(memory + thread * plan.workspace_size());
@@ -164,7 +165,7 @@ void Batch::apply_blocks(const Kernel& kernel, Run& run, const Offsets& first, s
         for (std::ptrdiff_t b = 1; b < blocks; ++b) k.merge(slice, all, statistics[1 + b]);
         all.label_score = label_score(run, first, i);
     };
-    // By the fixed reference first, where that may do; of the slices that are far from it once more.
+    // First by the fixed reference, where it may suit; then again, by their own, the slices that turn out to be far.
     const bool may_be_near = run.temperature == 1 && near.measure;
     bool any_far = !may_be_near;
     if (may_be_near) {

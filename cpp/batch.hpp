@@ -1,4 +1,4 @@
-// One operation on one batch: the plan's units dealt out to threads, and their way through a kernel.
+// Applies one operation to one batch: deals the plan's units out to threads, and takes them through a kernel.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 
 namespace fastsoftmax {
 
-// Memory of one call, the same for each part of its work: on the stack where it is little, because to allocate takes
-// longer than the work on a few numbers. It is taken before anything is written.
+// Memory for one call, in parts of equal size, one for each thread. If they are small they are on the stack, because an
+// allocation takes longer than the work on a few numbers. Memory is taken before anything is written.
 class Scratch {
   public:
     explicit Scratch(std::ptrdiff_t doubles, int parts = 1)
@@ -46,18 +46,18 @@ class Batch {
     const Plan plan;
     const Transport transport;
 
-    // How many threads are worth waking for this many slices, and whether they should share each slice because there
-    // are too few for all of them.
+    // How many threads should work on this many slices; and whether that many threads should share each slice, because
+    // there are too few slices for them.
     int threads_for(std::ptrdiff_t slices) const;
     bool shares_slices(int threads) const;
 
-    // Memory for `for_runs` on `threads` threads. `extra`: doubles that the body needs besides.
+    // Memory for `for_runs` on `threads` threads. Each also gets `extra` doubles for the body's own use.
     Scratch memory_for_runs(int threads, std::ptrdiff_t extra = 0) const {
         return Scratch(plan.workspace_size() + extra, at_most_a_thread_each(threads, plan.units));
     }
 
-    // Calls body(offsets, first, length, memory) for runs of up to `most` neighbouring slices that make up the units
-    // [begin, end), on `threads` threads; each has a part of the memory.
+    // Calls body(offsets, first, length, memory), on up to `threads` threads, for runs of up to `most` neighbouring
+    // slices that together make up the units [begin, end). Each thread has its own part of the memory.
     template <class Body>
     void for_runs(std::ptrdiff_t begin, std::ptrdiff_t end, int threads, std::ptrdiff_t most, Scratch& memory,
                   Body body) const {
@@ -78,7 +78,8 @@ class Batch {
         });
     }
 
-    // Calls body(offsets, length, memory) for each unit in turn; the memory is for `threads` threads.
+    // Calls body(offsets, length, memory) for one unit after the other; the memory has a workspace for each of
+    // `threads` threads.
     template <class Body>
     void for_units(int threads, Body body) const {
         Scratch scratch(plan.workspace_size(), threads);
@@ -89,8 +90,8 @@ class Batch {
     }
 
     // Calls body(offsets, length, threads, memory, extra) for all slices: for runs of up to `most` neighbours, each on
-    // one thread; or, if `shares_slices`, for one unit after the other, which `threads` threads are to share. `extra`
-    // is memory of the body's own, for as many doubles as are asked for here.
+    // one thread; or, if `shares_slices`, for one unit after the other, which the body shares among `threads` threads.
+    // The parameter `extra` is the number of doubles that the body needs for itself; it gets a pointer to them.
     template <class Body>
     void for_slices(std::ptrdiff_t most, std::ptrdiff_t extra, const Body& body) const {
         const int threads = threads_for(plan.count);
@@ -107,16 +108,16 @@ class Batch {
                  });
     }
 
-    // Applies the kernel of this signature to up to `at_once` neighbours. The run brings what is per slice, and is
-    // completed here; where it names no memory for results, these go to the workspace. Several threads share the blocks
-    // of a unit; the memory is then for all of them.
+    // Applies a kernel with this batch's signature to up to `at_once` neighbouring slices. The caller sets the run's
+    // per-slice arrays, this function all the rest; results for which the run has no array go to the workspace. If
+    // there are several threads, they share the blocks of a unit, and the memory has a workspace for each.
     void apply(const Kernel& kernel, Run& run, const Offsets& first, std::ptrdiff_t length, double* memory,
                int threads = 1) const;
 
-    // The array in `role` as rows of the kernel, from class `origin` on.
+    // The array in `role` as a kernel walks it, from class `origin` on.
     Strided strided(Role role, const Offsets& at, std::ptrdiff_t origin) const;
 
-    // Moves the results that are per slice from the workspace to their arrays.
+    // Moves per-slice results from the workspace to their arrays.
     void scatter_results(const Offsets& first, std::ptrdiff_t length, double* memory) const;
 
   private:

@@ -1,4 +1,4 @@
-// The Kullback-Leibler divergence: upstream and the reduction round the kernels.
+// The Kullback-Leibler divergence: prepares the scales of gradients for the kernels, and reduces the divergences.
 #include <algorithm>
 #include <limits>
 

@@ -1,4 +1,4 @@
-// Cross-entropy: labels, weights and the reduction round the kernels.
+// Cross-entropy: prepares labels, weights and scales for the kernels, and reduces the losses.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -73,11 +73,11 @@ class LossOfBatch {
     std::unique_ptr<double[]> shared_terms_;  // of label smoothing, in the type computed in
     double sum_of_shared_terms_ = 0;
     const double* weight_;
-    // Whether each sample has its coefficients, and its loss, in units of a power of two of its own, so that float
-    // holds them: where weights are far from 1.
+    // Whether coefficients and loss of each sample are in units of a power of two of its own, because weights are far
+    // from 1 and float could not hold them otherwise.
     const bool in_units_;
-    std::unique_ptr<double[]> normalised_;  // weights, with label smoothing
-    double shared_unit_ = 0;                // their exponent
+    std::unique_ptr<double[]> normalised_;  // weights in one unit, for label smoothing
+    double shared_unit_ = 0;                // the exponent of that unit
     Scaled divisor_ = {1, 0};               // of a mean
     double scale_ = 1;                      // of the gradient of every sample, unless there is an `upstream` array
     bool none_counts_ = false;
@@ -92,20 +92,20 @@ class LossOfBatch {
 
     double weight_of(std::ptrdiff_t c) const { return weight_ ? weight_[c] : 1; }
 
-    // The factor of a class's weight, from its probability.
+    // A class's target probability after smoothing, the factor of its weight.
     double smoothed(double probability) const {
         const double even = loss_.label_smoothing / static_cast<double>(plan_.classes);
         return (1 - loss_.label_smoothing) * probability + even;
     }
 
-    // A term that is not 0 does not become 0.
+    // Converts a term to T. One that is not 0 does not become 0.
     template <class T>
     static T stored_term(double term) {
         const T stored = static_cast<T>(term);
         return stored == 0 && term != 0 ? std::numeric_limits<T>::denorm_min() : stored;
     }
 
-    // All samples have all classes' terms, and so one unit, that of the largest weight.
+    // Every sample has the terms of all classes, so all samples have the same unit, that of the largest weight.
     void normalise_weights() {
         int exponent;
         std::frexp(*std::max_element(weight_, weight_ + plan_.classes), &exponent);
@@ -115,7 +115,7 @@ class LossOfBatch {
         weight_ = normalised_.get();
     }
 
-    // The divisor of a mean: what the samples that are not ignored weigh.
+    // Sets the divisor of a mean: the sum of the weights of all samples that are not ignored.
     void count_samples() {
         if (loss_.reduction != Reduction::mean) return;
         if (loss_.probabilities || !(weight_ || loss_.ignore_index)) {
@@ -142,12 +142,12 @@ class LossOfBatch {
             }
         });
         divisor_ = weights.total();
-        // Weights that sum to 0 leave nothing defined, whatever smoothing adds.
+        // If the weights sum to 0, mean and gradient are NaN, whatever smoothing adds.
         if (divisor_.x == 0) divisor_.x = std::numeric_limits<double>::quiet_NaN();
     }
 
-    // The labels of neighbouring slices; ignored ones are -1. Another thread may have put anything there since they
-    // were checked.
+    // Reads the labels of neighbouring slices, with -1 for those to ignore. They need not be classes: another thread
+    // may have changed them since they were checked.
     void read_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* labels) const {
         batch_.transport.gather_labels(first, length, labels);
         if (!loss_.ignore_index) return;
@@ -163,7 +163,7 @@ class LossOfBatch {
         double second_scale[slices_per_call], second_exponent[slices_per_call];
     };
 
-    // Labels and their coefficients.
+    // Reads labels and their coefficients.
     void read_samples(const Offsets& first, std::ptrdiff_t length, Samples& s, Run& run) const {
         run.label = s.labels;
         run.chosen = s.chosen;
@@ -184,19 +184,20 @@ class LossOfBatch {
         }
     }
 
-    // upstream / (divisor T^power), in no units.
+    // upstream / (divisor T^power), without units.
     double plain_scale(double upstream, int power) const {
         const double scale = upstream / divisor_.x / loss_.temperature;
         return power == 1 ? scale : scale / loss_.temperature;
     }
 
-    // Whether that is right to the last digits, and its product with a sum of coefficients below 2^512 is in range.
+    // Whether such a scale is right to the last digits, and its product with a sum of coefficients below 2^512 is in
+    // range.
     bool is_plain(double upstream, double scale) const {
         const auto in_range = [](double x) { return std::fabs(x) > 0x1p-960 && std::fabs(x) < 0x1p512; };
         return upstream == 0 || (in_range(upstream / divisor_.x) && in_range(scale));
     }
 
-    // The factors of the gradients of samples with these coefficients, and of a Hessian.
+    // Sets the factors of the gradients, and of Hessians if there are any, of samples with these terms.
     void read_scales(const Offsets& first, std::ptrdiff_t length, const double* terms, Samples& s, Run& run) const {
         if (!slices_.has(Role::output)) return;
         if (slices_.has(Role::upstream)) batch_.transport.gather_numbers(Role::upstream, first, length, s.upstream);
@@ -208,7 +209,7 @@ class LossOfBatch {
             run.second_exponent = s.second_exponent;
     }
 
-    // Of the derivative of an order; returns whether they need no exponents.
+    // Sets the factors of the derivative of an order. Returns whether they need no exponents.
     bool set_scales(int order, std::ptrdiff_t length, const double* terms, Samples& s, double* scales,
                     double* exponents) const {
         bool plain = !in_units_;
@@ -222,7 +223,7 @@ class LossOfBatch {
             std::fill(scales, scales + length, scale);
             plain &= is_plain(loss_.upstream, scale);
         }
-        // Only probabilities in double can add up to more.
+        // Only target probabilities in double can add up to 2^512.
         for (std::ptrdiff_t i = 0; i < length && plain && loss_.probabilities && !plan_.in_float; ++i)
             plain = std::fabs(scales[i]) <= 1 || size_of_terms(terms, i) < 0x1p512;
         if (!plain) {
@@ -235,12 +236,12 @@ class LossOfBatch {
             }
         }
         for (std::ptrdiff_t i = 0; i < length && loss_.ignore_index; ++i)
-            if (!is_class(s.labels[i], plan_.classes)) scales[i] = 0;  // whatever comes from above
+            if (!is_class(s.labels[i], plan_.classes)) scales[i] = 0;  // whatever upstream is
         return plain;
     }
 
-    // upstream / (divisor T^order) times a sample's unit, such that a double holds its x and the product of that with
-    // `sum`, also where both are to be multiplied by what is tiny.
+    // upstream / (divisor T^order) times a sample's unit. An exponent is split off if it is needed for a double to hold
+    // x and x times `sum`, and also the products of these with tiny numbers.
     Scaled far_scale(double upstream, int order, int unit, double sum) const {
         int u, d, t;
         const double temperature = std::frexp(loss_.temperature, &t);
@@ -253,7 +254,7 @@ class LossOfBatch {
         return {std::ldexp(x, exponent - apart), apart};
     }
 
-    // Where terms of neighbouring slices are, beside the scores: in rows or tiles.
+    // The index of a term of neighbouring slices, whose terms lie in rows or tiles as the scores do.
     std::ptrdiff_t position(std::ptrdiff_t slice, std::ptrdiff_t c) const {
         const std::ptrdiff_t lanes = plan_.loop == Loop::tiles ? plan_.unit : 1;
         return slice / lanes * plan_.classes * lanes + c * lanes + slice % lanes;
@@ -269,7 +270,7 @@ class LossOfBatch {
         return sum;
     }
 
-    // Losses in the workspace, to their array.
+    // Writes the losses in the workspace to their array.
     void write_losses(const Offsets& first, std::ptrdiff_t length, const Samples& s, double* memory) const {
         double* losses = plan_.workspace(memory).value;
         if (in_units_)
@@ -277,7 +278,7 @@ class LossOfBatch {
         batch_.scatter_results(first, length, memory);
     }
 
-    // To the sum: losses of slices that follow each other.
+    // Adds losses to the sum: those of slices that follow each other.
     void add_losses(const double* losses, const double* units, std::ptrdiff_t length) {
         if (in_units_)
             sum_.add(losses, units, length);
@@ -286,7 +287,7 @@ class LossOfBatch {
     }
 
     void compute_batch(int threads) {
-        // Probabilities stand beside the scores.
+        // Probabilities need memory beside the scores: of rows in place, only one is taken at a time.
         const std::ptrdiff_t most = loss_.probabilities && plan_.loop == Loop::rows ? 1 : plan_.at_once;
         const std::ptrdiff_t terms = loss_.probabilities ? most * plan_.classes : 0;
         const std::ptrdiff_t extra = plan_.in_float ? (terms + 1) / 2 : terms;  // in doubles
@@ -308,7 +309,8 @@ class LossOfBatch {
         }
     }
 
-    // Neighbouring slices; their losses and units go to `held` and `held_units`, or the losses to their array.
+    // Computes neighbouring slices. Their losses and units go to `held` and `held_units`; if these are null, the losses
+    // go to their array.
     void compute_run(const Offsets& first, std::ptrdiff_t length, double* memory, double* held,
                      double* held_units) const {
         Samples samples;
@@ -331,7 +333,7 @@ class LossOfBatch {
         if (in_units_) std::copy(samples.units, samples.units + length, held_units);
     }
 
-    // Probabilities as terms: rows, or tiles as the scores are.
+    // Gathers probabilities, in rows or tiles as the scores are, and makes them terms.
     void gather_terms(const Offsets& first, std::ptrdiff_t length, Samples& s, double* to) const {
         batch_.transport.gather(Role::second, first, length, to);
         if (!weight_ && loss_.label_smoothing == 0) return;
@@ -349,10 +351,10 @@ class LossOfBatch {
         });
     }
 
-    // Writes the terms of one slice in a unit, and returns its exponent. In units of the largest weight that counts,
-    // terms have the sizes of the probabilities, which the type holds, small beside large. If their sum is below 1, the
-    // unit is made smaller until it is near 1, so that the fewest terms vanish and no sum of their products with finite
-    // numbers overflows.
+    // Writes the terms of one slice in a unit of its own, and returns the exponent of this unit. It is that of the
+    // largest weight that counts: the terms then have the sizes of probabilities, and the type holds small ones beside
+    // large ones. If the terms sum to less than 1, the unit is made smaller until the sum is near 1, so that as few
+    // terms as possible vanish and no sum of their products with finite numbers overflows.
     template <class T>
     int weigh_in_unit(T* terms, std::ptrdiff_t slice) const {
         const auto term = [&](std::ptrdiff_t c) {
@@ -360,7 +362,7 @@ class LossOfBatch {
             const double weight = std::frexp(weight_[c], &exponent);
             return Scaled{weight * smoothed(static_cast<double>(terms[position(slice, c)])), exponent};
         };
-        int unit = -1073;  // of the least weight
+        int unit = -1073;  // that of the smallest weight
         double sum = 0;
         for (std::ptrdiff_t c = 0; c < plan_.classes; ++c) {
             const Scaled t = term(c);
@@ -402,14 +404,14 @@ void compute_loss(Operation operation, const Slices& slices, const Loss& loss) {
 
 std::ptrdiff_t find_invalid_label(const std::int64_t* labels, std::ptrdiff_t count, std::ptrdiff_t classes,
                                   const std::optional<std::int64_t>& ignore_index) {
-    // An index c is valid if it has no sign bit and c - classes has one. All are looked at together, since few calls
-    // find one amiss.
+    // An index c is valid if it has no sign bit and c - classes has one. All are checked together, because few calls
+    // have an invalid one.
     std::uint64_t within = ~std::uint64_t{0};
     const auto look_at = [&](std::int64_t label) {
         const auto c = static_cast<std::uint64_t>(label);
         within &= ~c & (c - static_cast<std::uint64_t>(classes));
     };
-    // So many at once that the compiler uses vectors.
+    // This many at a time, so that the compiler uses vectors.
     constexpr std::ptrdiff_t some = 16;
     const std::ptrdiff_t whole = count / some * some;
     for (std::ptrdiff_t i = 0; i < whole; i += some)

@@ -9,42 +9,43 @@
 
 namespace fastsoftmax {
 
-// An operation that needs nothing but its arrays: from those in the roles that its signature reads to those that it
-// writes; a mask is optional.
+// Computes an operation that has no options but the temperature: reads the arrays in the roles that its signature
+// reads, and writes to those in the roles that it writes. A mask is optional.
 void compute(Operation operation, const Slices& slices, double temperature);
 
 enum class Reduction { none, mean, sum };
 
 // Dense rows of float32 or float64: classes are contiguous, and rows follow each other. They are so few that one thread
-// computes them at once, in less time than a plan and its memory would take.
+// computes them in a single kernel call, and a plan and its memory would only add to the time.
 struct FewRows {
-    static constexpr std::ptrdiff_t most = 256, most_elements = 4096;  // in the order of 10 us
+    static constexpr std::ptrdiff_t most = 256, most_elements = 4096;  // about 10 us of work
 
     ElementType type;
     std::ptrdiff_t count, classes;  // at least one row and two classes
     std::byte* scores;
-    std::byte* output = nullptr;  // in the place of the scores or elsewhere
-    std::byte* value = nullptr;   // one a row, or one for all by a reduction
-    Array label = {};             // one after another
+    std::byte* output = nullptr;  // may be that of the scores
+    std::byte* value = nullptr;   // one number a row; with a reduction, one for all
+    Array label = {};             // contiguous
     Reduction reduction = Reduction::none;
 };
 
-// What `compute` and `compute_loss` do without options, and without a plan. False, and nothing is written: a label is
-// no class, or the rows need memory.
+// Does what `compute` and `compute_loss` do without options, but without a plan. Returns false, without writing
+// anything, if a label is no class or the rows need memory.
 bool compute_few(Operation operation, const FewRows& rows);
 
-// log|sum of b exp(x)| to `value` and, if present, its sign to `sign`; `second` holds b.
+// Writes log|sum of b exp(x)| to `value` and the sum's sign to `sign`, if that is present; b is in `second`.
 void compute_weighed(const Slices& slices);
 
-// The log-probabilities at the labels of each slice, along its own axis or one, to `value`; a mask is optional. False:
-// a label is no class.
+// Writes the log-probabilities at the labels of each slice (one, or as many as the own axis has) to `value`. A mask is
+// optional. Returns false if a label is no class.
 bool compute_at(Operation operation, const Slices& slices, double temperature);
-// Those of the largest scores of each slice, as many as its own axis has elements, to `value`, and their classes, as
-// NumPy's intp, to `label`; a mask is optional.
+// Writes the log-probabilities of the k largest scores of each slice to `value` and their classes, as NumPy's intp, to
+// `label`, where k is the size of the own axis. A mask is optional.
 void compute_top(Operation operation, const Slices& slices, double temperature);
 
-// Slices in pieces. `value` holds the total of each slice; its type is the one computed in. `scores` is the next piece
-// of each slice, or, for `compute_part`, any of its classes. A mask is optional.
+// Slices in pieces. `value` holds the total of each slice; its type is the one computed in. `update_totals` adds the
+// next piece of each slice, in `scores`; `compute_part` writes the results for any classes of each slice. A mask is
+// optional.
 void update_totals(const Slices& slices, double temperature);
 void compute_part(Operation operation, const Slices& slices, double temperature);
 
@@ -72,8 +73,8 @@ struct Loss {
     double upstream = 1;  // unless there is an `upstream` array
 };
 
-// The loss to `value` (one element for mean and sum) and the gradient to `output`: whichever is present. The operation
-// reads labels.
+// Writes the loss to `value` (one element for mean and sum), the gradient to `output` and the Hessian to
+// `second_output`, whichever are present. The operation is one that reads labels.
 void compute_loss(Operation operation, const Slices& slices, const Loss& loss);
 
 struct Divergence {
@@ -82,28 +83,30 @@ struct Divergence {
     double upstream = 1;  // unless there is an `upstream` array
 };
 
-// The divergence of the softmax of `scores` from that of `second` to `value` (one element for mean and sum), and its
-// gradient by `second` to `output`, if present.
+// Writes KL(softmax(scores / T) || softmax(second / T)) to `value` (one element for mean and sum) and its gradient by
+// `second` to `output`, if that is present.
 void compute_divergence(Operation operation, const Slices& slices, const Divergence& given);
 
-// The first label, in C order, outside [0, classes) and not `ignore_index`; -1: none. Reads the batch axes and `label`.
+// Returns the position, in C order, of the first label that is neither in [0, classes) nor `ignore_index`; -1 if there
+// is none. Uses only the batch axes and `label`.
 std::ptrdiff_t find_invalid_label(const Slices& slices, std::ptrdiff_t classes,
                                   std::optional<std::int64_t> ignore_index);
-// The same of labels one after another.
+// The same for contiguous labels.
 std::ptrdiff_t find_invalid_label(const std::int64_t* labels, std::ptrdiff_t count, std::ptrdiff_t classes,
                                   const std::optional<std::int64_t>& ignore_index);
 
-// Draws classes by their probabilities. Made, it has visited every slice, and knows what a draw needs of each: a few
+// Draws classes by their probabilities. The constructor visits every slice and keeps only what a draw needs: a few
 // numbers for each block of classes.
 class Sampler {
   public:
     Sampler(const Slices& slices, double temperature, const Truncation& truncation);
     ~Sampler();
 
-    // The first slice, in C order, that has no probabilities: a NaN, +inf, or nothing that takes part; -1: none.
+    // Returns the first slice, in C order, that has no probabilities, because it holds NaN or +inf or nothing but -inf
+    // and masked entries; -1 if there is none.
     std::ptrdiff_t find_undefined() const;
 
-    // `draws` classes of each slice, in C order, from as many numbers in [0, 1).
+    // Draws `draws` classes of each slice, in C order, each with a number in [0, 1) of its own.
     void draw(const double* uniform, std::ptrdiff_t draws, std::int64_t* to) const;
 
   private:

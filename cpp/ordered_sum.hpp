@@ -1,4 +1,4 @@
-// Sums of numbers, one a slice, that have the same bits however the slices were dealt out.
+// Sums of one number for each slice, with bits that do not depend on how the slices were dealt out.
 #pragma once
 
 #include <algorithm>
@@ -13,14 +13,14 @@ struct Scaled {
     int exponent;
 };
 
-// A sum in an order that only depends on positions: eight partial sums of two doubles each, so that it is right to the
-// last digit.
+// A sum in an order that depends only on positions. It has eight partial sums of two doubles each, so that it is right
+// to the last digit.
 class OrderedSum {
   public:
     void add(const double* values, std::ptrdiff_t count) {
         std::ptrdiff_t i = 0;
         for (; i < count && (position_ + i) % 8 != 0; ++i) add_to((position_ + i) % 8, values[i]);
-        // Eight at a time, the sums in registers.
+        // Eight at a time, with the sums in registers.
         Pair high[4], low[4];
         __builtin_memcpy(high, high_, sizeof high);
         __builtin_memcpy(low, low_, sizeof low);
@@ -51,7 +51,7 @@ class OrderedSum {
         for (std::ptrdiff_t i = 0; i < count; ++i) add(std::ldexp(values[i], static_cast<int>(units[i]) - exponent_));
     }
 
-    // An empty sum to which only such values are added.
+    // An empty sum to which only values in units are added.
     static OrderedSum in_units() {
         OrderedSum none;
         none.exponent_ = -100'000;  // below all
@@ -66,7 +66,7 @@ class OrderedSum {
             all.low_[0] += low_[k];
             plain += high_[k];
         }
-        // The error of an infinite sum is NaN; the sum itself is right.
+        // If the sum is infinite, its low part is NaN; the high part is right.
         return {std::isfinite(plain) ? all.high_[0] + all.low_[0] : plain, exponent_};
     }
 

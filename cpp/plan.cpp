@@ -10,14 +10,14 @@ namespace fastsoftmax {
 
 namespace {
 
-// The most bytes (half of a first-level cache) and the most tiles that are gathered together. With 16 tiles, lines of
-// one class are 1 KiB long if classes are apart in memory. Lines of 4 KiB took 1.3 times as long on 80 MB.
+// The most bytes (half of a first-level cache) and the most tiles that are gathered together. If neighbouring slices
+// are contiguous, 16 tiles take 1 KiB of each class. With 4 KiB, 80 MB took 1.3 times as long.
 constexpr std::ptrdiff_t bytes_at_once = 16384, tiles_at_once = 16;
-// Slices whose classes are apart may take this many bytes (half of the smallest second-level cache in use), because
-// shorter lines cost more.
+// If neighbouring slices are contiguous, the limit is this many bytes (half of the smallest second-level cache in use),
+// because it costs time to read less of a class at once.
 constexpr std::ptrdiff_t strided_bytes_at_once = 262144;
-// Exponentials of a slice in blocks that have no place in the results are kept up to this many classes: beyond, they
-// would leave the caches.
+// If exponentials of a slice in blocks cannot be kept in the memory of its results, they are kept apart, up to this
+// many classes: those of longer slices would leave the caches.
 constexpr std::ptrdiff_t most_kept = 262144;
 // A broadcast view can have any shape. Larger ones are refused, because their size in bytes could overflow; computing
 // one of this size would already take months.
@@ -57,7 +57,7 @@ Plan::Plan(const Signature& signature, const Slices& given, const Demands& deman
     choose_sizes(signature, demands);
 }
 
-// Neighbours in memory become neighbours in the loop, where the order of slices is free.
+// Sorts the batch axes by stride, so that neighbours in memory become neighbours in the loop.
 void Plan::sort_batch() {
     const auto distance = [](const Axis& axis) {
         return std::abs(axis.strides[Role::scores]) + std::abs(axis.strides[Role::output]);
@@ -69,7 +69,7 @@ void Plan::sort_batch() {
         std::rotate(std::upper_bound(begin, axis, *axis, further), axis, axis + 1);
 }
 
-// Whether a kernel can take the arrays as they are: along the last of these axes, elements are contiguous.
+// Whether a kernel can take the arrays in place, with elements contiguous along the last of the axes `contiguous`.
 bool Plan::in_place(const Signature& signature, const Axes& contiguous) const {
     if (slices.has(Role::mask) || slices.classes.count > 1 || contiguous.count == 0) return false;
     if (static_cast<int>(type()) >= floating_types) return false;
@@ -89,12 +89,12 @@ bool Plan::in_place(const Signature& signature, const Axes& contiguous) const {
     return true;
 }
 
-// Whether scores enter exponentials as they are, and nothing but labels weighs them.
+// Whether scores enter exponentials as they are, and no class has a coefficient except the label.
 bool Plan::is_plain(const Signature& signature, const Demands& demands) const {
     return signature.sums_exponentials && demands.temperature == 1 && !demands.whole_slices && classes > 0;
 }
 
-// Rows of few classes have to follow each other in memory.
+// Whether kernels take rows in place. Those of few classes have to follow each other in memory.
 bool Plan::takes_rows(const Signature& signature, const Demands& demands) const {
     const bool plain = is_plain(signature, demands);
     if (!in_place(signature, slices.classes) || (demands.as_rows && classes <= few_classes)) return false;
@@ -120,7 +120,7 @@ void Plan::choose_loop(const Signature& signature, const Demands& demands) {
         at_once = in_blocks ? 1 : std::numeric_limits<std::ptrdiff_t>::max();
         return;
     }
-    // An axis of neighbouring slices that are contiguous becomes the last one, unless that breaks the order asked for.
+    // An axis along which neighbouring slices are contiguous becomes the last one, if the demanded order allows it.
     Axes& batch = slices.batch;
     const std::ptrdiff_t bytes = bytes_of(slices.arrays[Role::scores].type);
     const bool strided_classes = slices.classes.last().strides[Role::scores] != bytes;
@@ -133,7 +133,7 @@ void Plan::choose_loop(const Signature& signature, const Demands& demands) {
         neighbours = true;
     }
     if (classes > block_classes || demands.in_blocks) {
-        // A tile of slices this long would be large beside the batch.
+        // A tile of slices this long could be much larger than the batch.
         in_blocks = !demands.whole_slices;
         unit = at_once = in_blocks && neighbours ? lanes() : 1;
         return;
@@ -146,7 +146,7 @@ void Plan::choose_loop(const Signature& signature, const Demands& demands) {
     } else if (neighbours || classes <= few_classes) {
         loop = Loop::tiles;
         unit = lanes();
-        // A second array, and terms of losses, lie beside the scores.
+        // A second array, or the terms of a loss, need as much room as the scores.
         const std::ptrdiff_t arrays = signature.second || demands.whole_slices ? 2 : 1;
         const std::ptrdiff_t most = (neighbours ? strided_bytes_at_once : bytes_at_once) / arrays;
         at_once = unit * std::clamp<std::ptrdiff_t>(most / (slice_bytes * unit), 1, tiles_at_once);
@@ -156,7 +156,7 @@ void Plan::choose_loop(const Signature& signature, const Demands& demands) {
     }
 }
 
-// Doubles for `elements`, in whole cache lines.
+// How many doubles `elements` take, in whole cache lines.
 std::ptrdiff_t Plan::in_doubles(std::ptrdiff_t elements) const { return (elements * width() + 63) / 64 * 8; }
 
 void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
@@ -183,8 +183,8 @@ void Plan::choose_sizes(const Signature& signature, const Demands& demands) {
     if (slices.has(Role::sign)) sizes_.sign = results * numbers_of(signature.sign, slices);
 }
 
-// What loops by the fixed reference keep: a row of halves as floats, exponentials of rows that have no place, or those
-// of neighbours and a tile.
+// How many doubles loops by the fixed reference need: for a row of halves as floats and for exponentials of rows that
+// cannot be kept in the results; or, in tiles and lines, for the exponentials of neighbours and for tiles.
 std::ptrdiff_t Plan::kept_size(const Signature& signature) const {
     const std::ptrdiff_t width = (classes + lanes() - 1) / lanes() * lanes();
     const std::ptrdiff_t tile = lanes() * classes;

@@ -13,37 +13,37 @@ enum class Loop {
     lines,          // in place: neighbouring slices are contiguous
 };
 
-// A kernel takes up to this many slices at once where each has numbers of its own.
+// The most slices that a kernel takes at once if each has labels or results of its own.
 constexpr std::ptrdiff_t slices_per_call = 256;
 
-// Outside this range the parts of the reciprocal of the temperature are no normal floats.
+// Beyond this range, the parts of the temperature's reciprocal are not normal floats.
 constexpr bool suits_float(double temperature) { return temperature > 0x1p-100 && temperature < 0x1p100; }
 
-// The wishes of a call.
+// A call's demands on its plan.
 struct Demands {
     double temperature = 1;
-    bool in_order = false;      // slices are met in C order; else in the order of their memory
-    bool whole_slices = false;  // all classes of a slice at once, however many
-    bool in_blocks = false;     // slices of any length are taken in blocks
-    bool as_rows = false;       // each slice can be had as a row; those of few classes are gathered to tiles
+    bool in_order = false;      // visit slices in C order, not in the order of their memory
+    bool whole_slices = false;  // take all classes of a slice at once, however many
+    bool in_blocks = false;     // take slices of any length in blocks
+    bool as_rows = false;       // no lines; slices of few classes are gathered to tiles
 };
 
-// The memory of one thread.
+// The parts of one thread's memory.
 struct Workspace {
     std::byte* x;              // gathered scores: rows, a block or tiles; results take their place
     std::byte* second;         // the second array, likewise
     std::byte* second_output;  // results of a second output
-    Statistics* statistics;    // for each slice of a unit: of all blocks, then of each
-    std::byte* kept;           // exponentials that cannot wait where the results will stand
-    double* value;             // numbers of the slices of a call, one slice after another
+    Statistics* statistics;    // for each slice of a unit: those of all blocks together, then of each
+    std::byte* kept;           // exponentials that cannot be kept in the memory of the results
+    double* value;             // per-slice results of a kernel call, one slice after another
     double* sign;
-    double* extra;  // the caller's own
+    double* extra;  // for the caller's own use
 };
 
-// Of the packs of a type computed in.
+// The lanes of a pack of float32 or float64.
 constexpr int lanes_of(ElementType type) { return type == ElementType::float32 ? 16 : 8; }
 
-// Whether rows of the kernel need memory for exponentials, because these cannot wait where the results will stand.
+// Whether a kernel needs memory for the exponentials of rows, because it cannot keep them in that of the results.
 constexpr bool keeps_rows(const Signature& signature, std::ptrdiff_t classes, int lanes, bool in_place) {
     return signature.keeps_exponentials && in_place && classes > most_padded_packs * lanes;
 }
@@ -51,14 +51,14 @@ constexpr bool keeps_rows(const Signature& signature, std::ptrdiff_t classes, in
 struct Plan {
     Plan(const Signature& signature, const Slices& given, const Demands& demands);
 
-    Slices slices;  // as the call has them, with as few axes as possible, sorted unless an order was asked for
+    Slices slices;  // those of the call, with as few axes as possible; sorted unless C order is demanded
     std::ptrdiff_t count, classes;
     bool in_float;  // or in double
     Loop loop = Loop::gathered_rows;
-    bool in_blocks = false;  // slices too long to be measured, or gathered, whole
+    bool in_blocks = false;  // slices are measured, or gathered, in blocks
 
-    // Work is dealt out in units of `unit` neighbouring slices along the last batch axis, on which `along` slices make
-    // up `units_along` units. A kernel takes up to `at_once` slices.
+    // Work is dealt out in units of `unit` neighbouring slices along the last batch axis, which has `along` slices in
+    // `units_along` units. A kernel takes up to `at_once` slices at a time.
     std::ptrdiff_t unit = 1, along = 1, units_along = 1, units = 0, at_once = 1;
 
     ElementType type() const { return slices.arrays[Role::scores].type; }
@@ -66,7 +66,7 @@ struct Plan {
     std::ptrdiff_t width() const { return in_float ? 4 : 8; }
     ElementType computed() const { return in_float ? ElementType::float32 : ElementType::float64; }
     bool halves() const { return in_float && bytes_of(type()) == 2; }
-    // Whether kernels take blocks where they lie; `near`: by the fixed reference, which also suits halves.
+    // Whether kernels take blocks in place. By the fixed reference (`near`) they also take those of halves.
     bool has_blocks_in_place(bool near) const { return loop == Loop::rows && (near || !halves()); }
     std::ptrdiff_t blocks() const { return (classes + block_classes - 1) / block_classes; }
 
@@ -81,7 +81,7 @@ struct Plan {
         return index == units ? count : index / units_along * along + index % units_along * unit;
     }
 
-    // Doubles of memory that each thread needs, and these in parts.
+    // How many doubles of memory each thread needs; and the parts of such memory.
     std::ptrdiff_t workspace_size() const { return sizes_.total(); }
     Workspace workspace(double* memory) const;
 

@@ -24,7 +24,7 @@ int allowed_processors() {
 
 namespace {
 
-// In microseconds: how long the group may compute in each period. 0 where that is not limited.
+// How long a group may compute in each period, in microseconds. Unless both are positive, there is no limit.
 struct Quota {
     double time = 0, period = 0;
 };
@@ -41,8 +41,8 @@ Quota quota_of(const std::string& folder, bool version2) {
     return quota;
 }
 
-// The smallest quota of the group at `path` below the mount point and of all groups that contain it. In a container the
-// path may be the host's, and only the mount point itself is visible.
+// The smallest quota, in whole processors, of the group at `path` below the mount point and of all groups that contain
+// it. In a container the path may be the host's, and only the mount point itself is visible.
 int least_quota(const std::string& mount_point, std::string path, bool version2) {
     int least = INT_MAX;
     for (;;) {

@@ -3,11 +3,11 @@
 
 namespace fastsoftmax {
 
-// Those in the process's affinity mask. At least 1.
+// The number of processors in the process's affinity mask; at least 1.
 int allowed_processors();
 
-// The whole processors that the CPU quota of the process's cgroup amounts to, as containers have one; at least 1, and
-// INT_MAX where there is no quota.
+// The CPU quota of the process's cgroup, which containers often have, in whole processors (rounded down, at least 1);
+// INT_MAX if there is no quota.
 int processors_within_quota();
 
 }  // namespace fastsoftmax

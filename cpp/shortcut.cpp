@@ -11,7 +11,7 @@ struct Function {
     PyObject head;
     vectorcallfunc vectorcall;
     Shortcut shortcut;
-    PyObject* python;      // what it stands for
+    PyObject* python;      // the function that it stands for
     PyObject* attributes;  // its own, as functools.update_wrapper sets them, __wrapped__ among them
     PyObject* weak_references;
 };
@@ -24,7 +24,8 @@ PyObject* call(PyObject* self, PyObject* const* given, std::size_t count, PyObje
     return PyObject_Vectorcall(python_function(self), given, count, names);
 }
 
-// An attribute that it lacks (__code__, __defaults__, ...) is that of the Python function, or its AttributeError.
+// Attributes that the object lacks (__code__, __defaults__, ...) are those of the Python function, or its
+// AttributeError.
 PyObject* attribute(PyObject* self, PyObject* name) {
     PyObject* found = PyObject_GenericGetAttr(self, name);
     if (found || !PyErr_ExceptionMatches(PyExc_AttributeError)) return found;
@@ -41,7 +42,7 @@ PyObject* shown(PyObject* self) { return PyObject_Repr(python_function(self)); }
 
 PyObject* reduced(PyObject* self, PyObject*) { return PyObject_GetAttrString(self, "__qualname__"); }
 
-// There is nothing to clear: each cycle has a dict or the Python function in it.
+// There is no tp_clear: each cycle also contains a dict or the Python function, which the collector clears.
 int traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(python_function(self));
@@ -66,7 +67,7 @@ PyMemberDef members[] = {
     {},
 };
 
-// isinstance, and with it help() and inspect, takes it for the Python function that it stands for.
+// Makes isinstance, and with it help() and inspect, take the object for a Python function.
 PyObject* shown_type(PyObject*, void*) { return Py_NewRef(reinterpret_cast<PyObject*>(&PyFunction_Type)); }
 
 PyGetSetDef computed[] = {{"__class__", shown_type, nullptr, nullptr, nullptr},

@@ -5,11 +5,11 @@
 
 namespace fastsoftmax {
 
-// Arguments as a vectorcall brings them. Null without an error: this call is for the Python function.
+// Takes arguments as a vectorcall brings them. Returns null without an error if the call is for the Python function.
 using Shortcut = PyObject* (*)(PyObject* const* given, Py_ssize_t count, PyObject* names);
 
-// A new object that is called as `function` is; null: an error is set. To its users it is that function: it binds as a
-// method, pickles by its name, and has all its attributes.
+// Returns a new object that is called like `function`, or null with an error set. To its users it is that function: it
+// binds as a method, pickles by its name, and has all its attributes.
 PyObject* with_shortcut(PyObject* function, Shortcut shortcut);
 
 }  // namespace fastsoftmax

@@ -1,5 +1,4 @@
-// A batch of slices over arrays in memory: what one call works on. The class axes make a slice, the other axes the
-// batch.
+// Describes the arrays of one call as a batch of slices: the class axes make up a slice, the other axes the batch.
 #pragma once
 
 #include <algorithm>
@@ -55,7 +54,7 @@ struct Axes {
     std::array<Axis, most_axes> axis;
 
     Axes() = default;
-    // Most calls have one axis or two: the others are not copied.
+    // Copies only the axes in use: most calls have one or two.
     Axes(const Axes& other) { *this = other; }
     Axes& operator=(const Axes& other) {
         count = other.count;
@@ -71,7 +70,7 @@ struct Axes {
 
     void append(const Axis& next) { axis[count++] = next; }
 
-    // Drops axes of one element and joins neighbours that are one in every array.
+    // Drops axes of one element, and joins neighbouring axes that can be walked as one in every array.
     void simplify() {
         int kept = 0;
         for (int i = 0; i < count; ++i) {
@@ -87,7 +86,7 @@ struct Axes {
         count = kept;
     }
 
-    // Where the element at `index`, in C order, is.
+    // The offsets of the element at `index`, in C order.
     Offsets at(std::ptrdiff_t index) const {
         Offsets offsets{};
         for (int i = count - 1; i >= 0; --i) {
@@ -98,10 +97,10 @@ struct Axes {
         return offsets;
     }
 
-    // The last axis: one element, unmoving, where there is none.
+    // The last axis; without any, an axis of one element with strides of 0.
     const Axis& last() const { return count ? axis[count - 1] : none; }
 
-    // `elements` further along the last axis.
+    // The offsets of the place that is `elements` further along the last axis.
     Offsets moved(Offsets offsets, std::ptrdiff_t elements) const {
         if (count) add(offsets, axis[count - 1].strides, elements);
         return offsets;
@@ -136,7 +135,7 @@ struct Axes {
 struct Slices {
     Table<Role, Array, roles> arrays;
     Axes batch, classes;
-    Axes own;  // of arrays that hold more than one number a slice; no other array moves along them
+    Axes own;  // of arrays with several numbers for each slice; all other arrays have strides of 0 along them
 
     bool has(Role role) const { return arrays[role].data != nullptr; }
 };

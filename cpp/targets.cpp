@@ -23,7 +23,7 @@ struct Target {
     const Kernels& (*kernels)();
 };
 
-// A target's function runs, and its table exists, only if the machine has the target.
+// Makes a target's table when it is first wanted, because the function that makes it needs a machine with that target.
 template <Kernels (*make)()>
 const Kernels& table() {
     static const Kernels kernels = make();
@@ -31,7 +31,7 @@ const Kernels& table() {
 }
 
 #ifdef __x86_64__
-// Asked of the processor, because __builtin_cpu_supports of Clang 16 and older does not know "f16c".
+// Asks the processor itself, because __builtin_cpu_supports of Clang 16 and older does not know "f16c".
 bool has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
@@ -47,7 +47,7 @@ bool has_f16c() {
 }
 #endif
 
-// Those that were compiled.
+// The targets that were compiled.
 const Target targets[] = {
 #ifdef FASTSOFTMAX_TARGET_NEON
     {"neon", [] { return true; }, table<neon_kernels>},

@@ -8,7 +8,7 @@
 
 namespace fastsoftmax {
 
-// From the least to the most capable.
+// The names of targets, from the least to the most capable.
 std::vector<std::string> targets_built();
 std::vector<std::string> targets_usable();
 

@@ -32,8 +32,8 @@
 
 namespace fastsoftmax {
 
-// OpenMP only says how many threads a call may use. Its own would make the caller wait, at the end of each region, for
-// threads that have no processor; docs/design.md has the figures.
+// OpenMP only says how many threads a call may use. Its own threads would make the caller wait, at the end of each
+// region, even for those that have no processor; docs/design.md has the figures.
 
 namespace {
 
@@ -61,7 +61,7 @@ int set_num_threads_here(int count) { return std::exchange(limit_here, count); }
 
 int get_num_threads() {
     if (forked || omp_in_parallel()) return 1;
-    // OpenMP knows no quotas. A number that the user asks for is taken as it is.
+    // OpenMP does not know CPU quotas. OMP_NUM_THREADS overrides the quota, because somebody chose it.
     static const int quota = std::getenv("OMP_NUM_THREADS") ? INT_MAX : processors_within_quota();
     return std::min<int>({omp_get_max_threads(), omp_get_thread_limit(), quota, limit, limit_here});
 }
@@ -82,31 +82,33 @@ const char* openmp_version() { return ""; }
 
 #endif
 
-// 3 to 15 us: what it costs to share work, less than 1 us, is little beside it.
+// A chunk takes 3 to 15 us, so the cost of sharing it, less than 1 us, is small in comparison.
 const std::ptrdiff_t elements_per_chunk = 8192;
 
 namespace {
 
 // bench/NOTES.md has the measurements that these come from.
 
-// A call on fewer elements does not wake sleeping threads: waking costs it 5 to 20 us, and they come after 10 to 50.
+// A call on fewer elements does not wake sleeping threads: waking them costs the caller 5 to 20 us, and they start 10
+// to 50 us later.
 constexpr std::ptrdiff_t elements_worth_waking = 32 * 8192;
 
-// A thread without work waits this long before it sleeps, if calls follow each other this closely.
+// If calls follow each other within this time, a thread without work spins for as long before it sleeps.
 constexpr std::chrono::milliseconds patience{6};
 
-// A thread that waits and sees the clock jump by this much did not have its processor meanwhile.
+// A spinning thread that sees the clock jump by more than this had lost its processor.
 constexpr std::chrono::microseconds jump{500};
 
-// Gains count up to this much, and losses twice: a time slice (4 ms) lost now and then goes unnoticed, one after the
-// other ends sharing.
+// The balance never exceeds the credit, and sharing ends when it falls below minus the debt; losses count twice. So a
+// time slice (4 ms) lost now and then changes nothing, but several in a row end sharing.
 constexpr std::chrono::milliseconds most_credit{10}, most_debt{1};
 
-// How long calls then keep to one thread: at first, and at most, after it has doubled each time that sharing failed
-// again soon. One lost time slice in that time makes no difference to a mean or a 99th percentile.
+// How long calls then keep to one thread: the first time, and at most. The time doubles whenever sharing fails again
+// soon. One lost time slice in such a period makes no difference to a mean or a 99th percentile.
 constexpr std::chrono::milliseconds first_rest{100}, longest_rest{800};
 
-// At its end, a call spins for the time of a chunk and this much more: sleeping and waking takes longer.
+// At its end, a call spins for the time of a chunk and this much more before it sleeps, because sleeping and waking
+// take longer.
 constexpr std::chrono::microseconds join_spin{10};
 
 using Clock = std::chrono::steady_clock;
@@ -151,7 +153,7 @@ class Bell {
     // To be called after `ready` has become true.
     void ring(int threads) {
         if (sleeping_ == 0) return;
-        // A thread that found nothing ready sleeps by the time the lock is free.
+        // A thread that has found nothing ready holds the lock until it sleeps: from here on it can be woken.
         {
             const std::scoped_lock lock(mutex_);
         }
@@ -173,9 +175,9 @@ int current_thread() {
     return id;
 }
 
-// If idle processors sleep deeply, as on virtual machines, Linux keeps waking a thread on its waker's processor while
-// others are free. Moves the calling thread to one of the others that the thread `caller` may use; false if there is
-// none.
+// Moves the calling thread, if it is on this processor, to another one that the thread `caller` may use; returns false
+// if there is none. If idle processors sleep deeply, as on virtual machines, Linux keeps waking a thread on its waker's
+// processor while others are free.
 bool leave_processor(int processor, int caller) {
     if (current_processor() != processor) return true;
     cpu_set_t others;
@@ -192,11 +194,11 @@ bool leave_processor(int, int) { return true; }
 
 #endif
 
-// The shared work of one call. Threads take chunks of it by counting down a ticket; whoever takes the last one leaves
-// nothing to wait for except chunks that others have begun.
+// The shared work of one call. Threads take chunks of it by counting down a ticket; once the last one is taken, the
+// caller only waits for chunks that others have begun.
 class alignas(64) Job {
   public:
-    // The calling thread has the job for itself, until `release`.
+    // Reserves the job for the calling thread, until `release`; returns whether it was free.
     bool acquire() { return !busy_.exchange(true); }
     void release() { busy_ = false; }
 
@@ -214,8 +216,8 @@ class alignas(64) Job {
         ticket_ = static_cast<std::uint64_t>(helpers) * place + static_cast<std::uint64_t>(chunks_);
     }
 
-    // Computes chunks until none is left. Returns the time of the fastest, which was not interrupted though others may
-    // have been; 0 if there was none besides the last of all.
+    // Computes chunks until none is left. Returns the time of the fastest, because others may have been interrupted; 0
+    // if it computed none, or only the last of all.
     Nanoseconds work(int thread) {
         Nanoseconds least = 0, begin = now();
         for (std::uint64_t ticket = ticket_; chunks_of(ticket) > 0;) {
@@ -234,15 +236,15 @@ class alignas(64) Job {
     bool wants_help() const { return wanted(ticket_); }
     bool leave_caller() const { return leave_processor(processor_, caller_); }
 
-    // Computes chunks as a helper, if one is still wanted. A ticket holds both numbers, so that the place and the first
-    // chunk are taken at once: a thread that is stopped before holds nobody up, and one that comes late helps whatever
-    // is posted then.
+    // Computes chunks as a helper, if one is still wanted. A ticket holds both numbers, so that a helper takes its
+    // place and its first chunk in one step: a thread that is stopped before that holds nobody up, and one that comes
+    // late helps with whatever is posted by then.
     void help() {
         std::uint64_t ticket = ticket_;
         do {
             if (!wanted(ticket)) return;
         } while (!ticket_.compare_exchange_weak(ticket, ticket - place - 1));
-        // The caller's rounding and treatment of subnormal numbers: bits must not depend on who computes.
+        // Adopts the caller's rounding and treatment of subnormal numbers: bits must not depend on who computes.
         std::fesetenv(&environment_);
         const int thread = static_cast<int>(ticket / place);
         compute(ticket, thread);
@@ -251,7 +253,7 @@ class alignas(64) Job {
         all_done_.ring(1);
     }
 
-    // Once no chunk is left: whether helpers compute their last one.
+    // Whether all helpers that joined have finished; only meaningful once no chunk is left.
     bool is_done() const { return done_ == helpers_ - static_cast<int>(ticket_ / place); }
     void sleep_until_done() {
         all_done_.sleep_until([this] { return is_done(); });
@@ -282,13 +284,13 @@ class alignas(64) Job {
     alignas(64) std::atomic<int> done_{0};
 };
 
-// Whether sharing pays at present. All times are of one clock, in nanoseconds; threads that race here lose a figure or
-// two, no more.
+// Tells whether sharing pays at present. All times are of one clock, in nanoseconds. Threads that race here lose an
+// update or two, which does no harm.
 class Balance {
   public:
     bool resting() const { return now() < rest_until_; }
 
-    // Whether calls follow each other closely, this one included.
+    // Notes a call, and returns whether it follows the last one closely.
     bool call_comes_soon() {
         const Nanoseconds time = now();
         const bool soon = time - last_call_ < in_ns(patience);
@@ -299,7 +301,7 @@ class Balance {
     bool next_comes_soon() const { return soon_; }
     void call_ended(Nanoseconds time) { last_call_ = time; }
 
-    // Time gained, or lost if below 0.
+    // Adds the time that sharing gained; below 0: that it lost.
     void add(Nanoseconds gain) {
         const Nanoseconds balance = std::min(balance_ + (gain < 0 ? 2 * gain : gain), in_ns(most_credit));
         balance_ = balance;
@@ -326,7 +328,7 @@ class Balance {
 class Pool {
   public:
     static Pool& get() {
-        // Static memory, which cannot be refused; macOS has a `new` with this alignment only since 10.13.
+        // In static memory, because an allocation can fail; macOS has a `new` with this alignment only since 10.13.
         alignas(Pool) static std::byte memory[sizeof(Pool)];
         static Pool* const pool = new (memory) Pool;
         return *pool;
@@ -339,7 +341,8 @@ class Pool {
         return soon || waiting_ > 0 || elements >= elements_worth_waking;
     }
 
-    // False if as many callers as there are jobs share work already: then each thread has enough of its own.
+    // Computes with helpers. Does nothing and returns false if all jobs are taken: with that many callers, each thread
+    // has enough work of its own.
     bool share(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
         Job* const job = std::find_if(std::begin(jobs_), std::end(jobs_), [](Job& each) { return each.acquire(); });
         if (job == std::end(jobs_)) return false;
@@ -370,13 +373,13 @@ class Pool {
     std::mutex starting_;
     Balance balance_;
 
-    // If the system refuses a thread, the others suffice.
+    // Starts threads until there are this many. If the system refuses one, the others suffice.
     void start(int helpers) {
         if (started_ >= helpers) return;
         const std::unique_lock lock(starting_, std::try_to_lock);
         if (!lock) return;
 #if defined(__unix__) || defined(__APPLE__)
-        // Signals are for the threads of the program.
+        // The new threads block all signals, which are for the threads of the program.
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -390,7 +393,7 @@ class Pool {
 #endif
     }
 
-    // The life of a thread.
+    // The loop of a helper.
     [[noreturn]] void serve() {
         for (;;) {
             const unsigned seen = posted_;

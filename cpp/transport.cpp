@@ -29,7 +29,7 @@ void read_as(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, s
     const std::byte* p = array.data + offset;
     std::ptrdiff_t i = 0;
     if (!array.swapped && stride == sizeof(I)) {
-        // As they are in memory, so many that the compiler uses vectors.
+        // Contiguous and in native byte order: this many at a time, so that the compiler uses vectors.
         constexpr std::ptrdiff_t some = 16;
         for (; i + some <= count; i += some, p += some * sizeof(I)) {
             I elements[some];
@@ -123,8 +123,8 @@ std::ptrdiff_t Transport::numbers_in(Role role) const {
     return kind == PerSlice::own ? slices().own.size() : 1;
 }
 
-// Calls f(offset, stride, count, position) for stretches of `numbers` numbers of each of neighbouring slices in the
-// array in `role`.
+// Calls f(offset, stride, count, position) for stretches that make up `numbers` numbers of each of `length`
+// neighbouring slices in the array in `role`.
 template <class F>
 void Transport::for_numbers(Role role, const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers, F f) const {
     const Axes& own = slices().own;
@@ -218,7 +218,6 @@ void Transport::mask_results_at(const Offsets& first, std::ptrdiff_t length, std
             results[i] = signature_.masked_output;
 }
 
-// Whether any entry of the slice takes part.
 bool Transport::any_present(const Offsets& at) const {
     if (!slices().has(Role::mask)) return plan_.classes > 0;
     bool any = false;
@@ -230,7 +229,7 @@ bool Transport::any_present(const Offsets& at) const {
     return any;
 }
 
-// Whether rows of the array in `role` make up one long row, all of it present.
+// Whether the rows of the array in `role` make up one long row without a mask.
 bool Transport::one_after_another(Role role) const {
     const std::ptrdiff_t bytes = bytes_of(array(role).type);
     return !slices().has(Role::mask) && slices().classes.count <= 1 && slices().classes.last().strides[role] == bytes &&

@@ -1,5 +1,5 @@
-// The way of numbers from arrays of any layout, type and mask to a kernel, and back: the one door for both what has the
-// class axis and what is per slice.
+// Moves numbers from arrays of any layout, type and mask to a kernel, and its results back: those with the class axis
+// and those that are per slice.
 #pragma once
 
 #include "plan.hpp"
@@ -10,37 +10,40 @@ class Transport {
   public:
     Transport(const Plan& plan, const Signature& signature) : plan_(plan), signature_(signature) {}
 
-    // `length` neighbouring slices from `first` on, as the plan's loop wants them: rows one after another, or tiles.
+    // Move `length` neighbouring slices, from `first` on, in the form that the plan's loop takes: rows one after
+    // another, or tiles.
     void gather(Role role, const Offsets& first, std::ptrdiff_t length, void* to) const;
     void scatter(Role role, const Offsets& first, std::ptrdiff_t length, void* from) const;
 
-    // Classes [begin, end) of one slice.
+    // Move classes [begin, end) of one slice.
     void gather_block(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* to) const;
     void scatter_block(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, void* from) const;
     void gather_doubles(Role role, const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, double* to) const;
 
-    // The numbers of neighbouring slices in an array without the class axis: one each, or all numbers along the own
-    // axes of one slice, then those of the next.
+    // Move the numbers that neighbouring slices have in an array without the class axis: one for each slice, or all
+    // numbers along the own axes of one slice, then those of the next.
     void gather_numbers(Role role, const Offsets& first, std::ptrdiff_t length, double* to) const;
     void scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, const double* from) const;
-    // One number a slice: where it is NaN and no entry takes part, it becomes the signature's.
+    // Replaces NaN by the signature's `value_of_none` for slices in which no entry takes part. `values` has one number
+    // a slice.
     void set_values_of_none(const Offsets& first, std::ptrdiff_t length, double* values) const;
     void gather_labels(const Offsets& first, std::ptrdiff_t length, std::int64_t* to) const;
 
-    // The same of `numbers` numbers of each slice, from `first` on along the own axis, of which there is one at most.
+    // The same for `numbers` numbers of each slice, from `first` on along its own axis, of which there is at most one.
     void gather_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers, std::int64_t* to) const;
     void scatter_numbers(Role role, const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                          const double* from) const;
-    // The scores at as many labels; NaN at one that is no class, and then false. Where they are masked, results become
-    // the signature's.
+    // Gathers the scores at `numbers` labels of each slice, masked or not. Where a label is no class, the score is NaN
+    // and the function returns false.
     bool gather_scores_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                           const std::int64_t* labels, double* to) const;
-    // To an array of NumPy's intp.
+    // Writes labels to an array of NumPy's intp.
     void scatter_labels(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                         const std::int64_t* labels) const;
-    // Whether any entry of a slice takes part; whether classes [begin, end) do.
+    // Whether any entry of a slice takes part; and for each of the classes [begin, end), whether it does.
     bool any_present(const Offsets& at) const;
     void gather_presence(const Offsets& at, std::ptrdiff_t begin, std::ptrdiff_t end, bool* present) const;
+    // Sets the results at masked labels to the signature's `masked_output`.
     void mask_results_at(const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers,
                          const std::int64_t* labels, double* results) const;
 
@@ -74,7 +77,7 @@ class Transport {
     void for_numbers(Role role, const Offsets& first, std::ptrdiff_t length, std::ptrdiff_t numbers, F f) const;
 };
 
-// Integers of any type, `stride` bytes apart; a uint64 beyond the range of int64 wraps.
+// Reads integers of any type, `stride` bytes apart. A uint64 beyond the range of int64 wraps.
 void read_indices(const Array& array, std::ptrdiff_t offset, std::ptrdiff_t stride, std::ptrdiff_t count,
                   std::int64_t* to);
 
