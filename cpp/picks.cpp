@@ -1,5 +1,5 @@
-// Log-probabilities of picked classes. Slices are summed as for logsumexp; what their exponentials sum up to gives the
-// log-probability of any score.
+// Log-probabilities of picked classes. Slices are summed as for logsumexp; the log-probability of any score follows
+// from these sums.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -16,10 +16,11 @@ namespace {
 // Picks that are taken at a time.
 constexpr std::ptrdiff_t picks_at_once = 1024;
 constexpr std::ptrdiff_t most_lanes = 16;
-// Bytes of scores that are summed before the largest are selected from them: they are read again.
+// Bytes of scores that are summed before the largest are selected from them, in a second pass, which finds them in a
+// cache.
 constexpr std::ptrdiff_t selected_at_once = 131072;
 
-// Of the slices of a run, in the type computed in.
+// The sums of the slices of a run, in the type computed in.
 struct Sums {
     alignas(64) double numbers[parts_of_sums * slices_per_call];
 
@@ -28,8 +29,8 @@ struct Sums {
     }
 };
 
-// Calls body(run, first, workspace) for runs of up to `most` neighbouring slices whose sums are known. `extra`: doubles
-// that the body needs.
+// Sums all slices, and calls body(run, first, workspace) for runs of up to `most` neighbouring ones. The run has their
+// sums, workspace.extra has `extra` doubles for the body.
 template <class Body>
 void for_summed(const Batch& batch, const Kernel& kernel, std::ptrdiff_t most, std::ptrdiff_t extra, Body body) {
     batch.for_slices(std::min(most, batch.plan.at_once), extra,
@@ -45,8 +46,8 @@ void for_summed(const Batch& batch, const Kernel& kernel, std::ptrdiff_t most, s
                      });
 }
 
-// Log-probabilities of `numbers` labels of each of `count` slices, from the run's slice i on. `scores` and `results`
-// have a pack more. False: a label is no class.
+// Computes the log-probabilities at `numbers` labels of each of `count` slices, from the run's slice i on. `scores` and
+// `results` need room for a pack more. Returns false if a label is no class.
 bool log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::ptrdiff_t i, std::ptrdiff_t count,
                           std::ptrdiff_t numbers, const std::int64_t* labels, double* scores, double* results) {
     const bool all_are_classes = batch.transport.gather_scores_at(at, count, numbers, labels, scores);
@@ -58,7 +59,7 @@ bool log_probabilities_at(const Batch& batch, Run run, const Offsets& at, std::p
     return all_are_classes;
 }
 
-// The k largest scores of a slice, which it is shown block by block.
+// Selects the k largest scores of a slice, which it takes block by block.
 class Selector {
   public:
     Selector(const Plan& plan, std::ptrdiff_t k, double* memory)
@@ -67,7 +68,7 @@ class Selector {
         picks_.room = room(plan, k);
     }
 
-    // In doubles.
+    // The memory that it needs, in doubles.
     static std::ptrdiff_t memory(const Plan& plan, std::ptrdiff_t k) {
         return size_of_largest(plan) + (room(plan, k) + 1) * static_cast<std::ptrdiff_t>(sizeof(Pick) / sizeof(double));
     }
@@ -78,7 +79,7 @@ class Selector {
         picks_.threshold = -std::numeric_limits<double>::infinity();
     }
 
-    // `count` classes from `origin` on, as a row.
+    // Takes `count` classes, from `origin` on, as a row.
     void take(ElementType type, const void* row, std::ptrdiff_t count, std::ptrdiff_t origin) {
         const std::ptrdiff_t packs = (count + lanes_ - 1) / lanes_;
         const std::ptrdiff_t group =
@@ -93,7 +94,8 @@ class Selector {
         }
     }
 
-    // Labels by falling score, equals by rising label; -inf and NaN are not among them. Returns how many, at most k.
+    // Writes the labels by falling score, those of equal scores by rising label, and none of -inf or NaN. Returns how
+    // many there are, at most k.
     std::ptrdiff_t finish(std::int64_t* labels) {
         if (in_order_ && picks_.count <= most_ranked) {
             selection_.rank[computed_](picks_, k_, labels);
@@ -113,14 +115,14 @@ class Selector {
     const std::ptrdiff_t lanes_, k_;
     double* const largest_;
     Picks picks_;
-    bool in_order_;  // picks are, by their labels
+    bool in_order_;  // whether picks are in the order of their labels
 
-    // As many packs as a block has, at most.
+    // In doubles: a pack for each pack of a block, since a group has at least one.
     static std::ptrdiff_t size_of_largest(const Plan& plan) {
         const std::ptrdiff_t classes = std::min(plan.classes, block_classes);
         return (classes + plan.lanes() - 1) / plan.lanes() * 8;
     }
-    // Twice what is kept and a group, so that what is dropped makes up for the work.
+    // In picks: for a group, and for twice as many as are kept, so that keep_largest drops enough to be worth its work.
     static std::ptrdiff_t room(const Plan& plan, std::ptrdiff_t k) {
         const std::ptrdiff_t packs = (plan.classes + plan.lanes() - 1) / plan.lanes();
         return std::min(2 * k, plan.classes) + std::min(most_packs_of_group, packs) * plan.lanes();
@@ -139,8 +141,8 @@ class Selector {
     }
 };
 
-// Fills up `labels`, of which there are n, to k: with classes that take part, all or those of a score of -inf or NaN,
-// and then with masked ones, each in their order.
+// Fills up `labels`, which has n, to k: first with classes that take part (all, or only those with a score of -inf or
+// NaN), then with masked ones, both in the order of classes.
 void fill_up(const Transport& transport, const Offsets& at, std::ptrdiff_t classes, bool all, std::ptrdiff_t n,
              std::ptrdiff_t k, std::int64_t* labels) {
     std::int64_t some[picks_at_once];
@@ -168,7 +170,7 @@ bool compute_at(Operation operation, const Slices& slices, double temperature) {
     const std::ptrdiff_t numbers = plan.slices.own.size();
     if (numbers == 0 || plan.count == 0) return true;
     if (plan.classes == 0) return false;
-    // Whole slices, or a part of one.
+    // Takes the labels of whole slices at a time, or some of one slice.
     const std::ptrdiff_t most = std::min(numbers, picks_at_once), together = picks_at_once / most;
     std::atomic<bool> all_are_classes = true;
     for_summed(batch, kernel, plan.at_once, 0, [&](const Run& run, const Offsets& first, const Workspace&) {
@@ -199,7 +201,7 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
     const std::ptrdiff_t row_bytes = classes * bytes_of(plan.loop == Loop::rows ? plan.type() : plan.computed());
     const std::ptrdiff_t of_row = (std::min(classes, block_classes) * plan.width() + 7) / 8;
     const std::ptrdiff_t of_picks = together * k + most_lanes;
-    // Shows the selector the run's slice i, at `at`; there is room for a block at `row`.
+    // Gives the selector the run's slice i, which is at `at`; `row` has room for a block.
     const auto select = [&](Selector& selector, const Workspace& workspace, std::ptrdiff_t i, const Offsets& at,
                             double* row) {
         selector.begin();
@@ -244,15 +246,15 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
             for (std::ptrdiff_t s = 0; s < count; ++s) {
                 if (!std::isnan(results[s * k])) continue;
                 fill_up(transport, slice(s), classes, true, 0, k, labels + s * k);
-                // By way of `scores`, because whole packs are stored.
+                // Writes to `scores` first, because whole packs are stored.
                 log_probabilities_at(batch, run, slice(s), i + s, 1, k, labels + s * k, scores, scores);
                 std::copy(scores, scores + k, results + s * k);
             }
             transport.scatter_labels(slice(0), count, k, labels);
             transport.scatter_numbers(Role::value, slice(0), count, k, results);
         };
-        // Slices of few classes, pick after pick. Those in which fewer than k classes are finite are done again, each
-        // on its own.
+        // Takes slices of few classes, the first pick of all of them, then the second, and so on. Those with fewer than
+        // k finite scores are then done again one by one.
         const auto take_tiles = [&](std::ptrdiff_t i, std::ptrdiff_t count) {
             for (std::ptrdiff_t t = 0; t < count; t += lanes)
                 kernels().selection.largest_of_tile[plan.computed()](workspace.x + (i + t) * row_bytes, classes,

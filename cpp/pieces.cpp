@@ -1,5 +1,5 @@
-// Slices in pieces. Each block is measured, and its numbers are merged into the total of the slice, in the order of a
-// whole call, so that the sums are the same.
+// Slices in pieces. Each block is measured and merged into the total of its slice, in the same order as in a call on
+// the whole slice, so that both have the same sums.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -23,7 +23,7 @@ Run run_at(double temperature) {
 
 std::int64_t nonzero(const Statistics& all) { return all.several ? 2 : all.only != 0 ? 1 : 0; }
 
-// A block of `count` classes, as a row.
+// Measures a block of `count` classes, which is a row.
 Total measured(ElementType type, std::byte* row, std::ptrdiff_t count, double temperature) {
     Run block = run_at(temperature);
     block.classes = count;
@@ -31,8 +31,8 @@ Total measured(ElementType type, std::byte* row, std::ptrdiff_t count, double te
     const double largest = kernels().pieces.rest[type].largest(block, count);
     const Statistics rest = kernels().pieces.rest[type].measure(block, largest, count);
     const Statistics all = kernels().pieces.all[type].measure(block, largest, count);
-    // Then some others are above 2^-84 of the largest, and the largest is not far below 1: none of these becomes 0 by
-    // the fixed reference.
+    // If so, another exponential is above 2^-84 of the largest, and the largest is above exp(-60): by the fixed
+    // reference, neither becomes 0.
     const bool several = rest.rest[0] > 0x1p-20 * static_cast<double>(count) && largest > -60;
     const auto near = temperature == 1 && !several ? kernels().pieces.near_all[type].measure : nullptr;
     return {.max = rest.max,
@@ -75,8 +75,8 @@ void merge(ElementType type, Total& left, Total right, double temperature) {
     left.classes = classes;
 }
 
-// The statistics with which the kernel writes a slice or concludes it, by the reference that a whole call would use.
-// The slice's own number goes to run.value.
+// Returns the statistics with which the kernel writes or concludes a slice, by the reference that a call on the whole
+// slice would use. The slice's own number goes to run.value.
 Statistics concluded(const Kernel& kernel, ElementType type, const Total& total, Run run) {
     const bool all = kernel.signature.keeps_exponentials;
     run.classes = total.classes;
@@ -91,7 +91,7 @@ Statistics concluded(const Kernel& kernel, ElementType type, const Total& total,
     return state;
 }
 
-// The logsumexp of scores that are divided, by the log-probability of a score of 0.
+// The logsumexp of scores divided by a temperature: minus the log-probability of a score of 0.
 double scaled_logsumexp(const Kernel& kernel, ElementType type, const Total& total, double temperature) {
     if (std::isnan(total.rest[0])) return total.rest[0];
     if (std::isnan(total.max)) return -infinity;
@@ -107,7 +107,7 @@ double scaled_logsumexp(const Kernel& kernel, ElementType type, const Total& tot
     return -log_probability[0];
 }
 
-// Logsumexp or entropy.
+// The logsumexp or the entropy of a slice, from its total.
 double value_of(const Kernel& kernel, ElementType type, const Total& total, double temperature) {
     if (kernel.signature.sign == PerSlice::one && temperature != 1)
         return scaled_logsumexp(kernel, type, total, temperature);
@@ -122,8 +122,8 @@ Total* totals_at(const Plan& plan, const Offsets& at) {
     return reinterpret_cast<Total*>(plan.slices.arrays[Role::value].data + at[Role::value]);
 }
 
-// Calls body(block, slice, begin, end, workspace) for each block of neighbouring slices: a block of all of them, then
-// the next.
+// Calls body(block, slice, begin, end, workspace) for each block of `length` neighbouring slices: block b of all of
+// them before block b + 1.
 template <class Body>
 void for_blocks(const Plan& plan, std::ptrdiff_t length, int threads, double* memory, const Body& body) {
     parallel_for(plan.blocks(), 1, threads, [&](std::ptrdiff_t first, std::ptrdiff_t last, int thread) {
@@ -141,7 +141,7 @@ ElementType computed_in(const Totals& totals) {
     return totals.in_double || !suits_float(totals.temperature) ? ElementType::float64 : ElementType::float32;
 }
 
-// Calls body(begin, end) for ranges of totals. Each costs as much as some hundred elements.
+// Calls body(begin, end) for ranges of totals, each of which costs as much as some hundred elements.
 template <class Body>
 void for_totals(const Totals& totals, const Body& body) {
     const int threads = threads_for(totals.count * 256);

@@ -1,4 +1,4 @@
-// Sampling: what a draw needs to know of each slice, which classes are left to draw from, and the draws.
+// Sampling: measures slices, selects the classes that are left to draw from, and draws.
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -16,18 +16,18 @@ namespace fastsoftmax {
 
 namespace {
 
-// Classes are summed in blocks of this many, from the first on: a part of the order of summation. A draw computes the
-// exponentials of one block again.
+// Classes are summed in blocks of this many, from the first class on; this is a part of the order of summation. A draw
+// computes the exponentials of one block again.
 constexpr std::ptrdiff_t block_size = 4096;
-// Within a block a draw steps over this many classes at a time, by their sums.
+// Within a block, a draw first goes through sums of this many classes.
 constexpr std::ptrdiff_t step_size = 64;
 constexpr std::ptrdiff_t most_lanes = lanes_of(ElementType::float32);
 
-// Selection refines a histogram of at most this many bins. Of a slice of many blocks it looks at the first classes of
-// each block before.
+// Selection refines a histogram of at most this many bins. If a slice has many blocks, it first inspects a sample, the
+// first classes of each block.
 constexpr std::ptrdiff_t most_bins = 2048;
 constexpr std::ptrdiff_t inspected_part = 32, blocks_to_inspect = 8;
-// Classes of a block that are collected, if it has no more of the candidates.
+// Candidates are collected if no block has more of them than this.
 constexpr std::ptrdiff_t most_collected = 512;
 
 template <class T>
@@ -38,11 +38,11 @@ const Sampling<T>& sampling() {
         return kernels().sampling.in_double;
 }
 
-// The key of -inf: those of finite scores are larger.
+// The key of -inf; finite scores have larger ones.
 template <class T>
 constexpr std::int64_t lowest_key = key_of(-std::numeric_limits<T>::infinity());
 
-// That of the smallest finite score that is not below a bound.
+// The key of the smallest finite score that is not below a bound.
 template <class T>
 std::int64_t key_from(double bound) {
     if (!(bound > -std::numeric_limits<T>::max())) return lowest_key<T> + 1;
@@ -50,12 +50,14 @@ std::int64_t key_from(double bound) {
     return key_of(nearest) + (static_cast<double>(nearest) < bound ? 1 : 0);
 }
 
-// The classes of a slice that are left: those of larger keys than `least`, and of this key those up to class `last`.
+// The classes of a slice that are left: those with larger keys than `least`, and those with this key up to class
+// `last`.
 struct Left {
     std::int64_t least;
     std::ptrdiff_t last;
 
-    // Calls f(begin, end, least) for the parts of [begin, end) in which classes of keys from `least` on are left.
+    // Calls f(begin, end, least) for parts of [begin, end). In each part, the classes with keys of at least `least` are
+    // left.
     template <class F>
     void for_parts(std::ptrdiff_t begin, std::ptrdiff_t end, F f) const {
         const std::ptrdiff_t middle = std::clamp(last + 1, begin, end);
@@ -64,16 +66,16 @@ struct Left {
     }
 };
 
-// The bits at the end of all keys that are of no weight, as the scores are of a half type.
+// How many bits at the end of keys tell nothing, because the scores are halves.
 int grain_of(ElementType type) { return type == ElementType::bfloat16 ? 16 : type == ElementType::float16 ? 13 : 0; }
 
-// Where the scores of a slice are: in the array, and perhaps gathered with its neighbours' in a tile.
+// Where the scores of a slice are: in the array, and, unless `lane` is null, gathered in a tile with its neighbours'.
 struct Source {
     Offsets at;
     const void* lane;
 };
 
-// What is the same for all slices of a call.
+// Constants of a call, the same for all its slices.
 struct Call {
     Call(const Slices& slices, double temperature_, const Truncation& truncation_)
         : batch(kernels().sampling.signature, slices, {.temperature = temperature_, .in_order = true}),
@@ -92,14 +94,14 @@ struct Call {
     const Truncation truncation;
     const bool truncates;
     const std::ptrdiff_t blocks;  // of a slice
-    const std::ptrdiff_t room;    // elements of a block, in whole steps, of which the last may end in a pack more
+    const std::ptrdiff_t room;    // for the elements of a block, in whole steps, and a pack more
     const std::ptrdiff_t bins;
-    const std::ptrdiff_t collected;  // of a block, at most
+    const std::ptrdiff_t collected;  // the most that are collected from a block
 
     std::ptrdiff_t begin_of(std::ptrdiff_t block) const { return block * block_size; }
     std::ptrdiff_t end_of(std::ptrdiff_t block) const { return std::min((block + 1) * block_size, plan.classes); }
 
-    // Scores of a slice, where they are or in a buffer.
+    // Returns the scores of a slice, in place or copied to the buffer.
     template <class T>
     const T* scores(const Source& source, std::ptrdiff_t begin, std::ptrdiff_t end, double* buffer) const {
         const std::ptrdiff_t place = source.at[Role::scores];
@@ -113,7 +115,8 @@ struct Call {
         return to;
     }
 
-    // Calls f.operator()<T>(source, slice, memory) for each slice, on `threads` threads.
+    // Calls f.operator()<T>(source, slice, memory) for each slice, on `threads` threads; the memory has `doubles`
+    // doubles.
     template <class F>
     void for_slices(int threads, std::ptrdiff_t doubles, F f) const {
         Scratch memory = batch.memory_for_runs(threads, doubles);
@@ -135,8 +138,9 @@ struct Call {
     }
 };
 
-// The threads that share a slice, or the one that has it, and the memory of each: two blocks, bins with one more for
-// what lies above them, and of the first a factor for each block, and what is collected of it and lies above that.
+// The threads that share a slice, or the one that has it to itself, and their memory. Each has two blocks and bins,
+// with one more for the classes above them. The first also has, for each block, a factor, the scores collected from it
+// with their number and places, and the sum of what lies above these.
 struct Team {
     const Call& call;
     int threads;
@@ -167,8 +171,8 @@ struct Team {
     }
 };
 
-// One slice, while it is measured. Each block has its largest score, and the sum of the exponentials that are left,
-// relative to that of this score.
+// One slice, while it is measured. For each block it has the largest score, and the sum of the exponentials that are
+// left, relative to the exponential of that score.
 template <class T>
 class Slice {
   public:
@@ -183,10 +187,10 @@ class Slice {
     const Team& team;
     const Call& call;
     double* const max;
-    double top = 0;  // the largest of all
+    double top = 0;  // the largest score of all
     Left left;
 
-    // Everything once. False if there are no probabilities.
+    // Measures all classes, in one pass. Returns false if there are no probabilities.
     bool measure() {
         const Array& array = call.plan.slices.arrays[Role::scores];
         const Axis& classes = call.plan.slices.classes.last();
@@ -207,7 +211,7 @@ class Slice {
         return true;
     }
 
-    // What is left.
+    // Measures the classes that are left.
     void measure_left() {
         for (std::ptrdiff_t b = 0; b < call.blocks; ++b) sum_[b] = collected_ && all_above_ ? team.above()[b] : 0;
         for_left(left.least, block_size,
@@ -219,15 +223,15 @@ class Slice {
     // The sum of all that is left, relative to the largest exponential.
     double total() const { return std::inner_product(sum_, sum_ + call.blocks, team.factors(), 0.0); }
 
-    // Makes sums those of everything up to the end of a block.
+    // Replaces the sum of each block by that of everything up to its end.
     void accumulate() {
         double sum = 0;
         for (std::ptrdiff_t b = 0; b < call.blocks; ++b) sum_[b] = sum += sum_[b] * team.factors()[b];
     }
 
     // Calls f(block, scores, count, least, thread) for parts of the slice that together hold every class that is left
-    // and has a key from `key` on. In a part, the keys from `least` on are left. The parts are those collected, if any
-    // are, or else the first `classes_of_block` classes of each block.
+    // and has a key of at least `key`. In a part, the classes with keys of at least `least` are left. The parts consist
+    // of the collected classes, if any are collected, or else of the first `classes_of_block` classes of each block.
     template <class F>
     void for_left(std::int64_t key, std::ptrdiff_t classes_of_block, F f) const {
         if (collected_) {
@@ -241,7 +245,7 @@ class Slice {
             }
             return;
         }
-        // A part of each block is not worth sharing.
+        // Parts of blocks are not worth sharing among threads.
         const Team one = {call, classes_of_block < block_size ? 1 : team.threads, team.memory};
         one.for_blocks([&](std::ptrdiff_t b, int thread) {
             if (!has(b, key)) return;
@@ -253,8 +257,8 @@ class Slice {
         });
     }
 
-    // Collects the classes within the bracket, unless they are too many. From then on only these are looked at: what
-    // lies above is left, and only its sum is taken.
+    // Collects the classes within the bracket, unless there are too many. From then on only these are looked at: all
+    // classes above the bracket are left, and only their sum is kept.
     void collect(const Bracket& bracket) {
         if (collected_) return;
         all_above_ = bracket.high < key_of(static_cast<T>(top));
@@ -271,7 +275,7 @@ class Slice {
         });
         collected_ = fit;
     }
-    // The sum of what lies above what is collected, relative to the largest exponential.
+    // The sum of the exponentials above the collected ones, relative to the largest exponential.
     double above() const { return std::inner_product(team.above(), team.above() + call.blocks, team.factors(), 0.0); }
     void drop_collected() { collected_ = false; }
     void leave_from(std::int64_t least) {
@@ -280,7 +284,7 @@ class Slice {
     }
     bool has_collected() const { return collected_; }
 
-    // The class that is the `count`-th of a key among those up to left.last.
+    // Returns the `count`-th class with a key, among those up to left.last.
     std::ptrdiff_t find(std::int64_t key, std::int64_t count) const {
         for (std::ptrdiff_t b = 0; b < call.blocks; ++b) {
             if (!has(b, key)) continue;
@@ -314,8 +318,8 @@ class Slice {
     }
     std::uint16_t* places(std::ptrdiff_t block) const { return team.places() + block * team.call.collected; }
 
-    // The exponential of each block's largest score, relative to that of all; in double, as their errors would be those
-    // of whole blocks.
+    // Computes the exponential of each block's largest score, relative to that of the largest score of all; in double,
+    // because the whole block would share an error.
     void set_factors() {
         double* const factors = team.factors();
         factors[0] = 1;
@@ -332,8 +336,8 @@ class Slice {
     }
 };
 
-// Finds the fewest classes of the largest keys, of equal ones those of the lowest index, that weigh as much as wanted:
-// by their number or by their mass.
+// Finds the fewest classes, in the order of falling key and then rising index, that together weigh as much as wanted.
+// Each class weighs 1 (by number) or its exponential (by mass).
 template <class T>
 class Selection {
   public:
@@ -354,7 +358,7 @@ class Selection {
         unit_ = static_cast<double>(weight_of(key_of(static_cast<T>(slice_.top))));
         mass_ = total * unit_;
         const auto wanted = static_cast<std::int64_t>(part * sums_reach<T> * mass_) + 1;
-        // Classes of less than this, all together, are less than what need not be left.
+        // All classes with exponentials below this together have less than may be cut off.
         const double least = (1 - part) * total / static_cast<double>(call_.plan.classes);
         const auto key_at = [&](double e) { return key_from<T>(slice_.top + call_.temperature * std::log(e)); };
         return select(wanted, key_at(least / 2), key_at(least / 1024));
@@ -365,7 +369,7 @@ class Selection {
     const Call& call_;
     const Team& team_;
     typename Sampling<T>::Weigh* weigh_ = nullptr;
-    double mass_ = 0, unit_ = 0;  // of all classes; of the largest
+    double mass_ = 0, unit_ = 0;  // the weight of all classes; of the largest
     Bracket bracket_ = {};
     int grain_;
 
@@ -385,7 +389,8 @@ class Selection {
         return static_cast<std::ptrdiff_t>(keys_between(bracket_.low, bracket_.high) >> bracket_.shift) + 1;
     }
 
-    // Fills the bins from so many classes of each block; returns what those above the bracket weigh, if asked.
+    // Fills the bins from the first `classes_of_block` classes of each block. If `above`, returns the weight of the
+    // classes above the bracket.
     std::int64_t fill_bins(std::ptrdiff_t classes_of_block, bool above) {
         const std::uint64_t keys = keys_between(bracket_.low, bracket_.high);
         bracket_.shift = grain_;
@@ -407,15 +412,15 @@ class Selection {
         return all->weight;
     }
 
-    // Narrows the bracket to some of its bins.
+    // Narrows the bracket to its bins from `first` to `last`.
     void enter(std::ptrdiff_t first, std::ptrdiff_t last) {
         const auto keys = [&](std::ptrdiff_t bins) { return static_cast<std::uint64_t>(bins) << bracket_.shift; };
         if (last + 1 < count_bins()) bracket_.high = advanced(bracket_.low, keys(last + 1) - 1);
         bracket_.low = advanced(bracket_.low, keys(first));
     }
 
-    // Narrows the bracket to where the last class to be left lies, by all that some classes tell: three times their
-    // standard error. Whether many may be above its lower end.
+    // Narrows the bracket to where the last class to be left should lie: within three standard errors of an estimate
+    // from the first classes of each block. Returns whether many classes may be above its lower end.
     bool narrow(std::int64_t wanted) {
         fill_bins(block_size / inspected_part, false);
         const auto target = static_cast<double>(wanted);
@@ -424,7 +429,8 @@ class Selection {
         for (std::ptrdiff_t j = 0; j < count; ++j) above += static_cast<double>(bins()[j].weight) * inspected_part;
         std::ptrdiff_t from = 0, to = count - 1;
         for (std::ptrdiff_t j = 0; j < count; ++j) {
-            // At the lower edge of this bin: by number, what lies above is estimated; by mass, what lies below.
+            // The weight above the lower edge of this bin: by number it is estimated; by mass it is that of all classes
+            // less an estimate of what lies below.
             if (bins()[j].count == 0) continue;
             const double weight = static_cast<double>(bins()[j].weight) / static_cast<double>(bins()[j].count);
             const double known = by_mass() ? mass_ - below : above, spread = by_mass() ? below : above;
@@ -443,7 +449,8 @@ class Selection {
         return candidates > call_.blocks * call_.collected / 2;
     }
 
-    // `wanted` of those from key `low` on, which are enough unless all are left.
+    // Leaves the classes that weigh `wanted`. They have keys of at least `low`; if all of these weigh less, nothing is
+    // cut off. Returns whether anything is.
     bool select(std::int64_t wanted, std::int64_t low, std::int64_t inspect_from) {
         const std::int64_t top = key_of(static_cast<T>(slice_.top));
         const auto widen = [&](std::int64_t from) {
@@ -480,12 +487,12 @@ class Selection {
                 return false;
             }
         }
-        // Another thread may change the scores: then it need not be right, but it has to end.
+        // If another thread changes the scores, the result need not be right, but the loop has to end.
         do {
             const Bin last = bins()[bin];
             const bool one_key = bracket_.shift == grain_;
             enter(bin, bin);
-            // One class, or all that the bin has: where its keys end does not matter.
+            // One class, or all classes of the bin: their keys need not be told apart.
             if (last.count == 1 || (!by_mass() && above + last.weight == wanted))
                 return leave(bracket_.low, last.count, last.count);
             if (one_key) {
@@ -499,7 +506,7 @@ class Selection {
         return leave(bracket_.low, 1, 1);
     }
 
-    // Leaves what has larger keys than this one, and of this, which `of` classes have, the first `count`.
+    // Leaves the classes with larger keys than this one, and the first `count` of the `of` classes with this key.
     bool leave(std::int64_t key, std::int64_t count, std::int64_t of) {
         Left& left = slice_.left;
         key = std::max(key, left.least);
@@ -529,7 +536,7 @@ void truncate(Slice<T>& slice) {
     if (cut) slice.measure_left();
 }
 
-// The exponentials of a block, in which a class is found by its share of their sum.
+// The exponentials of a block. Finds the class at a given part of their sum.
 template <class T>
 class Found {
   public:
@@ -550,7 +557,8 @@ class Found {
         }
     }
 
-    // The first class at which the sum exceeds this part of it, or else the last that is left.
+    // Returns the first class at which the cumulated sum exceeds this part of the total, or else the last class that is
+    // left.
     std::ptrdiff_t at(double part) const {
         const double limit = part * total_;
         double sum = 0;
@@ -625,10 +633,10 @@ class Sampler::OfBlocks : public Work {
     }
 
   private:
-    // Of each block of each slice, its largest score, and the sum of all that is left up to its end: of the last one,
-    // NaN where there are no probabilities.
+    // For each block of each slice, the largest score of the block, and the sum of all that is left up to its end. If a
+    // slice has no probabilities, the sum of its last block is NaN.
     const std::unique_ptr<double[]> max_, sum_;
-    const std::unique_ptr<Left[]> left_;  // of each slice, if any may have less than all
+    const std::unique_ptr<Left[]> left_;  // of each slice, if any may have classes cut off
 
     template <class Value>
     std::unique_ptr<Value[]> allocated(std::ptrdiff_t per_slice) const {
@@ -651,7 +659,7 @@ class Sampler::OfBlocks : public Work {
         slice.accumulate();
     }
 
-    // Draws in order of their numbers: so the exponentials of a block are computed once.
+    // Draws in the order of the numbers, so that the exponentials of a block are computed only once.
     template <class T>
     void draw_from(const Source& source, std::ptrdiff_t i, const double* uniform, std::ptrdiff_t draws,
                    std::int64_t* to, double* memory) const {
@@ -665,7 +673,7 @@ class Sampler::OfBlocks : public Work {
         for (std::ptrdiff_t d = 0; d < draws; ++d) {
             const double limit = uniform[order[d]] * sum[call_.blocks - 1];
             std::ptrdiff_t b = std::upper_bound(sum, sum + call_.blocks, limit) - sum;
-            // Rounded up to the whole, it is in the last block that has anything.
+            // If the limit is rounded up to the whole sum, the draw is from the last block that has anything left.
             if (b == call_.blocks) b = std::lower_bound(sum, sum + call_.blocks, sum[call_.blocks - 1]) - sum;
             if (b != block) {
                 block = b;
@@ -683,7 +691,7 @@ class Sampler::OfBlocks : public Work {
     }
 };
 
-// Slices of few classes are visited twice, in tiles, and nothing is kept of them meanwhile.
+// Slices of few classes are visited twice, in tiles; nothing is kept of them between the visits.
 class Sampler::OfFewClasses : public Work {
   public:
     OfFewClasses(const Slices& slices, double temperature, const Truncation& truncation)
@@ -707,9 +715,9 @@ class Sampler::OfFewClasses : public Work {
     }
 
   private:
-    std::atomic<std::ptrdiff_t> undefined_ = -1;  // the first
+    std::atomic<std::ptrdiff_t> undefined_ = -1;  // the first slice without probabilities
 
-    // Calls f.operator()<T>(tile, slice, count) for tiles of so many slices.
+    // Calls f.operator()<T>(tile, slice, count) for each tile, which has `count` slices from `slice` on.
     template <class F>
     void for_tiles(F f) const {
         const Plan& plan = call_.plan;

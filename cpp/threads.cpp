@@ -153,7 +153,7 @@ class Bell {
     // To be called after `ready` has become true.
     void ring(int threads) {
         if (sleeping_ == 0) return;
-        // A thread that has found nothing ready holds the lock until it sleeps: from here on it can be woken.
+        // A thread that has found nothing ready holds the lock until it sleeps; once the lock is free, it can be woken.
         {
             const std::scoped_lock lock(mutex_);
         }

@@ -1,4 +1,4 @@
-// The weighed sum of exponentials: a loop of its own over scores and weights, since float cannot hold their products.
+// Logsumexp with weights. It has a loop of its own over scores and weights, because float cannot hold their products.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,7 +11,7 @@ namespace fastsoftmax {
 
 namespace {
 
-// Whether a sum of `terms` terms, the largest of them near 1, lacks digits that cancelled.
+// Whether a sum of `terms` terms, the largest of them near 1, has lost digits because terms cancelled.
 bool cancels(const WeighedSum& sum, std::ptrdiff_t terms) {
     const bool finite = sum.some && !sum.undefined && !sum.positive && !sum.negative;
     return finite && std::fabs(sum.sum[0]) < 0x1p-40 * static_cast<double>(terms);
