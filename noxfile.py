@@ -12,7 +12,7 @@ import nox
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
 
-# As the classifiers say; those that a machine lacks are skipped.
+# The versions in the classifiers; those that a machine lacks are skipped.
 PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 
 FOLDERS = ("bench", "cpp", "tests")
@@ -27,13 +27,13 @@ def all_but(*names: str) -> list[str]:
     return ["tests", *(f"--ignore=tests/test_{name}.py" for name in names)]
 
 
-# Tests of the build, and of memory, which under a sanitizer or an emulator is not the package's own.
+# Tests of the build, and tests of memory, which a sanitizer or an emulator uses for itself, too.
 ELSEWHERE = ("build", "memory", "out_of_memory", "soak")
 ASAN_TESTS = all_but(*ELSEWHERE)
-# The sweeps over every float32 do not come to an end.
+# Emulated, the sweeps over every float32 never finish.
 EMULATED_TESTS = all_but(*ELSEWHERE, "exp_log")
 
-# What runs on an emulated arm64.
+# The Debian release that provides Python for an emulated arm64, and its Python.
 DEBIAN, DEBIANS_PYTHON = "trixie", "3.13"
 
 SCHEMAS = [
@@ -49,7 +49,7 @@ def install_groups(session: nox.Session, *names: str) -> None:
 
 
 def configure(session: nox.Session, *options: str) -> None:
-    """CMake by itself, with the group that stands in for what pip brings."""
+    """Run CMake without pip; the dependency group `cmake` has what pip would bring."""
     cmakedir = session.run("python", "-m", "pybind11", "--cmakedir", silent=True)
     session.run("cmake", *options, f"-Dpybind11_DIR={str(cmakedir).strip()}")
 
@@ -63,7 +63,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """The tests that need other libraries: their arrays, tables and files, and the modules that are made for them."""
+    """The tests that need other libraries: of their arrays, tables and files, and of the modules made for them."""
     session.install(".[test]")
     install_groups(session, "interop")
     of = ("boosting", "calibration", "dask", "distributed", "documentation", "other_libraries", "report", "xarray")
@@ -72,7 +72,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def cluster(session: nox.Session) -> None:
-    """More logits than two worker processes of dask have memory, from disk to disk."""
+    """The test with more logits than fit into the memory of two dask worker processes, from disk to disk."""
     session.install(".[test]")
     install_groups(session, "interop")
     session.run("python", "-m", "pytest", "-m", "huge", "tests/test_distributed.py", *session.posargs)
@@ -80,7 +80,7 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting and lint of Python, C++ and what other tools read; with `-- fix`, put right what can be."""
+    """Formatting and lint of Python, C++ and what other tools read; with `-- fix`, correct what can be corrected."""
     install_groups(session, "lint")
     fix = "fix" in session.posargs
     session.run("ruff", "check", *(["--fix"] if fix else []))
@@ -98,7 +98,7 @@ def types(session: nox.Session) -> None:
     session.install(".[bench,dask,xarray]")
     install_groups(session, "types")
     session.run("mypy")
-    # A stub hides its module from mypy, unless that is named.
+    # mypy reads a stub in place of its module, unless the module is named.
     hidden = [stub.with_suffix(".py") for stub in sorted(Path("python").rglob("*.pyi"))]
     session.run("mypy", *(str(module) for module in hidden if module.exists()))
     session.run("basedpyright")
@@ -107,7 +107,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The site, in build/docs, without a warning; a test then opens it in Chromium, where that is installed."""
+    """The site, built in build/docs without warnings; a test then opens it in Chromium, where that is installed."""
     session.install(".[test]")
     install_groups(session, "docs")
     # From scratch, so that pages whose source is gone disappear.
@@ -128,10 +128,10 @@ def bench(session: nox.Session) -> None:
 @nox.parametrize("preset", ["asan", "tsan"])
 def sanitize(session: nox.Session, preset: str) -> None:
     """Tests under AddressSanitizer and UndefinedBehaviorSanitizer, those of threads under ThreadSanitizer."""
-    # Of the kernels with both, GCC does not come to an end.
+    # GCC never finishes compiling the kernels with both sanitizers.
     compiler = os.environ.get("CXX", {"asan": "clang++", "tsan": "g++"}[preset])
     session.install(".[test]", f"--config-settings=cmake.args=--preset={preset}", env={"CXX": compiler})
-    # The runtime has to be there before the interpreter, which is built without.
+    # The sanitizer's runtime has to be loaded before the interpreter, which is built without it.
     name = {"asan": f"libclang_rt.asan-{platform.machine()}.so", "tsan": "libtsan.so"}[preset]
     runtime = subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
     env = {
@@ -154,7 +154,7 @@ def tidy(session: nox.Session) -> None:
 
 @nox.session
 def dist(session: nox.Session) -> None:
-    """What a release holds; that sdist and tree give the same wheel. `-- FOLDER` keeps it, `once` builds no second."""
+    """Build and check sdist and wheel; the tree must give the same. `-- FOLDER` keeps them, `once` skips the tree."""
     install_groups(session, "dist")
     with tempfile.TemporaryDirectory() as scratch:
         folder = session.posargs[0] if session.posargs else f"{scratch}/dist"
@@ -162,7 +162,7 @@ def dist(session: nox.Session) -> None:
         session.run("python", ".ci/check_dist.py", folder)
         session.run("twine", "check", "--strict", f"{folder}/*")
         session.run("check-wheel-contents", folder)
-        if "once" not in session.posargs:  # as the gate says: it compares with the build that its tests use
+        if "once" not in session.posargs:  # as .ci/run says: it compares with the build that its tests use
             session.run("python", "-m", "pip", "wheel", "--no-deps", "--wheel-dir", f"{scratch}/tree", ".", silent=True)
             session.run("python", ".ci/check_reproducible.py", folder, f"{scratch}/tree")
 
@@ -172,8 +172,8 @@ def dist(session: nox.Session) -> None:
 def emulate(session: nox.Session, machine: str) -> None:
     """The tests on a CPU without AVX, on one without AVX-512, on arm64; arguments after `--` are pytest's.
 
-    Needs qemu-user, a recent one for arm64: of Python there, 7.2 is twenty times slower than 11.1. arm64 needs
-    g++-aarch64-linux-gnu, too, and debootstrap and root's rights for it.
+    Needs qemu-user, for arm64 a recent one: qemu 7.2 runs Python there twenty times slower than 11.1. arm64 also needs
+    g++-aarch64-linux-gnu and debootstrap, and root's rights for the latter.
     """
     env = {"OMP_WAIT_POLICY": "passive"}  # an emulated thread that spins keeps others from their work
     python = Path(session.bin, "python")
@@ -182,13 +182,13 @@ def emulate(session: nox.Session, machine: str) -> None:
         root = debian(session, "arm64")
         emulator = [find(session, "qemu-aarch64", "qemu-aarch64-static"), "-L", str(root)]
         python = root / "usr/bin/python3"
-        # CMake and Ninja are not emulated, nor is the compiler, which has headers of its own, but for Python's.
+        # CMake, Ninja and the compiler are not emulated. The compiler has all headers except Python's.
         target = {"SYSTEM_NAME": "Linux", "SYSTEM_PROCESSOR": "aarch64", "CXX_FLAGS": f"-idirafter{root}/usr/include"}
         env["CMAKE_ARGS"] = " ".join(f"-DCMAKE_{name}={value}" for name, value in target.items())
         env["CXX"] = find(session, "aarch64-linux-gnu-g++")
-        env["CC"] = find(session, "aarch64-linux-gnu-gcc")  # of the libraries that tests compile
+        env["CC"] = find(session, "aarch64-linux-gnu-gcc")  # for the libraries that tests compile
         session.install("cmake>=3.20", "ninja")
-        # Emulated, pip takes an hour for what need not be compiled.
+        # The machine's own pip installs what need not be compiled; emulated, it would take an hour.
         needed = nox.project.load_toml("pyproject.toml")
         wheels = [*needed["build-system"]["requires"], *needed["project"]["optional-dependencies"]["test"]]
         folder = f"{root}/usr/lib/python3/dist-packages"
@@ -199,7 +199,8 @@ def emulate(session: nox.Session, machine: str) -> None:
     else:
         emulator = [find(session, "qemu-x86_64", "qemu-x86_64-static"), "-cpu", machine]
         install += [".[test]"]
-    # Named as what is run, so that it is sys.executable, and what the tests start is emulated, too.
+    # Python gets this script's path as its own, so that sys.executable is the script, and what the tests start is
+    # emulated, too.
     emulated = python.with_name("emulated")
     emulated.write_text(f'#!/bin/sh\nexec {" ".join(emulator)} -0 "$0" {python.resolve()} "$@"\n')
     emulated.chmod(0o755)
@@ -209,13 +210,13 @@ def emulate(session: nox.Session, machine: str) -> None:
 
 
 def find(session: nox.Session, *names: str) -> str:
-    """The path of a program, by any of its names."""
+    """Return the path of a program, found by any of its names; without it, skip the session."""
     found = next(filter(None, map(shutil.which, names)), None)
     return found or session.skip(f"needs {names[0]}")
 
 
 def debian(session: nox.Session, architecture: str) -> Path:
-    """A folder with Debian's Python and C++ library for another architecture."""
+    """Return a folder with Debian's Python and C++ library for another architecture."""
     root = Path(session.create_tmp(), architecture).resolve()
     if not root.exists():
         unfinished = root.with_name("unfinished")
@@ -225,7 +226,7 @@ def debian(session: nox.Session, architecture: str) -> Path:
         session.run(find(session, "debootstrap"), *options, packages, DEBIAN, str(unfinished), external=True)
         for package in (unfinished / "var/cache/apt/archives").glob("*.deb"):
             session.run("dpkg-deb", "--extract", str(package), str(unfinished), silent=True, external=True)
-        # What is there qemu finds before the machine's own: this one is empty, and tests look into theirs.
+        # qemu looks for files here first, then on the machine: without this empty /tmp, tests find the machine's.
         Path(unfinished, "tmp").rmdir()
         unfinished.rename(root)
     return root
@@ -233,7 +234,7 @@ def debian(session: nox.Session, architecture: str) -> Path:
 
 @nox.session(python=["3.13t", "3.14t", "3.15t"])
 def free_threading(session: nox.Session) -> None:
-    """Each test of what the functions give in four threads at once, on a Python without the GIL."""
+    """The tests of results, each in four threads at once, on a Python without the GIL."""
     session.install(".[test]", "pytest-run-parallel>=0.10")
     files = ("arguments", "calls", "end_to_end", "losses", "properties", "races", "same_bits", "transforms", "values")
     session.run(
@@ -246,14 +247,14 @@ def free_threading(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """libFuzzer over the core, by Clang; arguments after `--` are its own, for example `-- -runs=10000000`."""
+    """Fuzz the core with Clang's libFuzzer; arguments after `--` are its own, for example `-- -runs=10000000`."""
     install_groups(session, "cmake")
     clang = os.environ.get("CXX", "clang++")
     build = Path("build/fuzz")
     configure(session, "-S", "tests/fuzz", "-B", str(build), "-G", "Ninja", f"-DCMAKE_CXX_COMPILER={clang}")
     session.run("cmake", "--build", str(build))
     (build / "corpus").mkdir(exist_ok=True)
-    # Inputs of full length from the start, and none is weighed: that costs more than to run it.
+    # Inputs have full length from the start, and are not weighed, which would cost more than to run them.
     how = ["-max_len=128", "-len_control=0", "-entropic=0", "-reduce_inputs=0"]
     limits = ["-timeout=60", "-rss_limit_mb=2048", "-print_final_stats=1", f"-artifact_prefix={build}/"]
     runs = session.posargs or ["-runs=1000000"]

@@ -1,5 +1,5 @@
-"""Check an sdist and a wheel: what must be in them is, nothing else is, the wheel is small, and
-the changelog knows the version.
+"""Check that an sdist and a wheel contain all that they must and nothing else, that the wheel is small, and that
+the changelog has the version.
 
 python .ci/check_dist.py FOLDER
 """
@@ -36,8 +36,8 @@ def check(name: str, files: Iterable[str], allowed: tuple[str, ...]) -> None:
     extra = [file for file in files if not re.fullmatch("|".join(allowed), file)]
     missing = [pattern for pattern in allowed if not any(re.fullmatch(pattern, file) for file in files)]
     if extra or missing:
-        sys.exit(f"{name}: not wanted: {sorted(extra)}; nothing of: {missing}")
-    print(f"{name}: {len(files)} files, as they should be")
+        sys.exit(f"{name}: unexpected files: {sorted(extra)}; no file for: {missing}")
+    print(f"{name}: {len(files)} files, as expected")
 
 
 def main(folder: Path) -> None:
@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
     check(sdist.name, members, SDIST)
     version = root.removeprefix("fastsoftmax-")
     if f"\n## [{version}]" not in changelog:
-        sys.exit(f"CHANGELOG.md has nothing of {version}, the version in pyproject.toml")
+        sys.exit(f"CHANGELOG.md has no section for {version}, the version in pyproject.toml")
     with zipfile.ZipFile(wheel) as packed:
         check(wheel.name, (name for name in packed.namelist() if not name.endswith("/")), WHEEL)
     size = wheel.stat().st_size

@@ -1,7 +1,7 @@
 """Check that another build, in another folder, gave the same wheel.
 
-python .ci/check_reproducible.py FOLDER          its files, bit for bit, are those of the package in this environment
-python .ci/check_reproducible.py FOLDER OTHER    the wheel itself is, bit for bit, that of another folder
+python .ci/check_reproducible.py FOLDER          its wheel has, bit for bit, the files of the installed package
+python .ci/check_reproducible.py FOLDER OTHER    its wheel is, bit for bit, that of the other folder
 """
 
 import sys
@@ -23,7 +23,7 @@ def members(wheel: Path) -> dict[str, tuple[object, ...]]:
 
 def check_installed(wheel: Path) -> None:
     installed = distribution("fastsoftmax")
-    # RECORD names what is in the wheel, and pip adds what it writes beside it.
+    # RECORD differs: it lists the wheel's files, and pip adds those that it writes itself.
     files = {n: content for n, (content, *_) in members(wheel).items() if not n.endswith(("/", "/RECORD"))}
     differing = [n for n, content in files.items() if Path(installed.locate_file(n)).read_bytes() != content]
     if differing:

@@ -1,4 +1,4 @@
-"""Check the installed package, which needs NumPy alone: every function against its definition, on every SIMD target.
+"""Check the installed package, with only NumPy: every function against its definition, on every SIMD target.
 
 python .ci/smoke.py
 """
@@ -40,7 +40,7 @@ def check(dtype: type, tolerance: float) -> None:
     for got, wanted in zip(a, b, strict=True):
         np.testing.assert_allclose(got, wanted, tolerance, tolerance, err_msg="LogSumExp")
     for name, arguments in calls.items():
-        # Both draw from the same generator's beginning.
+        # Copies, so that both draw from a generator in the same state.
         got, wanted = (getattr(module, name)(*deepcopy(arguments)) for module in (fs, reference))
         pairs = zip(got, wanted, strict=True) if isinstance(got, tuple) else [(got, wanted)]
         for a, b in pairs:

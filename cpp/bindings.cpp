@@ -1,4 +1,4 @@
-// NumPy arrays in, slices out; new arrays for results; the GIL released. No mathematics.
+// The module: describes NumPy arrays as slices, makes arrays for results, releases the GIL. No mathematics.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -42,7 +42,7 @@ ElementType element_type(char kind, py::ssize_t size) {
         case 'b':
             return ElementType::boolean;
         default:
-            return ElementType::bfloat16;  // a type of ml_dtypes: the one that the arguments' checks let pass
+            return ElementType::bfloat16;  // of ml_dtypes: the only other dtype that _arguments.py lets pass
     }
 }
 
@@ -63,8 +63,7 @@ using ClassAxes = std::bitset<most_axes>;
 using MaybeArray = std::optional<py::array>;
 using MaybeIndex = std::optional<std::int64_t>;
 
-// Objects of Python and NumPy that arguments are compared with by identity, and a function of NumPy that pybind11
-// lacks.
+// Objects that arguments are compared with by identity, and a function of NumPy that pybind11 does not offer.
 struct Known {
     PyObject* const axis = PyUnicode_InternFromString("axis");
     PyObject* const out = PyUnicode_InternFromString("out");
@@ -76,10 +75,10 @@ struct Known {
         return reinterpret_cast<decltype(new_scalar)>(static_cast<void**>(table.cast<py::capsule>())[place]);
     }();
 };
-const Known* known = nullptr;  // once the module is imported
+const Known* known = nullptr;  // set by the import of the module
 
-// An argument as its parameter's type. Nothing is converted: pybind11's own way of a call, which would try, takes
-// longer than the softmax of ten numbers.
+// `argument` returns an argument as the type of its parameter, without conversion: pybind11's own dispatch, which would
+// try to convert, takes longer than the softmax of ten numbers.
 
 void require(bool good, const char* what) {
     if (!good) throw py::type_error(what);
@@ -155,8 +154,8 @@ std::string_view argument(py::handle given) {
     return text;
 }
 
-// Puts arrays into their roles. They have the shape of `all`; or, per slice, that without the class axes or with extent
-// 1 there.
+// Puts arrays into their roles. They have the shape of `all`; per-slice arrays have it without the class axes, or with
+// extent 1 there.
 class Builder {
   public:
     Builder(const py::array& all, const ClassAxes& class_axes) : all_(all), class_axes_(class_axes) {
@@ -194,7 +193,7 @@ class Builder {
         return empty(dtype, count, shape);
     }
 
-    // A new array for class indices: `size` a slice on a last axis, or one without.
+    // A new array for class indices: `size` for each slice, on a new last axis, or one, without that axis.
     py::array draws(const MaybeIndex& size) const {
         py::ssize_t shape[most_axes + 1];
         int count = 0;
@@ -225,15 +224,15 @@ py::object scalar(const void* value, const py::dtype& dtype) {
     return py::reinterpret_steal<py::object>(made);
 }
 
-// A new 0-d result is a scalar to its caller.
+// Returns a result as its caller gets it: a new 0-d array as a scalar.
 py::object finished(const py::array& result, bool is_new) {
     if (is_new && result.ndim() == 0) return scalar(result.data(), result.dtype());
     return result;
 }
 
-// Without the GIL for its lifetime. Before Python 3.14, a thread that asks for it back while the interpreter ends is
-// made to exit, by an unwinding that would drop references without the GIL and terminate the process where a function
-// is noexcept. It waits here instead, as from 3.14 on, until the process ends.
+// Releases the GIL for its lifetime. Before Python 3.14, a thread that asks for the GIL while the interpreter shuts
+// down is made to exit by unwinding its stack, which would drop references without the GIL and terminate the process at
+// a noexcept function. Instead, it waits here until the process ends, as it does from 3.14 on.
 class WithoutGil {
   public:
     WithoutGil() : thread_(PyEval_SaveThread()) {}
@@ -251,8 +250,8 @@ class WithoutGil {
     PyThreadState* const thread_;
 };
 
-// Runs the body without the GIL where there is enough work: to give it up costs as much as some hundred elements, and
-// to get it back can take as long as another thread keeps it, 5 ms.
+// Runs the body, without the GIL if there is enough work: releasing it costs as much as some hundred elements, and
+// another thread may then keep it for 5 ms.
 template <class Body>
 void run(const Slices& slices, Body body) {
     std::optional<WithoutGil> released;
@@ -260,7 +259,7 @@ void run(const Slices& slices, Body body) {
     body();
 }
 
-// An operation that needs nothing but its arrays. Its signature says where its results go.
+// Computes an operation that has no options but the temperature. Its signature says where its results go.
 template <Operation operation>
 py::object compute_arrays(const py::array& x, const MaybeArray& second, const MaybeArray& out, const py::dtype& dtype,
                           const ClassAxes& axes, double temperature, const MaybeArray& where, bool keepdims = false,
@@ -348,7 +347,7 @@ py::tuple log_softmax_top_k(const py::array& x, std::int64_t k, const py::dtype&
     return py::make_tuple(values, labels);
 }
 
-// One number in [0, 1) for each draw, in their order.
+// Returns one number in [0, 1) for each draw, in the order of the draws.
 py::array uniform(py::handle rng, py::ssize_t draws) {
     const py::object drawn = rng.attr("random")(draws);
     if (!py::isinstance<py::array_t<double, py::array::c_style>>(drawn))
@@ -360,7 +359,7 @@ py::array uniform(py::handle rng, py::ssize_t draws) {
     return numbers;
 }
 
-// The draws; or the position of the first slice that has no probabilities.
+// Returns the draws, or the position of the first slice that has no probabilities.
 py::object sample(const py::array& x, const ClassAxes& axes, const MaybeIndex& size, double temperature,
                   const MaybeIndex& top_k, double top_p, double min_p, const MaybeArray& where, py::handle rng) {
     Builder b(x, axes);
@@ -463,7 +462,7 @@ py::tuple divergence_and_gradient(const py::array& p, const py::array& q, std::i
     return py::make_tuple(finished(divergence, true), grad ? py::object(*grad) : py::none());
 }
 
-// The first byte of an array's memory and the one behind its last.
+// Returns the addresses of the first byte of an array's memory and of the one after its last.
 std::pair<std::uintptr_t, std::uintptr_t> bounds(const py::array& array) {
     auto begin = reinterpret_cast<std::uintptr_t>(array.data()), end = begin;
     const py::ssize_t *shape = array.shape(), *strides = array.strides();
@@ -484,14 +483,14 @@ bool can_overlap(const py::array& a, py::handle other) {
 
 bool is_exact_array(py::handle given) { return Py_TYPE(given.ptr()) == py::detail::npy_api::get().PyArray_Type_; }
 
-// Writeable, and each element has its own memory.
+// Whether this is a writeable array of this dtype, and each element has memory of its own.
 bool is_plain(py::handle given, const py::dtype& dtype) {
     if (!is_exact_array(given)) return false;
     const auto out = py::reinterpret_borrow<py::array>(given);
     return out.dtype().is(dtype) && out.writeable() && (out.flags() & (py::array::c_style | py::array::f_style));
 }
 
-// Asked here because every attribute of an array takes Python as long as all of this.
+// Checked here because in Python each attribute of an array takes as long as all of this.
 py::bool_ is_plain_out(py::handle given, const py::tuple& shape, const py::dtype& dtype, const py::tuple& in_place,
                        const py::tuple& inputs) {
     if (!is_plain(given, dtype)) return false;
@@ -510,7 +509,8 @@ py::bool_ same_shape(const py::array& a, const py::array& b) {
     return a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape());
 }
 
-// Totals of pieces are arrays of the structure `Total`, in C order; a bool says whether they are of double.
+// Totals of pieces are arrays of the structure `Total`, in C order; `in_double` says whether they are computed in
+// double.
 
 Total* totals_in(const py::array& totals) {
     const bool aligned = reinterpret_cast<std::uintptr_t>(totals.data()) % alignof(Total) == 0;
@@ -530,7 +530,7 @@ py::array copied(const py::array& totals) {
     return result;
 }
 
-// Runs the body, without the GIL where there are many totals.
+// Runs the body, without the GIL if there are many totals.
 template <class Body>
 void run(const Totals& totals, Body body) {
     std::optional<WithoutGil> released;
@@ -595,7 +595,7 @@ bool has_shape_without(const py::array& array, const py::array& all, std::int64_
            std::equal(shape + axis, shape + array.ndim(), of_all + axis + 1);
 }
 
-// The position, in C order, of the first of these indices that is no class.
+// Returns the position, in C order, of the first index that is neither a class nor `ignore_index`, or None.
 py::object invalid_index(const py::array& indices, std::int64_t classes, const MaybeIndex& ignore_index) {
     Builder b(indices, ClassAxes());
     b.set(Role::label, indices);
@@ -622,8 +622,8 @@ PyObject* call(Result (*function)(Given...), PyObject* const* given, py::ssize_t
     return call(function, given, std::index_sequence_for<Given...>());
 }
 
-// What f returns, or null and a Python exception for the one that it throws. Only without the GIL do the handlers
-// throw, and then the process ends.
+// Returns what f returns; if f throws, sets a Python exception and returns null. The handlers themselves throw only
+// without the GIL, and then the process ends.
 template <class F>
 // NOLINTNEXTLINE(bugprone-exception-escape)
 PyObject* guarded(F f) noexcept {
@@ -703,16 +703,17 @@ PyMethodDef methods[] = {
     {},
 };
 
-// The everyday call of a public function: exact arrays, of a native floating dtype and, for a loss, of class indices,
-// and no option but `axis`, `out` and `reduction`. A shortcut calls the core as the Python function would, or with few
-// dense rows, which need no description as slices. It leaves all other calls to that function, and so all refusals.
+// Shortcuts take everyday calls of public functions: exact arrays, of a native floating dtype and, for a loss, of class
+// indices, and no options except `axis`, `out` and `reduction`. A shortcut calls the core as the Python function would,
+// or hands it a few dense rows, which need no description as slices. It leaves all other calls, and so all refusals, to
+// that function.
 
-// The arguments of a call by their parameters; null: absent.
+// The arguments of a call, by parameter; null if absent.
 struct Given {
     py::handle x, targets, axis, out, reduction;
 };
 
-// Sorts the arguments; false if the call cannot be an everyday one.
+// Assigns the arguments to parameters; returns false if the call cannot be an everyday one.
 bool take(PyObject* const* given, py::ssize_t count, PyObject* names, const Signature& signature, Given& into) {
     const bool is_loss = signature.labels != PerSlice::none;
     const py::ssize_t arrays = is_loss ? 2 : 1;
@@ -742,7 +743,7 @@ bool is_floating(py::handle given) {
                        [&](const py::dtype& own) { return own.is(dtype); });
 }
 
-// Whether `out`, if there is one, can take results of the shape and dtype of x as they are computed.
+// Whether `out`, if there is one, can receive results of the shape and dtype of x directly.
 bool fits(py::handle out, const py::array& x, py::handle targets) {
     if (!out) return true;
     if (!is_plain(out, x.dtype())) return false;
@@ -754,7 +755,7 @@ MaybeArray maybe_array(py::handle given) {
     return given ? MaybeArray(py::reinterpret_borrow<py::array>(given)) : MaybeArray();
 }
 
-// An int in range as an axis that is not negative; -1: it is none.
+// Returns an int in range as an axis that is not negative, the last axis for null, and -1 for anything else.
 std::int64_t one_axis(py::handle given, py::ssize_t axes) {
     int overflow = 0;
     if (given && !PyLong_CheckExact(given.ptr())) return -1;
@@ -767,7 +768,7 @@ bool is_dense(const py::array& array) {
     return (array.flags() & py::array::c_style) && (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
 }
 
-// The results for few dense rows, along the last axis or all axes; null: the call is not on such.
+// Returns the results for few dense rows, along the last axis or all axes; null if the call is not on such rows.
 py::object compute_rows(Operation operation, const py::array& x, bool all_axes, const MaybeArray& out,
                         const MaybeArray& targets = {}, Reduction reduction = Reduction::none) {
     const Signature& signature = kernels().of[operation].signature;
@@ -891,7 +892,8 @@ py::dict describe() {
     return d;
 }
 
-// The arrays that each operation reads and writes, by its name: the benchmark counts the bytes that a call moves.
+// Which arrays each operation reads and writes, by its name. The benchmark counts with them the bytes that a call
+// moves.
 py::dict signatures() {
     py::dict all;
     for (const Kernel& kernel : kernels().of.values) {
@@ -907,7 +909,7 @@ py::dict signatures() {
 
 const Kernels& named_kernels(const std::string& target) {
     const Kernels* found = kernels_of(target);
-    if (!found) throw std::invalid_argument("target '" + target + "' is not to be had on this machine");
+    if (!found) throw std::invalid_argument("target '" + target + "' is not available on this machine");
     return *found;
 }
 

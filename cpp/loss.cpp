@@ -278,7 +278,7 @@ class LossOfBatch {
         batch_.scatter_results(first, length, memory);
     }
 
-    // Adds losses to the sum: those of slices that follow each other.
+    // Adds losses, of slices that follow each other, to the sum.
     void add_losses(const double* losses, const double* units, std::ptrdiff_t length) {
         if (in_units_)
             sum_.add(losses, units, length);
@@ -287,7 +287,7 @@ class LossOfBatch {
     }
 
     void compute_batch(int threads) {
-        // Probabilities need memory beside the scores: of rows in place, only one is taken at a time.
+        // Probabilities need memory besides the scores, so rows in place are taken one at a time.
         const std::ptrdiff_t most = loss_.probabilities && plan_.loop == Loop::rows ? 1 : plan_.at_once;
         const std::ptrdiff_t terms = loss_.probabilities ? most * plan_.classes : 0;
         const std::ptrdiff_t extra = plan_.in_float ? (terms + 1) / 2 : terms;  // in doubles

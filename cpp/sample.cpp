@@ -23,7 +23,7 @@ constexpr std::ptrdiff_t block_size = 4096;
 constexpr std::ptrdiff_t step_size = 64;
 constexpr std::ptrdiff_t most_lanes = lanes_of(ElementType::float32);
 
-// Selection refines a histogram of at most this many bins. If a slice has many blocks, it first inspects a sample, the
+// Selection refines a histogram of at most this many bins. If a slice has many blocks, a sample is inspected first: the
 // first classes of each block.
 constexpr std::ptrdiff_t most_bins = 2048;
 constexpr std::ptrdiff_t inspected_part = 32, blocks_to_inspect = 8;
@@ -449,8 +449,8 @@ class Selection {
         return candidates > call_.blocks * call_.collected / 2;
     }
 
-    // Leaves the classes that weigh `wanted`. They have keys of at least `low`; if all of these weigh less, nothing is
-    // cut off. Returns whether anything is.
+    // Leaves the first classes, by falling key, that weigh `wanted`. If all those with keys of at least `low` weigh
+    // less, nothing is cut off. Returns whether anything is.
     bool select(std::int64_t wanted, std::int64_t low, std::int64_t inspect_from) {
         const std::int64_t top = key_of(static_cast<T>(slice_.top));
         const auto widen = [&](std::int64_t from) {

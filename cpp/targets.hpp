@@ -16,7 +16,7 @@ std::vector<std::string> targets_usable();
 // lacks it.
 void choose_target();
 
-// The kernels in use; those of a target by name, null if this build or machine lacks it.
+// The kernels in use; and the kernels of a target by name, null if this build or machine lacks it.
 const Kernels& kernels();
 const Kernels* kernels_of(const std::string& name);
 
