@@ -1,5 +1,5 @@
-// The cross-entropy of labels, also with its gradient. Exponentials are summed without the label's, so that nothing
-// cancels: nothing has to be known of the largest class.
+// Cross-entropy by labels, also with gradient and Hessian. The sum of the exponentials leaves out the label's, so that
+// nothing cancels, and the largest class need not be known.
 #pragma once
 
 #include "../group.hpp"
@@ -7,7 +7,7 @@
 
 namespace {
 
-// Gradients of moderate weight, as those of near slices are: there is nothing to mend.
+// Weights of moderate size, the only ones that near slices have: no gradient needs mending.
 template <class T>
 struct ModerateWeight {
     ModerateWeight() = default;
@@ -17,12 +17,12 @@ struct ModerateWeight {
     FASTSOFTMAX_INLINE Pack<T> mended_label(const Measured<T>&, Pack<T> gradient) const { return gradient; }
 };
 
-// Gradients of any weight, and those of ignored slices, which are 0 whatever the scores are.
+// Weights of any size. Also sets the gradients of ignored slices to 0, whatever the scores are.
 template <class T>
 class AnyWeight {
   public:
     AnyWeight() = default;
-    // `sum`: of exponentials; `factor`: of the gradient.
+    // `sum`: of the exponentials; `factor`: by which the gradient multiplies them.
     FASTSOFTMAX_INLINE AnyWeight(const Run& run, std::ptrdiff_t first, int count, const Labels<T>& labels,
                                  Two<Pack<T>> sum, Pack<T> factor)
         : unscaled_(sum),
@@ -51,7 +51,7 @@ class AnyWeight {
         return one;
     }
 
-    // Of exponential e.
+    // The gradient of a class with exponential e: `gradient`, unless it has to be mended.
     FASTSOFTMAX_INLINE Pack<T> mended(Pack<T> e, Pack<T> gradient) const {
         return any_ ? mended_of(e, gradient) : gradient;
     }
@@ -93,7 +93,7 @@ struct CrossEntropy {
         using Second = std::conditional_t<with_gradient, Curvature<T, !Exp::is_fixed>, Nothing>;
 
         struct Value {
-            Pack<T> scale;  // of the exponentials, a power of two that makes room for the weight
+            Pack<T> scale;  // a power of two for the exponentials, to make room for the weight
             Two<Pack<T>> factor;
             Weight weight;
 
@@ -103,7 +103,7 @@ struct CrossEntropy {
             }
         };
 
-        // Of slices in the lanes.
+        // The gradients of class c of the slices in the lanes.
         class Columns {
           public:
             FASTSOFTMAX_INLINE explicit Columns(const Results& all)
@@ -126,7 +126,7 @@ struct CrossEntropy {
         Second second;
 
         Results() = default;
-        // From the exponentials of labels and the sums of the others'.
+        // From the exponentials of the labels and the sums of all others.
         FASTSOFTMAX_INLINE Results(const Group<T>& group, const Exp& exp, Growth<T, 1> e, Two<Pack<T>> rest) {
             set(group, exp, Labels<T>(group.run, group.first, group.count), e, rest);
         }
@@ -141,14 +141,14 @@ struct CrossEntropy {
                     {spread(value.factor.high, i), spread(value.factor.low, i)},
                     value.weight.of_lane(i)};
         }
-        // Calls put(c, value) for what is computed apart.
+        // Calls put(c, value) for the label, whose gradient is computed apart.
         template <class Put>
         FASTSOFTMAX_INLINE void finish_row(int i, Put put) const {
             if (label[i] >= 0) put(label[i], lane(label_value, i));
         }
 
-        // The second output, once the exponentials have been seen: of slices in the lanes, of row i of them, or of a
-        // slice in blocks.
+        // Before the second output is written, these look for classes other than the label that dominate: in the slices
+        // in the lanes, in row i, or in a slice in blocks.
         FASTSOFTMAX_INLINE void see_classes(const Group<T>& group) {
             second.see_classes(unlikely & near, group.run.classes,
                                [&](std::ptrdiff_t c) __attribute__((always_inline)) {
@@ -183,9 +183,9 @@ struct CrossEntropy {
             const Pack<T> sum = top.high + rest.high;
             const T classes = static_cast<T>(run.classes);
             const Pack<T> least = broadcast(FixedRange<T>::least_of_logs * classes);
-            // Of a label below 2^-60 the ratio of the others to it might overflow.
+            // Labels of a probability above 2^-60. Below that, the ratio of the others to the label might overflow.
             const Mask<T> some = less(sum * broadcast(T(0x1p-60)), top.high);
-            // The label stands for the largest class.
+            // Here, the label takes the place of the largest class.
             const Pack<T> to_label = own_scale(top.high);
             const Measured<T> m = {broadcast(T(0)), exp.defined(scaled(top, to_label)), scaled(rest, to_label)};
             Doubles<T> minus_log = to_doubles(LogTotal<T>(m).wide());
@@ -208,7 +208,8 @@ struct CrossEntropy {
                 near = near_values;
                 if constexpr (Exp::is_fixed) {
                     const Pack<T> weight = narrow(labels.chosen * scales), size = max(weight, -weight);
-                    // Two numbers of T hold the factor, and exponentials that became 0 do not count.
+                    // With such a weight, two numbers of T hold the factor, and exponentials that became 0 do not
+                    // count.
                     const Mask<T> moderate =
                         less(broadcast(T(0x1p-34)), size) & less(size, broadcast(T(0x1p34))) & less(least * size, sum);
                     near &= lane_bits(moderate) | equal_bits(weight, broadcast(T(0)));
@@ -232,7 +233,7 @@ struct CrossEntropy {
             }
         }
 
-        // Minus the log-probability of labels so far below the largest class that only their distance counts.
+        // Minus the log-probability of labels below 2^-60, from their distance to the largest class.
         FASTSOFTMAX_ONCE static Doubles<T> minus_log_of_little(const Group<T>& group, const Exp& exp,
                                                                const Labels<T>& labels, Two<Pack<T>> label,
                                                                Two<Pack<T>> rest) {

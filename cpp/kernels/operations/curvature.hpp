@@ -1,13 +1,14 @@
-// The diagonal of the Hessian of cross-entropy by the logits: a p (1 - p), with a the sum of a sample's coefficients.
+// The diagonal of the Hessian of cross-entropy with respect to the scores: a p (1 - p), where a is the sum of a slice's
+// coefficients.
 #pragma once
 
 #include "../loops/rows.hpp"
 
 namespace {
 
-// Of a class that dominates, 1 - p would cancel. But p (1 - p) is the same for p as for 1 - p: there, the sum of all
-// others' exponentials stands for its own. `any_weight`: of weights beyond those of near slices, and of ignored slices,
-// too; floats without such are gradients times 1 - p. Error: 2.58 ULP seen.
+// If a class dominates, its 1 - p would cancel. But p (1 - p) is symmetric in p and 1 - p, so the sum of all other
+// exponentials takes the place of its own. `any_weight`: also for weights beyond those of near slices, and for ignored
+// slices; without it, float computes the gradient times 1 - p. Error: 2.58 ULP seen.
 template <class T, bool any_weight>
 class Curvature {
     static constexpr int lanes = Pack<T>::lanes;
@@ -16,7 +17,8 @@ class Curvature {
 
   public:
     Curvature() = default;
-    // `total`: of the coefficients; `all`: the sum of the exponentials; `rest`: of all others, where one dominates.
+    // `total`: the sum of the coefficients; `all`: that of the exponentials; `rest`: that of all others, if a class
+    // dominates that is known already.
     FASTSOFTMAX_INLINE Curvature(const Run& run, std::ptrdiff_t first, int count, const Labels<T>& labels,
                                  Doubles<T> total, Two<Pack<T>> all, Pack<T> rest)
         : half_(all.high * broadcast(above_half)), rest_(rest), scale_(own_scale(all.high)) {
@@ -36,7 +38,8 @@ class Curvature {
         set_dominant();
     }
 
-    // The classes c of slices in the lanes have exponentials e(c): finds what dominates in the slices in `bits`.
+    // Looks for classes that dominate in those slices of the lanes that are in `bits`. Class c has the exponentials
+    // e(c).
     template <class E>
     FASTSOFTMAX_INLINE void see_classes(std::uint32_t bits, std::ptrdiff_t classes, E e) {
         if (bits == 0) return;
@@ -53,7 +56,7 @@ class Curvature {
             if (dominated >> i & 1) rests[i] = lane(rest, i);
         set_rest(load_pack<T>(rests));
     }
-    // The same of slice i, whose exponentials are at e.
+    // Looks for a class that dominates in slice i, whose exponentials are at e.
     FASTSOFTMAX_ONCE void see_row(int i, const T* e, std::ptrdiff_t classes) {
         if (!(lane(half_, i) < row_max(e, classes))) return;
         const Pack<T> half = spread(half_, i);
@@ -67,11 +70,11 @@ class Curvature {
         rests[i] = static_cast<T>(total.high + total.low);
         set_rest(load_pack<T>(rests));
     }
-    // Whether one of the exponentials that add up to this may dominate slice i.
+    // Whether one of the exponentials that add up to `part` may dominate slice i.
     FASTSOFTMAX_INLINE bool may_dominate(int i, double part) const {
         return part > 0.99 * static_cast<double>(lane(half_, i));
     }
-    // The same of a slice in blocks, whose largest exponential is `largest`, and the others' sum `rest`.
+    // Takes the largest exponential of a slice in blocks, and the sum of all others.
     FASTSOFTMAX_INLINE void see_largest(Pack<T> largest, Pack<T> rest) {
         set_rest(select(less(half_, largest), rest, rest_));
     }
@@ -94,13 +97,13 @@ class Curvature {
         return one;
     }
 
-    // Of exponential e, where total * p is `weighed`.
+    // The Hessian of a class with exponential e; `weighed` is total * p.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> weighed) const {
         if constexpr (any_weight || sizeof(T) == 8) return (*this)(e);
         const Pack<T> value = weighed * fma(-e, inverse_.high * scale_, broadcast(T(1)));
         return select(less(half_, e), dominant_, value);
     }
-    // Of exponential e.
+    // The Hessian of a class with exponential e.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e) const {
         const Pack<T> u = select(less(half_, e), rest_, e) * scale_;
         const Pack<T> other = fma(-u, inverse_.high, broadcast(T(1))), high = u * other;
@@ -134,7 +137,8 @@ class Curvature {
         if constexpr (!any_weight && sizeof(T) == 4) dominant_ = (*this)(half_ + half_);
     }
 
-    // By way of double where two numbers of T do not hold the factor.
+    // Applies the exponent, sets ignored slices to 0, and goes through p in double where two numbers of T cannot hold
+    // the factor.
     FASTSOFTMAX_INLINE Pack<T> mended(Pack<T> u, Pack<T> value) const {
         if (!raises_ && lane_bits(wide_ | ignored_) == 0) return value;
         return mended_of(u, value);

@@ -1,6 +1,6 @@
-// The Kullback-Leibler divergence of two slices of scores, also with its gradient by the second. With d the difference
-// of two log-probabilities it is the sum of p (exp(-d) - 1 + d), since the probabilities of either add up to 1: no term
-// is negative, so nothing cancels, also where the distributions nearly agree.
+// The Kullback-Leibler divergence of two slices of scores, also with its gradient with respect to the second. It is the
+// sum of p (exp(-d) - 1 + d) with d = log p - log q, because p and q each add up to 1. No term is negative, so nothing
+// cancels, even where the distributions nearly agree.
 #pragma once
 
 #include "../loops/tile.hpp"
@@ -8,8 +8,9 @@
 
 namespace {
 
-// Sums numbers of one sign, some in T, these in twice its precision: error 2^-22 (double 2^-51) at most, and far less
-// of many. (Sums of exponentials need not be better: what they lack is found afterwards.)
+// Sums numbers of one sign: a few at a time in T, and these sums in twice its precision. The error is at most 2^-22
+// (double 2^-51), and far less if there are many. (Sums of exponentials need not be better, because their error is
+// found afterwards.)
 template <class T>
 struct CarriedSum {
     Pack<T> recent = broadcast(T(0));
@@ -26,7 +27,7 @@ struct CarriedSum {
     }
 };
 
-// Sums exponentials, which are kept.
+// Sums rounded exponentials, which are kept.
 template <class T>
 struct RoundedSum : CarriedSum<T> {
     template <class Exp, int packs>
@@ -64,14 +65,14 @@ struct DivergenceConstants<double> {
 };
 
 // The normalisers of the two distributions of each slice, a slice a lane: the sums of exponentials `p` and `q`, and the
-// difference of their logarithms. `shift` is as much of it as two numbers hold in the unit of the scores, `log` the
-// rest.
+// difference of their logarithms. `shift` is as much of this difference as two numbers hold, in the unit of the scores;
+// `log` is the rest, divided by the temperature.
 template <class T>
 struct Normalisers {
     Two<Pack<T>> p, q, shift;
     Pack<T> log;
 
-    // By the fixed reference, which both share; the slices for which it is right.
+    // From sums by the fixed reference, which p and q share. They are right only for near slices.
     FASTSOFTMAX_INLINE static Normalisers fixed(Two<Pack<T>> p, Two<Pack<T>> q) {
         const Mask<T> q_is_less = less(q.high, p.high);
         const auto chosen = [=](Two<Pack<T>> a, Two<Pack<T>> b) {
@@ -83,7 +84,7 @@ struct Normalisers {
         const Two<Pack<T>> parts = LogTotal<T>(m).in_two(), ratio = fast_two_sum(parts.high, parts.low);
         return {p, q, chosen(ratio, -ratio), broadcast(T(0))};
     }
-    // By references of their own.
+    // From sums by references of their own.
     FASTSOFTMAX_INLINE static Normalisers own(const Measured<T>& p, const Measured<T>& q, double temperature) {
         const Two<Pack<T>> log = LogTotal<T>(p).in_two() - LogTotal<T>(q).in_two(), shift = two_sum(p.max, -q.max);
         const Two<Pack<T>> p_sum = p.top + p.rest, q_sum = q.top + q.rest;
@@ -93,7 +94,7 @@ struct Normalisers {
         const Pack<T> left = (low.low + more.low) / broadcast(static_cast<T>(temperature));
         return {p_sum, q_sum, {high.high, low.high}, left};
     }
-    // These where the mask is set.
+    // Takes `other` where the mask is set.
     FASTSOFTMAX_INLINE void replace(Mask<T> mask, const Normalisers& other) {
         const auto chosen = [=](Two<Pack<T>> a, Two<Pack<T>> b) {
             return Two<Pack<T>>{select(mask, a.high, b.high), select(mask, a.low, b.low)};
@@ -117,7 +118,7 @@ struct Normalisers {
     }
 };
 
-// A sum less its largest term, which it may have rounded away.
+// Splits a sum into its largest term and the rest, which is 0 if rounding has made it negative.
 template <class T>
 FASTSOFTMAX_INLINE Measured<T> measured_of_sum(const OwnExponential<T>& exp, Pack<T> largest, Two<Pack<T>> sum) {
     const Measured<T> m = measured(exp, largest, sum);
@@ -128,7 +129,7 @@ FASTSOFTMAX_INLINE Measured<T> measured_of_sum(const OwnExponential<T>& exp, Pac
             {select(negative, broadcast(T(0)), rest.high), select(negative, broadcast(T(0)), rest.low)}};
 }
 
-// The terms of slices, one a lane, or of one slice in all lanes.
+// Computes the terms and gradients of slices, one a lane, or of one slice in all lanes.
 template <class T>
 class Divergence {
     using C = DivergenceConstants<T>;
@@ -162,7 +163,7 @@ class Divergence {
         any_wide_ = lane_bits(wide_) != 0;
     }
 
-    // As far as terms need it.
+    // Slice i in all lanes, with the members that the terms need.
     FASTSOFTMAX_INLINE Divergence of_lane(int i) const {
         Divergence one;
         one.shift_ = two(shift_, i);
@@ -174,7 +175,7 @@ class Divergence {
         one.scales_ = scales_;
         return one;
     }
-    // And as gradients do.
+    // The same, with the members that gradients need as well.
     FASTSOFTMAX_INLINE Divergence gradient_of_lane(int i) const {
         Divergence one = of_lane(i);
         one.factor_ = two(factor_, i);
@@ -187,8 +188,8 @@ class Divergence {
         return one;
     }
 
-    // Sums of the terms, and of p d: all times the sum of p's exponentials. They are carried after two packs, because a
-    // slice may have only a few large terms.
+    // Sums of the terms, and of p d, both times the sum of p's exponentials. They are carried after every two packs,
+    // because a slice may have only a few large terms.
     static constexpr std::ptrdiff_t to_carry = 2;
     struct Sums {
         CarriedSum<T> terms, slopes;
@@ -199,9 +200,9 @@ class Divergence {
         }
     };
 
-    // Takes a class with scores x, y and exponentials p, q. What is infinite makes the sums NaN.
+    // Adds a class with scores x, y and exponentials p, q. If d is infinite, the sums become NaN.
     FASTSOFTMAX_LONG void add(Sums& sums, Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
-        // A class that p lacks adds q, as one of any d above 1 does.
+        // If p is 0, the class adds q: with any d above 1, `large` is just that.
         const Mask<T> absent = equal(x, broadcast(T(-infinity)));
         const Pack<T> d = select(absent, broadcast(T(2)), difference(two_sum(x, -y))), square = d * d;
         const Pack<T> small = p * (square * polynomial(d, C::q)), large = fma(p, d, fma(q, ratio_, -p));
@@ -209,18 +210,18 @@ class Divergence {
         sums.slopes.recent = multiply_add(p, d, sums.slopes.recent);
     }
 
-    // The same in twice the precision, where a d or a sum was infinite.
+    // As `add`, but in twice the precision, for slices in which a d or a sum was infinite.
     FASTSOFTMAX_ONCE void add_far(Sums& sums, Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
         const Pack<T> zero = broadcast(T(0)), two = broadcast(T(2)), infinite = broadcast(T(infinity));
         const Two<Pack<T>> scores = finite(two_sum(x, -y));
         const Pack<T> found = difference(scores);
-        // The distance exceeds the largest number.
+        // For a distance that exceeds the largest number.
         const Pack<T> beyond = select(less(shift_.high, scores.high), infinite, broadcast(-most));
         const Pack<T> apart = select(equal(found - found, zero), found, beyond);
         const Pack<T> present = select(equal(y, -infinite), infinite, select(equal(p, zero), two, apart));
         const Pack<T> d = select(equal(x, -infinite), two, present);
         const Pack<T> square = d * d, tiny = broadcast(least), own = p * broadcast(far_unit);
-        // One whose exponential became 0 must not hide an infinite d.
+        // If d is infinite, so is the sum, even where the exponential of p became 0.
         const Pack<T> of_p = select(equal(d, infinite), max(tiny, own), own);
         const Mask<T> is_small = less(square, broadcast(T(1)));
         const Pack<T> bend = square * polynomial(d, C::q);
@@ -230,22 +231,22 @@ class Divergence {
         add_product_to(sums.slopes.total, to_doubles(of_p), to_doubles(finite_d));
     }
 
-    // What the sums lack: slices whose terms are not finite, and those whose divergence is small beside what the
-    // logarithms of the normalisers lack, which is then added to these.
+    // The slices to be summed again: those whose sums are not finite, and those whose divergence is small beside the
+    // error of the normalisers' logarithms, which `conclude` has then corrected.
     struct Again {
         std::uint32_t far, drifted;
     };
-    // Of sums of the terms of the slices in `bits`.
+    // Stores the divergences of the slices in `bits`, from the sums of their terms.
     FASTSOFTMAX_INLINE Again conclude(bool far, const Run& run, std::ptrdiff_t first, int count, std::uint32_t bits,
                                       Wide<T> terms, Wide<T> slopes) {
         const Pack<T> unit = broadcast(far ? far_unit : T(1));
         const Wide<T> all = widen(scaled(p_, unit));
         const Doubles<T> sum = quotient(terms, all), zero = doubles<T>(0);
-        // sum of p d - terms = sum of p - q, which would be 0.
+        // sum of p d - sum of terms = sum of (p - q), which is 0 but for errors of the normalisers.
         Doubles<T> off = quotient(slopes - terms, all);
-        // A large difference cannot be mended, nor can one that is NaN.
+        // A large error cannot be corrected, nor can a NaN.
         off = select(less(off * off, doubles<T>(1)), off, zero);
-        // Where all q add up to less than 1 by `off`, exp(-d) - 1 + d is too large by half of its square.
+        // If all q add up to 1 - `off`, the sum of p (exp(-d) - 1 + d) is too large by half of the square of `off`.
         const Doubles<T> square = off * off, divergence = max(zero, sum - square * doubles<T>(0.5));
         const Doubles<T> undefined = to_doubles((all - all) + (widen(q_) - widen(q_)));
         double values[lanes], squares[lanes], sums[lanes];
@@ -259,7 +260,7 @@ class Divergence {
         for (int i = 0; i < count; ++i) {
             if (!(bits >> i & 1)) continue;
             run.value[first + i] = values[i];
-            // Of larger divergences it is their own rounding.
+            // In larger divergences, `off` is only their own rounding error.
             if (sums[i] < 0x1p-6) log[i] = log[i] + more[i];
             if (!(sums[i] - sums[i] == 0)) again.far |= 1u << i;
             if (squares[i] > sums[i] * 0x1p-8) again.drifted |= 1u << i;
@@ -294,13 +295,13 @@ class Divergence {
         return {a.high, select(equal(a.high - a.high, broadcast(T(0))), a.low, broadcast(T(0)))};
     }
     FASTSOFTMAX_INLINE static Doubles<float> quotient(Wide<float> a, Wide<float> b) { return a / b; }
-    // An infinite one has no second part.
+    // An infinite number has no second part.
     FASTSOFTMAX_INLINE static Doubles<double> quotient(Wide<double> a, Wide<double> b) {
         const Mask<double> is_finite = equal(a.high - a.high, broadcast(0.0));
         return select(is_finite, to_doubles(a / b), a.high / b.high);
     }
 
-    // log p - log q of two scores apart: less what the normalisers are apart, as digits beyond T.
+    // log p - log q: the difference `apart` of two scores, less that of the normalisers, both with digits beyond T.
     FASTSOFTMAX_INLINE Pack<T> difference(Two<Pack<T>> apart) const {
         const Pack<T> low = apart.low - shift_.low;
         if (!scales_) return (apart.high - shift_.high) + (low - log_);
@@ -309,7 +310,7 @@ class Divergence {
         return fma(scaled, inverse_high_, multiply_add(scaled, inverse_low_, multiply_add(rest, inverse_high_, -log_)));
     }
 
-    // By way of double where two numbers of T do not hold the factor.
+    // Goes through p, in double, where two numbers of T cannot hold the factor.
     FASTSOFTMAX_ONCE Pack<T> widely(Pack<T> apart) const {
         const Probability<T> share(p_);
         Doubles<T> value;
@@ -321,7 +322,7 @@ class Divergence {
     }
 };
 
-// The passes over rows and tiles: with the gradient if it has a scale.
+// The passes over rows and tiles. They write the gradient if the run has a scale for it.
 struct Diverge {
     template <class T>
     static void rows(const Run& run) {
@@ -351,7 +352,7 @@ struct Diverge {
 
     static bool may_be_near(const Run& run) { return has_fma && run.temperature == 1; }
 
-    // Calls body(x, y, p, q) for the packs of row i, and carry() after every `to_carry` whole ones.
+    // Calls body(x, y, p, q, c) for the packs of row i, and carry() after every `to_carry` whole packs.
     template <class T, class Kept, class Body, class Carry>
     FASTSOFTMAX_INLINE static void for_row(const Rows<T>& p, const Rows<T>& q, const Kept& kept, int i, Body body,
                                            Carry carry) {
@@ -390,7 +391,7 @@ struct Diverge {
         slopes[1][i] = of_slopes.low;
     }
 
-    // The sums of the exponentials of rows in `bits`, which are kept.
+    // Sums the exponentials of the rows in `bits`, and keeps them.
     template <class T, class Exp, class Kept>
     FASTSOFTMAX_ONCE static Two<Pack<T>> sum_rows_of(const Rows<T>& rows, const Exp& exp, std::uint32_t bits,
                                                      const Kept& kept, int which) {
@@ -467,7 +468,7 @@ struct Diverge {
         return load_pack<Integer<T>>(lanes);
     }
 
-    // The same of a tile: of the slices in the mask.
+    // Sums the exponentials of a tile, and keeps those of the slices in the mask.
     template <class T, class Exp>
     FASTSOFTMAX_ONCE static Two<Pack<T>> sum_tile_of(const Run& run, const Exp& exp, Mask<T> mask, const T* tile,
                                                      T* kept) {
@@ -488,7 +489,7 @@ struct Diverge {
         return in_two(folded(partial, sums));
     }
 
-    // Classes k, k + sums, ...
+    // Calls body(c) for the classes k, k + sums, ..., and carry() after every `to_carry` of them.
     template <std::ptrdiff_t to_carry, class Body, class Carry>
     FASTSOFTMAX_INLINE static void for_classes(std::ptrdiff_t classes, int k, int sums, Body body, Carry carry) {
         const std::ptrdiff_t together = to_carry * sums, grouped = classes / together * together;
@@ -506,7 +507,7 @@ struct Diverge {
         return largest;
     }
 
-    // Results take the place of x.
+    // Gradients take the place of x.
     template <class T>
     FASTSOFTMAX_ONCE static void one_tile(const Run& run, std::ptrdiff_t first, int count, T* x, const T* y) {
         constexpr int lanes = Pack<T>::lanes;

@@ -1,5 +1,6 @@
-// The entropy of the probabilities: log(1 + rest / top), and the sum of e (max - x) / T over that of all e. Neither is
-// negative, so nothing cancels, even where the entropy is near 0. The distances need the largest score first.
+// The entropy of the probabilities: log(1 + rest / top) plus the sum of e (max - x) / T divided by the sum of e.
+// Neither is negative, so nothing cancels, even where the entropy is near 0. The largest score is searched first,
+// because the distances need it.
 #pragma once
 
 #include "../loops/tile.hpp"
@@ -7,8 +8,9 @@
 
 namespace {
 
-// Sorted, and beside it the sum of exponentials times the distance of their scores from the largest. Error of that:
-// 1.6 * 2^-24 (double 2^-53), of the distance 1, the product 0.5 and what adding the growths loses.
+// The sorted sum, and beside it the sum of each exponential times the distance of its score from the largest. Error of
+// the latter: 1.6 * 2^-24 (double 2^-53), of which 1 comes from the distance, 0.5 from the product, and the rest from
+// adding the growths.
 template <class T, bool few>
 struct EntropySum : SortedSum<T, few> {
     PowerSum<T> weighed;
@@ -33,14 +35,14 @@ struct EntropySum : SortedSum<T, few> {
     }
 };
 
-// NaN where the largest score is infinite, as its exponential is.
+// The entropy; NaN where the largest score is infinite, because its exponential is NaN then.
 FASTSOFTMAX_INLINE Doubles<float> entropy_of(const Measured<float>& m, Wide<float> weighed) {
     return LogTotal<float>(m).wide() + weighed / widen(m.top + m.rest);
 }
 FASTSOFTMAX_ONCE Doubles<double> entropy_of(const Measured<double>& m, Wide<double> weighed) {
     const Doubles<double> general = to_doubles(LogTotal<double>(m).wide() + weighed / (m.top + m.rest));
-    // So far down all others are nothing in the total. Both terms as one, since the result may be subnormal and must
-    // not be rounded twice.
+    // Below this ratio, `rest` adds nothing to the sum of all exponentials. The two terms are added before the
+    // division, because the result may be subnormal and must not be rounded twice.
     const Pack<double> up = broadcast(0x1p400), down = broadcast(0x1p-400);
     const Wide<double> both = m.rest + weighed;
     const Doubles<double> small = to_doubles(Wide<double>{both.high * up, both.low * up} / m.top) * down;
@@ -67,7 +69,7 @@ struct Entropy {
     };
 };
 
-// What the loops ask of a kind of sum.
+// The functions that the loops call with this sum: in rows, in groups with a slice a lane, and in blocks.
 
 template <class T>
 class RowSums<EntropySum<T, false>, T> {

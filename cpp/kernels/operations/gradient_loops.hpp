@@ -5,7 +5,7 @@
 
 namespace {
 
-// Up to a pack of slices of any length: sum(begin, end) gives the sums of a block.
+// Sums up to a pack of slices of any length; sum(begin, end) returns the sums of a block.
 template <class T, class Sum>
 FASTSOFTMAX_INLINE GradientSums<T> sum_blocks(const Run& run, int count, Sum sum) {
     constexpr std::ptrdiff_t block = fastsoftmax::block_classes;
@@ -32,7 +32,7 @@ FASTSOFTMAX_INLINE bool is_long(std::ptrdiff_t classes) {
     return long_row <= classes && classes <= fastsoftmax::block_classes;
 }
 
-// `fetch`: also brings the place of the results to the cache.
+// `fetch`: also prefetches the memory of the results.
 template <Operation op, bool far, bool fetch, class E>
 FASTSOFTMAX_INLINE Wide<Compute<E>> sum_row(const Rows<E>& rows, int r, std::ptrdiff_t begin, std::ptrdiff_t end) {
     constexpr int step = Step<E>::lanes;
@@ -80,7 +80,7 @@ FASTSOFTMAX_ONCE auto sum_rows(const Rows<E>& rows, std::ptrdiff_t begin, std::p
 
 // Stores f(x, dy, position) of `count` classes; rows of halves fill at least a step. The last step may overlap the one
 // before it, and is computed before anything is written, because the results may take the place of x or dy. So is the
-// first one of many, after which whole cache lines are written: NumPy's arrays begin anywhere.
+// first step, if there are many: the others then write whole cache lines, wherever the array begins.
 template <bool may_be_nan, class E, class F>
 FASTSOFTMAX_INLINE void map(const E* x, const E* dy, E* out, std::ptrdiff_t count, F f) {
     constexpr int step = Step<E>::lanes;
@@ -100,7 +100,7 @@ FASTSOFTMAX_INLINE void map(const E* x, const E* dy, E* out, std::ptrdiff_t coun
     copy_elements(out + last, ends[1], step);
 }
 
-// `fetch`: also brings the next row to the second-level cache.
+// `fetch`: also prefetches the next row, to the second-level cache.
 template <bool may_be_nan, bool fetch, class E, class Gradient>
 FASTSOFTMAX_INLINE void write_row(const Rows<E>& rows, int r, std::ptrdiff_t count, const Gradient& gradient) {
     const E *next_x = rows.x(r + 1), *next_dy = rows.dy(r + 1);
@@ -118,7 +118,7 @@ FASTSOFTMAX_INLINE void write_row(const Rows<E>& rows, int r, std::ptrdiff_t cou
                     });
 }
 
-// Whether long rows are written with the next one fetched: an exponential leaves the time for it.
+// Whether writing a long row also prefetches the next one: computing exponentials leaves the time for it.
 template <class E, class Gradient>
 constexpr bool fetches_next = false;
 template <>
@@ -132,23 +132,23 @@ FASTSOFTMAX_INLINE void write_each_row(const Rows<E>& rows, std::ptrdiff_t count
     for (int r = 0; r < rows.count; ++r) write_row<may_be_nan, false>(rows, r, count, Gradient(all, r));
 }
 
-// The first `count` classes of the arrays: all of them, or a block's.
+// Writes the first `count` classes of the arrays: all of them, or those of a block.
 template <Operation op, class E>
 FASTSOFTMAX_ONCE void write_rows(const Rows<E>& rows, const GradientSums<Compute<E>>& sums, std::ptrdiff_t count) {
     with_transform_gradient<op>(sums, rows.run.temperature, [&](auto all) __attribute__((always_inline)) {
         constexpr bool plain = std::is_same_v<decltype(all), PlainTransformGradient<Operation::softmax_grad>>;
         if constexpr (std::is_same_v<E, BFloat16> && plain)
-            // A finite sum of y dy is one of finite numbers, whose formula gives no NaN.
+            // If the sum of y dy is finite, so are all y and dy, and the formula gives no NaN.
             if (all_finite(sums.sum)) return write_each_row<false>(rows, count, all);
         write_each_row<true>(rows, count, all);
     });
 }
 
-// Only rows of at most this many floats are faster this way.
+// Rows of at most this many floats are faster with dense_gradients.
 constexpr std::ptrdiff_t most_dense = 32;
 
-// Rows of few floats that follow each other in memory, at temperature 1. Each has `spans` spans of 16 bytes for its
-// sum; for the results, packs hold the numbers of several.
+// Computes rows of few floats that follow each other in memory, at temperature 1. Each row is summed in `spans` spans
+// of 16 bytes; for the results, a pack holds numbers of several rows.
 template <Operation op, int spans = 1>
 FASTSOFTMAX_ONCE void dense_gradients(const Run& run) {
     if constexpr (4 * spans < most_dense)
@@ -196,7 +196,7 @@ void gradient_rows(const Run& run) {
     using T = Compute<E>;
     if constexpr (std::is_same_v<E, float>)
         if (run.classes <= most_dense) return dense_gradients<op>(run);
-    // Together they stay in the first-level cache.
+    // As many rows as stay in the first-level cache together.
     const std::ptrdiff_t fit =
         (op == Operation::softmax_grad ? 4096 : 8192) / (run.classes * static_cast<std::ptrdiff_t>(sizeof(E)) + 1);
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;
@@ -216,7 +216,7 @@ struct GradientTile {
     const T* dy;
     fastsoftmax::Ahead x_ahead, dy_ahead, results_ahead;
 
-    // A class of other slices is far away, where no prefetcher of the machine's sees it coming.
+    // The same class of other slices is too far away for the hardware prefetcher.
     FASTSOFTMAX_INLINE void fetch(std::ptrdiff_t c) const {
         __builtin_prefetch(x_ahead.data + c * x_ahead.class_stride);
         __builtin_prefetch(results_ahead.data + c * results_ahead.class_stride, 1);
@@ -224,7 +224,8 @@ struct GradientTile {
     }
 };
 
-// How many partial sums a slice has in a tile. Slices of few classes have one; but those of floats may be rows, too.
+// How many partial sums a slice has in a tile. Slices of few doubles have one; slices of few floats, which may also be
+// rows, have one for each class, rounded up to a power of two.
 template <class T>
 FASTSOFTMAX_INLINE int partial_gradient_sums(std::ptrdiff_t classes) {
     int sums = partial_sums<T>(classes);
@@ -282,7 +283,7 @@ void gradient_tiles(const Run& run) {
     }
 }
 
-// The run's only row, in blocks.
+// The functions below compute the only row of a run in blocks.
 
 template <Operation op, class T>
 Statistics measure_gradient_row(const Run& run, double, std::ptrdiff_t count) {
@@ -294,7 +295,7 @@ void write_gradient_row(const Run& run, const Statistics& all, std::ptrdiff_t co
     write_rows<op>(Rows<T>{run, 0, 1}, sums_of<T>(&all, 1), count);
 }
 
-// A slice has no number of its own.
+// Gradients have no result that is one number a slice.
 void conclude_gradient_row(const Run&, Statistics&) {}
 
 }  // namespace

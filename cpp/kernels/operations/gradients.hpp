@@ -1,12 +1,12 @@
-// The gradients of the transforms by their input. Of each slice they need one sum: of y dy, or of dy where log_softmax
-// is the transform. Rows and tiles share what is here, so that both get the same bits.
+// The gradients of the transforms with respect to their input. They need one sum over each slice: of y dy for softmax,
+// of dy for log_softmax. Rows and tiles share this code, so that both get the same bits.
 #pragma once
 
 #include "../statistics.hpp"
 
 namespace {
 
-// The sums of as many slices as a pack has lanes, in units of 2^reference.
+// The sums of slices, one a lane, in units of 2^reference.
 template <class T>
 struct GradientSums {
     Wide<T> sum;
@@ -53,13 +53,13 @@ FASTSOFTMAX_INLINE bool all_finite(Pack<double> a) { return lane_bits(finite(a))
 FASTSOFTMAX_INLINE bool all_finite(Wide<float> a) { return all_finite(part(a, 0)) && all_finite(part(a, 1)); }
 FASTSOFTMAX_INLINE bool all_finite(Wide<double> a) { return all_finite(a.high); }
 
-// A sum in units of 2^reference, one slice a lane: in units of 2^`unit`.
+// Converts sums, one slice a lane, from units of 2^`reference` to units of 2^`unit`.
 FASTSOFTMAX_INLINE Wide<double> in_unit(Wide<double> sum, double reference, double unit) {
     const Pack<double> scale = power_of_two(broadcast(reference - unit));
     return {sum.high * scale, sum.low * scale};
 }
 
-// Sums that are not finite, from the same ones without overflow.
+// Replaces sums that are not finite by `far`, the same sums computed without overflow.
 FASTSOFTMAX_INLINE void set_far_sums(GradientSums<float>& sums, Wide<float> far) { sums.sum = far; }
 FASTSOFTMAX_INLINE void set_far_sums(GradientSums<double>& sums, Wide<double> far) {
     const Mask<double> mended = select(finite(sums.sum.high), broadcast<std::int64_t>(0), finite(far.high));
@@ -67,7 +67,7 @@ FASTSOFTMAX_INLINE void set_far_sums(GradientSums<double>& sums, Wide<double> fa
     sums.reference = select(mended, broadcast(far_unit), sums.reference);
 }
 
-// Two blocks of one slice as one.
+// Adds the sum of a block of a slice to that of the blocks before it.
 FASTSOFTMAX_ONCE void merge_sums(const Run&, Statistics& left, const Statistics& right) {
     double unit = left.reference < right.reference ? right.reference : left.reference;
     const auto sum = [&](double in) {
@@ -88,14 +88,14 @@ FASTSOFTMAX_ONCE void merge_sums(const Run&, Statistics& left, const Statistics&
     left.reference = unit;
 }
 
-// The partial sums of the terms of lines: y dy, or dy. With `far` none overflows: of doubles they are in units of
+// Partial sums of the terms: y dy, or dy. With `far` they cannot overflow; those of doubles are then in units of
 // 2^far_unit.
 template <Operation op, class E, bool far = false>
 class TermSums {
   public:
     FASTSOFTMAX_INLINE void add(const E* x, const E* dy) { add_terms(load_step(x), load_step(dy)); }
 
-    // The first `count` of a line.
+    // Adds the first `count` elements of a step.
     FASTSOFTMAX_INLINE void add(const E* x, const E* dy, std::ptrdiff_t count) {
         add_terms(load_first_of_step(x, count), load_first_of_step(dy, count));
     }
@@ -112,13 +112,13 @@ class TermSums {
         else
             add_to(sum_, dy);
     }
-    // Of float16, whose products are exact in float.
+    // For float16, whose products are exact in float.
     FASTSOFTMAX_INLINE void add_terms(Pack<float> x, Pack<float> dy) {
         add_to(sum_, to_doubles(op == Operation::softmax_grad ? x * dy : dy));
     }
 };
 
-// Classes c and c + 16 make up one partial sum, and even ones are apart from odd ones.
+// Class c goes to partial sum c mod 16. The sums of even and of odd classes are in packs of their own.
 template <Operation op, bool far>
 class TermSums<op, BFloat16, far> {
   public:
@@ -134,7 +134,8 @@ class TermSums<op, BFloat16, far> {
 
   private:
     static constexpr bool in_float = op == Operation::softmax_grad && !far;
-    // Products in float are exact if they are multiples of 2^-149, which those of y 2^117 are, and do not overflow.
+    // A product in float is exact if it does not overflow and is a multiple of 2^-149. With y multiplied by this, all
+    // products are such multiples.
     static constexpr float scale = 0x1p117f;
     Pack<double> sums_[2] = {broadcast(0.0), broadcast(0.0)};
 
@@ -153,7 +154,7 @@ class TermSums<op, BFloat16, far> {
     }
 };
 
-// In spans of four floats on every target: two conversions to 32 bytes take Zen 4 less time than one to 64.
+// In spans of four floats on every target, because Zen 4 converts to 32 bytes twice in less time than to 64 bytes once.
 template <Operation op>
 class TermSums<op, float> {
   public:
@@ -161,7 +162,7 @@ class TermSums<op, float> {
         unrolled<4>([&](int k) __attribute__((always_inline)) { add_span(k, x + 4 * k, dy + 4 * k); });
     }
 
-    // The first `count` of a pack.
+    // Adds the first `count` elements of a pack.
     FASTSOFTMAX_INLINE void add(const float* x, const float* dy, std::ptrdiff_t count) {
         for (int k = 0; k < 4; ++k, count -= 4) {
             if (count <= 0) return;
@@ -172,7 +173,7 @@ class TermSums<op, float> {
         }
     }
 
-    // A row of `spans` spans, with `last` numbers in the last one.
+    // Adds a row of `spans` spans, the last of which has `last` numbers.
     template <int spans>
     FASTSOFTMAX_INLINE void add_row(const float* x, const float* dy, std::ptrdiff_t last) {
         constexpr int k = spans - 1;
@@ -199,7 +200,8 @@ class TermSums<op, float> {
     }
 };
 
-// No log-probability is above 0; what is passed as one may be, and must not leave the exponent's range.
+// No log-probability is above 0, but the numbers that a caller passes may be. Bounded, they stay in the exponent's
+// range.
 template <class T>
 FASTSOFTMAX_INLINE Pack<T> bounded_log_probability(Pack<T> x) {
     constexpr T highest = 40;
@@ -207,10 +209,10 @@ FASTSOFTMAX_INLINE Pack<T> bounded_log_probability(Pack<T> x) {
 }
 
 // The vector-Jacobian products of the transforms, from the sum over the slice: y (dy - sum) / temperature with y =
-// softmax(x), (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Where float is computed, in double,
-// rounded once. Error of doubles: 3 ULP of |y| (|dy| + |sum|), of the three roundings up to 1 each where the result's
-// digits are nearly 2 (2.22 seen, three classes of like size); 2 ULP of |dy| + exp(logp) |sum| (1.6 seen), 3 with a
-// temperature.
+// softmax(x), (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Floats are computed in double and rounded
+// once. Error of doubles, for softmax: 3 ULP of |y| (|dy| + |sum|), up to 1 from each of three roundings where the
+// result's significand is nearly 2 (2.22 seen, with three classes of similar size); for log_softmax: 2 ULP of |dy| +
+// exp(logp) |sum| (1.6 seen), 3 with a temperature.
 template <Operation op, class T>
 struct TransformGradient {
     Doubles<T> high, low;
@@ -227,7 +229,7 @@ struct TransformGradient {
         } else {
             Pack<double> factor = broadcast(unscale);
             if constexpr (op == Operation::log_softmax_grad) {
-                // A sum that this would make subnormal stays as it is, and its exponentials go without the bias.
+                // If this factor would make a sum subnormal, the sum stays as it is, and its exponentials have no bias.
                 const Mask<double> little = less(max(sums.sum.high, -sums.sum.high), broadcast(0x1p-500));
                 factor = select(little, broadcast(1.0), factor);
                 exp = Exponential<double, true>(
@@ -253,7 +255,7 @@ struct TransformGradient {
     }
 
   private:
-    // A reciprocal would cost doubles a rounding; in float's digits it does not show.
+    // Multiplying by the reciprocal would cost doubles a rounding; after rounding to float it does not show.
     FASTSOFTMAX_INLINE Pack<T> over_temperature(Doubles<T> value) const {
         if constexpr (sizeof(T) == 8)
             return value / broadcast(temperature);
@@ -262,20 +264,20 @@ struct TransformGradient {
     }
 };
 
-// A sum in two floats, to 2^-46, the first of them near `part` of it. That stays finite; an infinite sum is so in the
-// second.
+// A sum as two floats, to 2^-46. The first is near `part` times the sum and always finite: if the sum is infinite, so
+// is the second.
 FASTSOFTMAX_INLINE Two<Pack<float>> finite_in_two(Wide<float> sum, double part) {
     const Doubles<float> largest = doubles<float>(0x1.fffffep127);
     const Pack<float> high = to_float(max(-largest, min(largest, sum * doubles<float>(part))));
     return {high, to_float(sum - to_double(high))};
 }
 
-// The same in float, at temperature 1.
+// The vector-Jacobian products computed in float, at temperature 1.
 template <Operation op>
 struct PlainTransformGradient;
 
-// y (dy - sum). Error: 2 ULP of |y| (|dy| + |sum|), where the result's digits are nearly 2: up to 1 of the difference,
-// to which the low part has added no more than half of that, and the rounding.
+// y (dy - sum). Error: 2 ULP of |y| (|dy| + |sum|) where the result's significand is nearly 2: up to 1 from the
+// difference, no more than half of that in addition from the low part, and the final rounding.
 template <>
 struct PlainTransformGradient<Operation::softmax_grad> {
     Two<Pack<float>> sum;
@@ -288,19 +290,19 @@ struct PlainTransformGradient<Operation::softmax_grad> {
     FASTSOFTMAX_INLINE PlainTransformGradient(const PlainTransformGradient& all, Pack<std::int32_t> slices)
         : sum{permuted(all.sum.high, slices), permuted(all.sum.low, slices)} {}
 
-    // Each argument is used once: compilers load what is used twice from memory twice.
+    // Each argument is used once, because compilers load an operand that is used twice from memory twice.
     FASTSOFTMAX_INLINE Pack<float> operator()(Pack<float> y, Pack<float> dy) const {
         return y * ((dy - sum.low) - sum.high);
     }
 };
 
-// dy - exp(logp) sum. Error: 1.56 ULP of |dy| + exp(logp) |sum|: 1.06 of the exponential, where the result's digits are
-// nearly 2 and dy is little, and the rounding; adding the low part to dy loses less than the exponential does of as
-// much.
+// dy - exp(logp) sum. Error: 1.56 ULP of |dy| + exp(logp) |sum|: 1.06 from the exponential, where the result's
+// significand is nearly 2 and dy is small, and 0.5 from the rounding. Adding the low part to a larger dy loses less
+// than an exponential of that size does.
 template <>
 struct PlainTransformGradient<Operation::log_softmax_grad> {
     Exponential<float, true> exp;  // times a power of two
-    Two<Pack<float>> minus;        // the sum, over the same
+    Two<Pack<float>> minus;        // minus the sum, divided by that power
 
     FASTSOFTMAX_INLINE explicit PlainTransformGradient(Wide<float> sum) : PlainTransformGradient(sum, reference(sum)) {}
 
@@ -318,8 +320,8 @@ struct PlainTransformGradient<Operation::log_softmax_grad> {
   private:
     static constexpr double bias = ExpConstants<float>::exponent_bias;
 
-    // Exponentials that vanish are to be those whose product with the sum would: 2^26 over the sum is their power of
-    // two, if not above 2^64, so that they do not overflow.
+    // Exponentials may vanish only where their products with the sum would, so their power of two is 2^26 times that of
+    // the sum; but at most 2^64, so that they do not overflow.
     FASTSOFTMAX_INLINE static Doubles<float> reference(Wide<float> sum) {
         const Doubles<float> most = doubles<float>(bias - 26);
         return most - max(doubles<float>(-149), min(most, exponent_of(sum)));
@@ -327,7 +329,7 @@ struct PlainTransformGradient<Operation::log_softmax_grad> {
 
     FASTSOFTMAX_INLINE PlainTransformGradient(Wide<float> total, Doubles<float> reference) : exp(to_float(reference)) {
         const Doubles<float> scale = power_of_two(reference - doubles<float>(bias));
-        // Of one sign, so that dy with the low part overflows only where the result does.
+        // Both parts have the same sign, so that dy plus the low part overflows only where the result does.
         minus = finite_in_two(-total * scale, 1 - 0x1p-23);
     }
 };
@@ -336,8 +338,8 @@ FASTSOFTMAX_INLINE bool all_below(Pack<double> size, double limit) {
     return lane_bits(less(size, broadcast(limit))) == (1u << Pack<double>::lanes) - 1;
 }
 
-// From which sum on those formulas fall short: dy - sum overflows, or exponentials vanish whose product with the sum,
-// over the temperature, does not.
+// The size of a sum from which on the formulas above fail: dy - sum overflows, or exponentials vanish whose product
+// with the sum, divided by the temperature, does not.
 template <Operation op, class T>
 constexpr double far_from(double temperature) {
     if (op == Operation::softmax_grad) return sizeof(T) == 4 ? 0x1p100 : 0x1p960;
@@ -346,27 +348,27 @@ constexpr double far_from(double temperature) {
 
 template <Operation op, class T>
 FASTSOFTMAX_INLINE bool any_far(Wide<T> sum, double temperature) {
-    // Double holds all of this that is float.
+    // Floats with a temperature are computed in double, which holds all of this.
     if (op == Operation::softmax_grad && sizeof(T) == 4 && temperature != 1) return false;
     const double least = far_from<op, T>(temperature);
-    // A NaN, which makes all of its slice one, may be passed over.
+    // A NaN may be passed over here, because it makes its whole slice NaN in any case.
     if constexpr (sizeof(T) == 4)
         return !all_below(max(max(part(sum, 0), -part(sum, 0)), max(part(sum, 1), -part(sum, 1))), least);
     else
         return !all_below(max(sum.high, -sum.high), least);
 }
 
-// The same for slices with such sums; other slices beside them keep their bits.
+// The products for packs in which a slice has such a sum. The other slices of the pack keep their bits.
 template <Operation op, class T>
 struct FarTransformGradient;
 
-// What is computed of a part, 1 / `back`, over a temperature.
+// value * back / temperature, where `value` was computed from numbers multiplied by 1 / `back`.
 FASTSOFTMAX_INLINE Pack<double> over_temperature(Pack<double> value, Pack<double> back, double temperature) {
     if (temperature < 4) return value / broadcast(temperature) * back;
     return value / (broadcast(temperature) / back);
 }
 
-// 4 y (dy / 4 - sum / 4): where dy - sum overflows, the result, of a probability y, need not.
+// 4 y (dy / 4 - sum / 4): since y is a probability, dy - sum may overflow where the result does not.
 template <class T>
 struct FarTransformGradient<Operation::softmax_grad, T> {
     Pack<T> scale, back;
@@ -404,8 +406,8 @@ struct FarTransformGradient<Operation::softmax_grad, T> {
     }
 };
 
-// Where exponentials vanish, dy - exp(logp) sum with the exponent apart; where what is subtracted, or the difference,
-// overflows, of a part of both.
+// dy - exp(logp) sum. Where exponentials vanish, their exponent is kept apart. Where the product or the difference
+// would overflow, dy and the sum are scaled down first.
 template <class T>
 struct FarTransformGradient<Operation::log_softmax_grad, T> {
     static constexpr auto op = Operation::log_softmax_grad;
@@ -439,7 +441,7 @@ struct FarTransformGradient<Operation::log_softmax_grad, T> {
         const Mask<T> vanishing = far & less(logp, broadcast(T(sizeof(T) == 4 ? -130 : -840)));
         if (lane_bits(vanishing) == 0) return near;
         const Pack<T> value = farther(logp, dy);
-        // A value that vanishes even so keeps the sign that the other formula gives it.
+        // If the value vanishes even so, the other formula gives the zero its sign.
         return select(vanishing & less(broadcast(T(0)), max(value, -value)), value, near);
     }
 
@@ -451,7 +453,7 @@ struct FarTransformGradient<Operation::log_softmax_grad, T> {
 
     FASTSOFTMAX_INLINE Pack<double> nearly(Pack<double> logp, Pack<double> dy) const {
         const Pack<double> e = gradient.exp(bounded_log_probability(logp)).rounded();
-        // Of numbers as small as this a part might lose digits.
+        // Scaled down, numbers as small as this might lose digits.
         const Pack<double> one = broadcast(1.0), little = broadcast(0x1p-900), subtracted = e * gradient.high;
         const Mask<double> small = less(max(dy, -dy), little) & less(max(subtracted, -subtracted), little);
         const Mask<double> in_unit = less(broadcast(0.0), reference);
@@ -461,11 +463,11 @@ struct FarTransformGradient<Operation::log_softmax_grad, T> {
         return gradient.temperature == 1 ? value * back : over_temperature(value, back, gradient.temperature);
     }
 
-    // exp(logp) sum 2^raise, logp not below -4000.
+    // exp(logp) * sum * 2^raise; a logp below -4000 counts as that.
     FASTSOFTMAX_INLINE static Pack<double> product(Pack<double> logp, Pack<double> sum, Pack<double> raise) {
         logp = max(broadcast(-4000.0), logp);
         const Pack<double> n = round_to_integer(logp * broadcast(ExpConstants<double>::log2e));
-        // Half of the sum, since the exponential's mantissa may be above 1.
+        // Half of the sum, because the exponential's mantissa may be above 1 and the product must not overflow.
         const Pack<double> mantissa = exp_reduced(widen(logp), n).high * (sum * broadcast(0.5));
         return times_power(mantissa, n + raise + broadcast(1.0));
     }
@@ -478,8 +480,8 @@ struct FarTransformGradient<Operation::log_softmax_grad, T> {
         return to_float(joined(half(part(x, 0), part(d, 0), part(sum, 0)), half(part(x, 1), part(d, 1), part(sum, 1))));
     }
 
-    // Both terms are raised by 2^1060, so that neither is subnormal before it is divided by the temperature. Beside a
-    // larger dy the other term is nothing.
+    // Both terms are multiplied by 2^1060, so that neither is subnormal before it is divided by the temperature. Beside
+    // a dy of 2^-60 or more the other term does not count: 0 leaves the result to `nearly`.
     FASTSOFTMAX_INLINE Pack<double> farther(Pack<double> logp, Pack<double> dy) const {
         const Pack<double> raise = broadcast(1060.0);
         const Pack<double> difference = times_power(dy, raise) - product(logp, sum.high, reference + raise);
@@ -494,7 +496,7 @@ struct FarTransformGradient<Operation::log_softmax_grad, T> {
     }
 };
 
-// A gradient that is called, and so compiled once, because few rows need it.
+// Wraps a gradient so that it is called, not inlined: few rows need it, and so it is compiled only once.
 template <class Gradient>
 struct Rare {
     Gradient gradient;
@@ -508,7 +510,7 @@ struct Rare {
     }
 };
 
-// Calls body(gradient) with the one of these that is needed.
+// Calls body(gradient) with the one of these structures that the sums need.
 template <Operation op, class T, class Body>
 FASTSOFTMAX_INLINE void with_transform_gradient(const GradientSums<T>& sums, double temperature, Body body) {
     bool far = any_far<op, T>(sums.sum, temperature);

@@ -1,4 +1,5 @@
-// Log-probabilities of single scores, from what logsumexp tells of their slices: log_softmax's, to the last bit.
+// Log-probabilities of single scores, from the sums of their slices that logsumexp stores. Bits are those of
+// log_softmax.
 #pragma once
 
 #include "logs.hpp"
@@ -10,7 +11,7 @@ void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, std::ptrdiff_t
                           double* results) {
     using Value = typename LogSoftmax::Results<T, Exp>::Value;
     constexpr int lanes = Pack<T>::lanes;
-    // Stored whole: what is behind the last is stored later.
+    // Stores whole packs: the numbers after the last one are overwritten later.
     const auto compute = [&](const Value& value, std::ptrdiff_t i) __attribute__((always_inline)) {
         store_doubles(results + i, to_doubles(value(narrow(load_doubles<T>(scores + i)))));
     };
@@ -39,7 +40,7 @@ void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, std::ptrdiff_t
     }
 }
 
-// Without a temperature nothing is divided, whatever the reference was.
+// At temperature 1 no score is divided, whichever reference its slice has.
 template <class T>
 void log_probabilities(const Run& run, std::ptrdiff_t numbers, std::ptrdiff_t step, const double* scores,
                        double* results) {

@@ -5,7 +5,7 @@
 
 namespace {
 
-// The exponentials of slices, one a lane, on the scale of the largest.
+// The largest exponentials of slices, one a lane, and the sums of all others, on the scale of a reference of their own.
 template <class T, class Exp>
 FASTSOFTMAX_INLINE Measured<T> measured(const Exp& exp, Pack<T> largest, Two<Pack<T>> rest) {
     const Growth<T, 1> e = exp(largest);
@@ -18,7 +18,7 @@ FASTSOFTMAX_INLINE Measured<T> measured(const Exp& exp, Pack<T> largest, Two<Pac
     }
 }
 
-// Which slices have all digits of it.
+// The slices whose sums are in the range in which logarithms keep all digits.
 template <class T, class Exp>
 FASTSOFTMAX_INLINE std::uint32_t lanes_of_logs(const Exp& exp, std::ptrdiff_t classes, Pack<T> largest,
                                                Two<Pack<T>> rest) {

@@ -1,5 +1,5 @@
-// Takes totals of pieces from one scale of exponentials to another. Scales of unshifted slices differ by a power of
-// two, so nothing is rounded.
+// Converts totals of pieces from one reference to another. In unshifted slices, exponentials by two references differ
+// by a power of two, so nothing is rounded.
 #pragma once
 
 #include "../exponentials.hpp"
@@ -15,7 +15,8 @@ FASTSOFTMAX_INLINE void for_sums(Total& total, F f) {
     f(total.weighed);
 }
 
-// Exponentials in From, by the reference of one largest score, become exponentials in To, by that of another.
+// Turns sums of exponentials in From, by the reference of `from_largest`, into those of exponentials in To, by the
+// reference of `to_largest`.
 template <class From, class To>
 FASTSOFTMAX_INLINE void rescale(Total& total, double from_largest, double to_largest, double temperature) {
     const typename OwnExponential<From>::Place from(broadcast(static_cast<From>(from_largest)), temperature);
@@ -70,7 +71,7 @@ Statistics own_state(const Total& total, bool all, double temperature) {
     }
     const OwnExponential<T> exp(broadcast(static_cast<T>(s.max)), temperature);
     s.several = total.nonzero > 1;
-    // A NaN that is the only one stays.
+    // If the only exponential is NaN, it stays NaN.
     if (total.nonzero == 1) s.only = static_cast<double>(lane(exp(exp.largest()).rounded(), 0)) + sum[0] * 0;
     return s;
 }
@@ -87,7 +88,7 @@ Statistics near_state(const Total& total, bool all, double) {
     if (total.near_nonzero == 1)
         s.only = static_cast<double>(lane(FixedExponential<T>()(broadcast(static_cast<T>(s.max))).rounded(), 0)) +
                  total.sum[0] * 0;
-    // Shifted exponentials are out of range, and so is an infinite one.
+    // A shifted slice is out of range, and so is an infinite score.
     if (lane(place.shift, 0) != 0 || s.max == infinity) s.rest[0] = s.only = __builtin_nan("");
     return s;
 }

@@ -1,5 +1,5 @@
-// Sampling: sums of the exponentials of blocks, the exponentials themselves, and histograms of them to select by. Every
-// sum has one order, and weights are integers, so that no result depends on who computes which block.
+// Sampling: the exponentials of blocks, their sums, and histograms by which classes are selected. Every sum has one
+// order, and weights are integers, so that no result depends on which thread computes a block.
 #pragma once
 
 #include "../exponentials.hpp"
@@ -24,13 +24,13 @@ FASTSOFTMAX_INLINE void for_groups(const T* x, std::ptrdiff_t count, F f) {
     for_packs(x, i, count, T(-infinity), f);
 }
 
-// The exponentials, side by side as registers allow.
+// The rounded exponentials; as many packs side by side as registers allow.
 template <class Exp, class T, int packs>
 FASTSOFTMAX_INLINE Pack<T, packs> rounded_exponentials(const Exp& exp, Pack<T, packs> x) {
     if constexpr (packs == packs_at_once || packs == 1) {
         return exp(x).rounded();
     } else {
-        // A loop, so that the code is there once: it may be long where a pack is several registers.
+        // A loop, so that the code exists once: it may be long where a pack takes several registers.
         constexpr int lanes = Pack<T>::lanes;
         T e[packs * lanes];
         store_pack(e, x);
@@ -75,10 +75,10 @@ double largest_score(const T* x, std::ptrdiff_t count) {
     return static_cast<double>(fold_max(max(max(m[0], m[1]), max(m[2], m[3]))));
 }
 
-// The sum of exp((x - max) / temperature) over scores whose key is not below `least`, where `max` is not below any; NaN
-// if one is NaN. Error: 1.7 * 2^-23 (double 2^-52), of an exponential, the one of `max`, and the sum of four. Unless
+// The sum of exp((x - max) / temperature) over the scores whose key is at least `least`; NaN if one of them is NaN. No
+// score exceeds `max`. Error: 1.7 * 2^-23 (double 2^-52), from an exponential, that of `max`, and adding four. Unless
 // `to` is null, it receives the exponentials, in any unit, and 0 for the other scores; it has room for whole packs.
-// Unless `next` is null, the memory there is fetched meanwhile, `next_bytes` for each score.
+// Unless `next` is null, the memory there is prefetched meanwhile, `next_bytes` for each score.
 template <class T>
 double mass_of_block(const T* x, std::ptrdiff_t count, double max, double temperature, std::int64_t least, T* to,
                      const std::byte* next, std::ptrdiff_t next_bytes) {
@@ -111,8 +111,8 @@ double mass_of_block(const T* x, std::ptrdiff_t count, double max, double temper
     return total == 0 ? 0 : total / static_cast<double>(lane(exp(largest).rounded(), 0));
 }
 
-// The scores within the bracket, and where they are; returns how many, or some number beyond `most`. Of those above it,
-// unless `above` is null, the sum that mass_of_block gives.
+// Stores the scores within the bracket and their places. Returns how many there are, or a number beyond `most` if there
+// are more. Unless `above` is null, it receives the sum over the scores above the bracket, as mass_of_block gives it.
 template <class T>
 std::ptrdiff_t collect_scores(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,
                               std::ptrdiff_t most, T* scores, std::uint16_t* places, double* above) {
@@ -163,7 +163,7 @@ std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double te
     // The largest exponential is below 2^(exponent_bias + 1).
     const double unit =
         lane(power_of_two(broadcast(double(bracket.weight_bits - ExpConstants<T>::exponent_bias - 1))), 0);
-    // Another thread may put anything where scores are read twice.
+    // Scores are read twice, and another thread may change them in between: the bin has to exist in any case.
     const auto bin_of = [&](T score) __attribute__((always_inline)) {
         const std::uint64_t keys = fastsoftmax::keys_between(bracket.low, key_of(score));
         const std::uint64_t most = fastsoftmax::keys_between(bracket.low, bracket.high);
@@ -202,12 +202,12 @@ std::int64_t weigh_block(const T* x, std::ptrdiff_t count, double max, double te
     return by_mass ? static_cast<std::int64_t>(folded_doubles<T>(mass) * unit) : others;
 }
 
-// Slices of few classes, a slice a lane.
+// Slices of few classes, in tiles: a slice a lane.
 
 FASTSOFTMAX_INLINE Mask<float> narrow_mask(Mask<double, 2> mask) { return to_int32(mask); }
 FASTSOFTMAX_INLINE Mask<double> narrow_mask(Mask<double> mask) { return mask; }
 
-// The lanes of a tile that have no probabilities.
+// The slices of a tile that have no probabilities.
 template <class T>
 std::uint32_t undefined_in_tile(const T* tile, std::ptrdiff_t classes) {
     Pack<T> largest = broadcast(T(-infinity));
@@ -221,13 +221,14 @@ std::uint32_t undefined_in_tile(const T* tile, std::ptrdiff_t classes) {
     return ~lane_bits(numbers & less(-end, largest) & less(largest, end));
 }
 
-// Sets the exponentials in a tile of all classes that are not left to 0. `top`: the largest one of each slice.
+// Sets the exponentials of all classes that truncation excludes to 0. `top`: the largest exponential of each slice.
 template <class T>
 FASTSOFTMAX_INLINE void truncate_tile(const T* tile, T* kept, std::ptrdiff_t classes, Pack<T> top,
                                       const Truncation& truncation) {
     constexpr int lanes = Pack<T>::lanes;
     const Pack<T> zero = broadcast(T(0));
-    // Calls f(j, mask) for all other classes, and in which lanes they are more probable, or as much and before.
+    // Calls f(j, mask) for every class j. The mask has the lanes in which j is more probable than c, or equally
+    // probable and j < c.
     const auto for_before = [&](std::ptrdiff_t c, auto f) __attribute__((always_inline)) {
         const Pack<T> x = load_pack<T>(tile + c * lanes);
         for (std::ptrdiff_t j = 0; j < classes; ++j) {
@@ -265,7 +266,8 @@ FASTSOFTMAX_INLINE void truncate_tile(const T* tile, T* kept, std::ptrdiff_t cla
         }
 }
 
-// Classes of the first `count` slices of a tile, which have probabilities: for each slice, one for each of its numbers.
+// Draws classes of the first `count` slices of a tile, which all have probabilities: one for each random number of a
+// slice.
 template <class T>
 void draw_from_tile(const T* tile, std::ptrdiff_t classes, int count, double temperature, const Truncation& truncation,
                     const double* uniform, std::ptrdiff_t draws, std::int64_t* to) {
@@ -294,7 +296,7 @@ void draw_from_tile(const T* tile, std::ptrdiff_t classes, int count, double tem
         store_pack(drawn, found);
         for (int i = 0; i < count; ++i) {
             std::ptrdiff_t c = drawn[i];
-            // A number that is rounded up to the whole takes the last that is left.
+            // A random number that rounding raises to the whole sum draws the last class that is left.
             if (c == classes)
                 for (--c; c > 0 && !(kept[c * lanes + i] > 0);) --c;
             to[i * draws + d] = c;

@@ -1,5 +1,6 @@
-// The largest scores of a slice. What has been met so far gives a threshold that few of the others pass: groups of
-// packs are first folded to the largest score of each lane, and only those groups are looked at whose largest pass.
+// Finds the largest scores of a slice. The scores seen so far give a threshold that few of the others pass. Groups of
+// packs are first folded to the largest score of each lane, and only groups in which one of these passes are read
+// again.
 #pragma once
 
 #include "../elements.hpp"
@@ -9,7 +10,7 @@ namespace {
 using fastsoftmax::Pick;
 using fastsoftmax::Picks;
 
-// The largest score of each lane in each group of `group` packs, a pack a group. A NaN is not the largest.
+// Stores the largest score of each lane in each group of `group` packs, a pack a group. NaNs are passed over.
 template <class E>
 void largest_of_groups(const void* from, std::ptrdiff_t count, std::ptrdiff_t group, void* to) {
     using T = Compute<E>;
@@ -32,7 +33,7 @@ std::ptrdiff_t count_above(const T* x, std::ptrdiff_t packs, T threshold) {
     return fold_sum(count);
 }
 
-// The bits of numbers in the order of all numbers, and back.
+// Maps the bits of numbers to integers in the same order as the numbers, and back.
 template <class T>
 FASTSOFTMAX_INLINE Integer<T> in_order(Integer<T> bits) {
     constexpr auto least = Integer<T>{1} << (8 * sizeof(T) - 2) << 1;
@@ -48,21 +49,21 @@ FASTSOFTMAX_INLINE T next_below(T x) {
     return same_bits<T>(in_order<T>(in_order<T>(same_bits<Integer<T>>(x)) - 1));
 }
 
-// The largest number that at least k of the lanes are above; -inf: there is none.
+// The largest number that at least k lanes exceed; -inf if there is none.
 template <class T>
 FASTSOFTMAX_INLINE T passed_by(Pack<T> x, std::ptrdiff_t k) {
     T lanes[Pack<T>::lanes];
     store_pack(lanes, x);
     Pack<Integer<T>> above = broadcast(Integer<T>(0));
     for (const T other : lanes) above = above - less(x, broadcast(other));
-    // The least of those with fewer than k above them.
+    // The least of the lanes that fewer than k others exceed.
     const Mask<T> among = less(above, broadcast(static_cast<Integer<T>>(k)));
     const T least = -fold_max(select(among, -x, broadcast(T(-__builtin_inf()))));
     return least == T(-__builtin_inf()) ? least : next_below(least);
 }
 
-// The threshold, raised as far as is worth while if at least k of the numbers in `packs` packs pass: at least k still
-// do.
+// Returns the threshold, raised as far as is worthwhile such that at least k of the numbers in `packs` packs pass it;
+// unchanged if fewer pass already.
 template <class T>
 double raised(const void* from, std::ptrdiff_t packs, std::ptrdiff_t k, double threshold) {
     constexpr int lanes = Pack<T>::lanes;
@@ -79,8 +80,8 @@ double raised(const void* from, std::ptrdiff_t packs, std::ptrdiff_t k, double t
     }
     if (count_above(x, packs, low) < k) return threshold;
     T high = fold_max(largest), middle = -fold_max(-smallest);
-    // At least k are above `low`, fewer above `high`. Halves of the distance are soon there; if numbers are of very
-    // different sizes, halves of the order are, whatever they are.
+    // At least k are above `low`, fewer above `high`. Halving the distance soon narrows this down, unless the numbers
+    // are of very different sizes; halving the count of floating-point numbers in between always does.
     for (int step = 0;; ++step) {
         if (!(low < middle && middle < high)) middle = halfway(low, high);
         if (!(low < middle && middle < high)) return static_cast<double>(low);
@@ -91,8 +92,8 @@ double raised(const void* from, std::ptrdiff_t packs, std::ptrdiff_t k, double t
     }
 }
 
-// Adds the scores of a block that pass the threshold, class after class, from a group on; returns the group for which
-// there was no room, or how many there are.
+// Adds the scores of a block that pass the threshold to `picks`, class after class, from group g on. Returns the group
+// for which there was no room, or the number of groups.
 template <class E>
 std::ptrdiff_t pick(const void* from, std::ptrdiff_t count, std::ptrdiff_t group, const void* largest_of_group,
                     std::ptrdiff_t origin, std::ptrdiff_t g, Picks& picks) {
@@ -106,14 +107,14 @@ std::ptrdiff_t pick(const void* from, std::ptrdiff_t count, std::ptrdiff_t group
     const auto finish = [&](std::ptrdiff_t at) __attribute__((always_inline)) {
         for (Pick* p = picks.begin + picks.count; p < next; ++p) {
             const T score = to_compute(x[p->label - origin]);
-            // Another thread may have written a NaN meanwhile; nothing sorts with that.
+            // Another thread may have written a NaN meanwhile, which could not be sorted.
             p->score = static_cast<double>(score == score ? score : T(-__builtin_inf()));
         }
         picks.count = next - picks.begin;
         return at;
     };
-    // Loops without branches that nobody could foretell: which groups pass, and of a pack the first class that does,
-    // which counts if there is one.
+    // These loops avoid unpredictable branches: bits tell which groups pass, and the first class of a pack that passes
+    // is always stored, but counted only if there is one.
     for (constexpr std::ptrdiff_t together = 64; g < groups; g += together) {
         std::uint64_t hot = 0;
         for (std::ptrdiff_t i = 0; i < together && g + i < groups; ++i)
@@ -134,8 +135,8 @@ std::ptrdiff_t pick(const void* from, std::ptrdiff_t count, std::ptrdiff_t group
     return finish(groups);
 }
 
-// The k largest scores of the slices of a tile and their labels, largest first, equals by rising label: the j-th of
-// slice i goes to place j * step + i. Where fewer than k are above -inf, the others are -inf.
+// Finds the k largest scores of the slices of a tile and their labels: largest first, equal ones by rising label. The
+// j-th of slice i goes to place j * step + i. If fewer than k scores are above -inf, the others are -inf.
 template <class T>
 void largest_of_tile(const void* from, std::ptrdiff_t classes, int count, std::ptrdiff_t k, std::ptrdiff_t step,
                      double* scores, std::int64_t* labels) {
@@ -148,7 +149,7 @@ void largest_of_tile(const void* from, std::ptrdiff_t classes, int count, std::p
     }
     Pack<T> last = broadcast(T(-1));
     for (std::ptrdiff_t j = 0; j < k; ++j, scores += step, labels += step) {
-        // Halves side by side: each comparison waits for the one before it.
+        // Searches both halves of the classes side by side, because each comparison waits for the one before it.
         const std::ptrdiff_t half = (classes + 1) / 2;
         Pack<T> best[2] = {none, none}, label[2] = {broadcast(T(0)), broadcast(T(0))};
         const auto see = [&](int h, std::ptrdiff_t c) __attribute__((always_inline)) {
@@ -169,8 +170,8 @@ void largest_of_tile(const void* from, std::ptrdiff_t classes, int count, std::p
     }
 }
 
-// The labels of the k largest of at most `most_ranked` picks, largest first, equals as they are: each goes to the place
-// that the number of those before it says.
+// Stores the labels of the k largest of at most `most_ranked` picks: largest first, equal ones in their present order.
+// The place of each is the number of picks that come before it.
 template <class T>
 void rank(const Picks& picks, std::ptrdiff_t k, std::int64_t* labels) {
     constexpr int lanes = Pack<T>::lanes;

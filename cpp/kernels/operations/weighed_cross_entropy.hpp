@@ -1,5 +1,5 @@
-// The cross-entropy of labels and of terms, which weigh the log-probability of each class: class weights under label
-// smoothing, or probabilities. It looks at slices twice, or thrice for the gradient, and takes them whole.
+// Cross-entropy by labels and by terms, which weigh the log-probability of each class: class weights with label
+// smoothing, or probabilities. Slices are taken whole, and read three times, or four times for the gradient.
 #pragma once
 
 #include "../loops/tile.hpp"
@@ -8,7 +8,7 @@
 
 namespace {
 
-// What is summed of slices: the largest score, its exponential and the others'.
+// The sums of slices: the largest score, its exponential and the sum of all others.
 struct Exponentials {
     template <class T, class Exp>
     struct Results {
@@ -19,9 +19,9 @@ struct Exponentials {
     };
 };
 
-// Losses of slices whose labels have the scores `scores`, with what the terms add: to run.value. Of an undefined slice
-// every log-probability is NaN, and so is the product, whatever it is multiplied by. Without labels, that of the
-// largest entry shows it: the difference from any other number could overflow.
+// Stores the losses of slices to run.value: `scores` are those of the labels, `from_terms` is what the terms add. In an
+// undefined slice every log-probability is NaN, and so is its product with any coefficient. Without labels, the largest
+// score takes part only for that, because the difference from any other number could overflow.
 template <class T>
 FASTSOFTMAX_INLINE void conclude_losses(const Run& run, std::ptrdiff_t first, int count, const Measured<T>& m,
                                         const LogTotal<T>& log, const Labels<T>& labels, Pack<T> scores,
@@ -37,7 +37,7 @@ FASTSOFTMAX_INLINE void conclude_losses(const Run& run, std::ptrdiff_t first, in
             if (labels.ignored(i)) losses[i] = 0;
 }
 
-// Minus the log-probabilities of one class, or of a pack of classes: what terms weigh.
+// Minus the log-probabilities, which the terms weigh, of one class of each slice or of a pack of classes of one slice.
 template <class T>
 struct MinusLog {
     LogProbability<T, typename OwnExponential<T>::Argument> log_probability;
@@ -45,14 +45,14 @@ struct MinusLog {
 
     FASTSOFTMAX_INLINE MinusLog of_lane(int i) const { return {{log_probability, i}, {dominance, i}}; }
 
-    // 0 where the term is: such a class counts as nothing, whatever its score.
+    // 0 where the term is 0: such a class does not count, whatever its score.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> x, Pack<T> term) const {
         const Pack<T> log = dominance(x, log_probability(x));
         return select(equal(term, broadcast(T(0))), broadcast(T(0)), -log);
     }
 };
 
-// 0 where there is none: another thread has changed it since it was found to be the largest.
+// The first position of `value`, which is the largest score; 0 if another thread has changed it since it was found.
 template <class T>
 FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t count, T value) {
     const auto wanted = broadcast(value);
@@ -63,16 +63,17 @@ FASTSOFTMAX_INLINE std::ptrdiff_t first_equal(const T* x, std::ptrdiff_t count, 
     return bits ? i + __builtin_ctz(bits) : 0;
 }
 
-// The classes that a gradient computes apart, and their terms: the labels', and the largest scores' where those
-// dominate; negative: none.
+// The classes whose gradient is computed apart, and their terms: the label, and the class of the largest score if it
+// dominates; negative: none.
 template <class T>
 struct Apart {
     Pack<Integer<T>> label, largest;
     Pack<T> label_term, largest_term;
 };
 
-// The gradient of up to a pack of slices: scale * (total p - terms - chosen at the label). At the label and at a
-// class that dominates this cancels; there it is computed apart, to 1 ULP and what the exponential adds.
+// The gradient of up to a pack of slices: scale * (total p - term), at the label scale * (total p - term - chosen). At
+// the label and at a class that dominates this cancels; there it is computed apart, to 1 ULP plus the error of the
+// exponential.
 template <class T>
 class LossGradient {
     static constexpr int lanes = Pack<T>::lanes;
@@ -110,13 +111,13 @@ class LossGradient {
         }
     }
 
-    // One slice a lane.
+    // The gradient of one class of slices, one a lane.
     FASTSOFTMAX_LONG Pack<T> operator()(Pack<T> e, Pack<T> term) const {
         const Pack<T> value = probability_(e, term * factor_);
         return any_wide_ ? select(wide_, wide_gradient(e, term, total_, scale_, unscaled_), value) : value;
     }
 
-    // Slice i in all lanes.
+    // The gradient of slice i, a pack of classes at a time.
     class Row {
       public:
         FASTSOFTMAX_INLINE Row(const LossGradient& all, int i)
@@ -152,7 +153,7 @@ class LossGradient {
     bool any_wide_;
 };
 
-// The terms of row i: each its own, or one row for all; null: none.
+// The terms of row i: its own, or those of all rows; null: none.
 template <class T>
 FASTSOFTMAX_INLINE const T* terms_of(const Rows<T>& rows, int i) {
     const auto* terms = static_cast<const T*>(rows.run.terms);
@@ -166,7 +167,7 @@ FASTSOFTMAX_INLINE void transform(const T* x, T* out, std::ptrdiff_t count, F f)
               [&](auto v, std::ptrdiff_t i) __attribute__((always_inline)) { store_in(out, i, count, f(v, i)); });
 }
 
-// The second output of slices, of which one class may dominate.
+// The second output of slices in which the largest class may dominate.
 template <class T>
 FASTSOFTMAX_INLINE Curvature<T, true> curvature_of(const Run& run, std::ptrdiff_t first, int count,
                                                    const Labels<T>& labels, Doubles<T> sum_of_terms,
@@ -195,7 +196,7 @@ FASTSOFTMAX_ONCE Doubles<T> sums_of_terms(const Rows<T>& rows) {
     return load_doubles<T>(sums, rows.count);
 }
 
-// The losses of rows, and their gradients.
+// Computes the losses of rows, and their gradients.
 template <bool with_gradient, class T>
 FASTSOFTMAX_ONCE void weigh_rows(const Rows<T>& rows) {
     using Sum = SortedSum<T, false>;
@@ -283,7 +284,7 @@ FASTSOFTMAX_ONCE void weigh_rows(const Rows<T>& rows) {
 
 template <bool with_gradient, class T>
 void weighed_rows(const Run& run) {
-    // Together they stay in the first-level cache.
+    // As many rows as stay in the first-level cache together.
     const std::ptrdiff_t fit = fastsoftmax::rows_room / (run.classes * static_cast<std::ptrdiff_t>(sizeof(T)) + 1);
     const std::ptrdiff_t together = fit < 1 ? 1 : fit < Pack<T>::lanes ? fit : Pack<T>::lanes;
     for (std::ptrdiff_t first = 0; first < run.slices; first += together) {
@@ -292,7 +293,7 @@ void weighed_rows(const Run& run) {
     }
 }
 
-// The same of a tile, where results take the place of scores.
+// As weigh_rows, for a tile: results take the place of scores.
 template <bool with_gradient, bool few, class T>
 FASTSOFTMAX_ONCE void weigh_tile(const Run& run, std::ptrdiff_t first, int count, T* tile, T* second) {
     using Sum = SortedSum<T, few>;
