@@ -38,8 +38,7 @@ class Curvature {
         set_dominant();
     }
 
-    // Looks for classes that dominate in those slices of the lanes that are in `bits`. Class c has the exponentials
-    // e(c).
+    // Looks for classes that dominate in the slices in `bits`. Class c has the exponentials e(c), one slice a lane.
     template <class E>
     FASTSOFTMAX_INLINE void see_classes(std::uint32_t bits, std::ptrdiff_t classes, E e) {
         if (bits == 0) return;

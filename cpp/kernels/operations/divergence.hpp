@@ -242,7 +242,7 @@ class Divergence {
         const Pack<T> unit = broadcast(far ? far_unit : T(1));
         const Wide<T> all = widen(scaled(p_, unit));
         const Doubles<T> sum = quotient(terms, all), zero = doubles<T>(0);
-        // sum of p d - sum of terms = sum of (p - q), which is 0 but for errors of the normalisers.
+        // sum of p d - sum of terms = sum of (p - q), which would be 0 without errors of the normalisers.
         Doubles<T> off = quotient(slopes - terms, all);
         // A large error cannot be corrected, nor can a NaN.
         off = select(less(off * off, doubles<T>(1)), off, zero);

@@ -1,5 +1,6 @@
 // Cross-entropy by labels and by terms, which weigh the log-probability of each class: class weights with label
-// smoothing, or probabilities. Slices are taken whole, and read three times, or four times for the gradient.
+// smoothing, or probabilities. Slices are taken whole, and read three times, and once more for each of gradient and
+// Hessian.
 #pragma once
 
 #include "../loops/tile.hpp"
