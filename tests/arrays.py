@@ -16,7 +16,7 @@ INTEGERS = [np.dtype(code) for code in "?bBhHiIlLqQ"]
 SIZES = [*range(1, 71), 127, 128, 129, 255, 256, 257, 1023, 1024, 1025, 4095, 4096, 4097]
 LONG_SIZES = [65535, 65536, 65537, 200_003, 1_000_003]
 
-# Numbers of classes around multiples of a vector's width, and numbers of slices around a tile's.
+# Numbers of classes around multiples of a vector's width, and numbers of slices around the width of a tile.
 END_SIZES = [*range(1, 21), *range(31, 35), *range(47, 51), *range(55, 59), *range(63, 67), *range(127, 131)]
 END_SLICES = [1, 15, 16, 17]
 # Four neighbouring sizes have four different numbers of slices; so do 4, 8, 12 and 16.
@@ -127,7 +127,7 @@ LAYOUTS: dict[str, Callable[[NDArray], NDArray]] = {
 
 
 def subnormal_logits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """A zero in front of logits whose probabilities are subnormal, down to below the smallest one."""
+    """Logits with subnormal probabilities, down to below the smallest one; the first class of each slice is 0."""
     info = ml_dtypes.finfo(dtype)
     largest = float(np.log(np.longdouble(info.smallest_normal)))
     smallest = float(np.log(np.longdouble(info.smallest_subnormal)))
@@ -141,7 +141,7 @@ def near_ties(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike
 
 
 def ahead(rng: np.random.Generator, shape: tuple[int, ...], by: float) -> NDArray:
-    """Normal logits, and one class of each slice in front of all others."""
+    """Normal logits; one class of each slice is raised to `by` above the maximum."""
     values = rng.normal(size=shape)
     first = rng.integers(0, shape[-1], (*shape[:-1], 1))
     np.put_along_axis(values, first, np.max(values, axis=-1, keepdims=True) + by, -1)
@@ -149,7 +149,7 @@ def ahead(rng: np.random.Generator, shape: tuple[int, ...], by: float) -> NDArra
 
 
 def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Every finite number is as likely as its bits."""
+    """Random bits as numbers, so that every size occurs; 0 in place of NaN and infinities."""
     dtype = np.dtype(dtype)
     values = np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
     with np.errstate(invalid="ignore"):
@@ -157,7 +157,7 @@ def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLi
 
 
 def all_equal_but_one(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """One class of each slice a little above or below all others, which are equal: by an ULP of them or so, up to 8."""
+    """Equal logits, except that one class of each slice is above or below them: by about an ULP, up to by 8."""
     values = np.broadcast_to(rng.normal(0, 10, (*shape[:-1], 1)), shape).copy()
     one = rng.integers(0, shape[-1], (*shape[:-1], 1))
     by = rng.choice([-1, 1], one.shape) * 2 ** rng.uniform(3 - ml_dtypes.finfo(dtype).nmant, 3, one.shape)
@@ -171,15 +171,16 @@ def of_any_scale(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
 
 
 def repeated_pattern(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """The same 2 to 64 logits again and again, so that the same roundings add up; each slice has its own period."""
+    """2 to 64 logits, repeated, so that equal rounding errors add up; each slice has its own period."""
     period = rng.integers(2, 65, (*shape[:-1], 1))
     return np.take_along_axis(of_any_scale(rng, (*shape[:-1], 64)), np.arange(shape[-1]) % period, -1)
 
 
 def ahead_by_any(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Normal logits, and one class of each slice ahead by the slice's own distance, up to where the others vanish.
+    """Normal logits; one class of each slice is ahead, by a distance of the slice's own, up to where the others vanish.
 
-    In about a quarter of the slices, up to four classes tie for the top. 0 is anywhere between the top and the others.
+    In about a quarter of the slices, up to four classes tie for the top. Logits are moved so that 0 is anywhere between
+    the top and the others.
     """
     values = rng.normal(size=shape)
     batch = (*shape[:-1], 1)
@@ -198,11 +199,11 @@ def minus_infinity_between(rng: np.random.Generator, shape: tuple[int, ...], dty
 
 
 def ends_of_range(dtype: DTypeLike) -> tuple[float, float, float]:
-    """Where sums of exponentials need a shift: the least and the largest logsumexp without one, and the least logit.
+    """The ends of the range of near slices: their least and largest logsumexp, and the least logit that counts.
 
-    Between the first two, a sum and its reciprocal, scaled by one power of two, are normal numbers with room for their
-    rounding errors. Beside such a sum, a class below the third has a probability that rounds to 0. Half precision is
-    computed in float32.
+    Between the first two, the sum of the exponentials by the fixed reference, and its reciprocal, are normal numbers
+    with room for rounding errors. In such a slice, a class below the third has a probability that rounds to 0. Half
+    precision is computed in float32.
     """
     powers = (-146, 700, -1222) if np.dtype(dtype) == np.float64 else (-39, 50, -190)
     lowest, highest, least = (power * float(np.log(2)) for power in powers)
@@ -215,7 +216,7 @@ def beside(rng: np.random.Generator, shape: tuple[int, ...], *values: float) -> 
 
 
 def total_at_an_end(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Normal logits, moved so that logsumexp is just below or above one end of the range of unshifted sums."""
+    """Normal logits, moved so that logsumexp is just below or above one end of the range of near slices."""
     values = of_any_scale(rng, shape)
     lowest, highest, _ = ends_of_range(dtype)
     total = np.logaddexp.reduce(values, axis=-1, keepdims=True)
@@ -223,10 +224,10 @@ def total_at_an_end(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTy
 
 
 def terms_at_an_end(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Logits around the least that an unshifted sum can hold, and one class of each slice above them.
+    """Logits around the least that counts in a near slice, and one class of each slice above them.
 
-    In half of the slices that class is near the least sum. There the others' probabilities are subnormal or round to 0,
-    but all of them together still count in the loss.
+    In half of the slices that class is close to the least logsumexp. There the others' probabilities are subnormal or
+    round to 0, but all of them together still count in the loss.
     """
     lowest, _, least = ends_of_range(dtype)
     values = beside(rng, shape, least)
@@ -270,7 +271,7 @@ def family(name: str, shape: tuple[int, ...], dtype: np.dtype, axis: int = -1, s
 
 
 def zoo(dtype: DTypeLike) -> Iterator[tuple[str, NDArray]]:
-    """Small arrays of the values and shapes that code forgets."""
+    """Small arrays with the values and shapes that are easily forgotten."""
     rng = np.random.default_rng(7)
     info = ml_dtypes.finfo(dtype)
     inf, nan, huge = np.inf, np.nan, float(info.max) / 8
@@ -296,7 +297,7 @@ def zoo(dtype: DTypeLike) -> Iterator[tuple[str, NDArray]]:
 
 @dataclass
 class Inputs:
-    """What the functions take; the slices lie along the last axis of `x`."""
+    """The arguments of the functions; the slices lie along the last axis of `x`."""
 
     x: NDArray
     dy: NDArray
@@ -334,7 +335,7 @@ class Inputs:
         return cls.of(np.random.default_rng([seed, *shape]).normal(0, scale, shape).astype(dtype), seed)
 
     def map(self, change: Callable[[NDArray], NDArray]) -> "Inputs":
-        """`change` on every array except `weight`, whose only axis is the classes."""
+        """Apply `change` to every array except `weight`, whose only axis is the classes."""
         return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self) if f.name != "weight"})
 
     def take(self, batch: Any) -> "Inputs":
@@ -353,11 +354,11 @@ class Inputs:
 Call = Callable[[ModuleType, Inputs, int], Any]
 
 
-_UNUSED = np.random.PCG64(0)  # made once: each takes a lock, of which there may be none
+_UNUSED = np.random.PCG64(0)  # made once: a new one needs a lock, which fails where memory is exhausted
 
 
 class GivenNumbers(np.random.Generator):
-    """Its random numbers are these, over and over: of one number, each slice gets the same."""
+    """A generator that returns the given numbers, over and over: with a single one, every slice gets that number."""
 
     def __init__(self, numbers: ArrayLike) -> None:
         super().__init__(_UNUSED)
@@ -401,12 +402,12 @@ REDUCTIONS: dict[str, Call] = {
 
 
 def first(a: NDArray, n: int, axis: int) -> NDArray:
-    """The first n entries along `axis`, or all of fewer."""
+    """The first n entries along `axis`, or all if there are fewer."""
     return np.moveaxis(np.moveaxis(a, axis, 0)[:n], 0, axis)
 
 
 def _top(fs: ModuleType, a: Inputs, axis: int, k: int, **options: Any) -> Any:
-    """The k largest, or all of fewer; of no classes the refusal of k = 1."""
+    """The k largest, or all if there are fewer; without classes, k is 1 and the call is refused."""
     return fs.log_softmax_top_k(a.x, max(min(k, a.x.shape[axis] if a.x.ndim else 1), 1), axis, **options)
 
 
@@ -428,7 +429,7 @@ PICKS: dict[str, Call] = {
 
 
 def _loss(**options: Any) -> Call:
-    """Loss and gradient of `options`; a string names the field of the inputs that holds the value."""
+    """A call for loss and gradient; a string in `options` names the field of the inputs that holds the value."""
 
     def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
         chosen = {k: getattr(a, v) if isinstance(v, str) else v for k, v in options.items()}
@@ -454,7 +455,7 @@ LOSSES: dict[str, Call] = {
 
 
 def _draws(**options: Any) -> Call:
-    """Two draws of each slice; -1 where it has no probabilities."""
+    """A call that draws twice from each slice; -1 where a slice has no probabilities."""
     masked = options.pop("masked", False)
 
     def of_slices(fs: ModuleType, x: NDArray, axis: int, where: NDArray | None) -> NDArray:
@@ -463,7 +464,7 @@ def _draws(**options: Any) -> Call:
         except ValueError:
             if x.ndim < 2:
                 return np.array([-1, -1])
-            # The slices of an axis of the batch, apart.
+            # Some slice has no probabilities: cut the batch along an axis and draw from the parts.
             axis %= x.ndim
             k = 1 if axis == 0 else 0
             n = x.shape[k]
@@ -480,7 +481,7 @@ def _draws(**options: Any) -> Call:
 
 
 def _hess(**options: Any) -> Call:
-    """Loss, gradient and Hessian likewise."""
+    """As `_loss`, for loss, gradient and Hessian."""
 
     def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
         chosen = {k: getattr(a, v) if isinstance(v, str) else v for k, v in options.items()}
@@ -518,7 +519,7 @@ def along(a: NDArray, part: Any, axis: int) -> NDArray:
 
 
 def _pieces(masked: bool = False, temperature: float = 1.0, **options: Any) -> Call:
-    """Value and probabilities of slices in two pieces, by totals that are merged."""
+    """A call for value and probabilities of slices in two pieces, whose totals are merged."""
 
     def call(fs: ModuleType, a: Inputs, axis: int) -> Any:
         half = a.x.shape[axis] // 2 if a.x.ndim else 0
@@ -540,7 +541,7 @@ PIECES: dict[str, Call] = {
 
 CALLS = TRANSFORMS | REDUCTIONS | PICKS | LOSSES | DIVERGENCES | DRAWS | PIECES
 
-# With an `out`: of the result's dtype, of a wider one, of the reduced shape; or an argument itself.
+# Calls with an `out`: one of the result's dtype, of a wider dtype or of the reduced shape, or an argument itself.
 
 Into = Callable[[ModuleType, Inputs, int, NDArray], Any]
 
@@ -601,7 +602,7 @@ def every_result(fs: ModuleType, a: Inputs, axis: int = -1) -> tuple[NDArray, ..
 
 
 def assert_same_bits(got: NDArray, wanted: NDArray) -> None:
-    """Equal to the last bit and in the sign of zeros; a NaN is a NaN."""
+    """Assert that all bits are equal, also the sign of a zero; any NaN equals any other."""
     assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
     unsigned = f"u{got.dtype.itemsize}"
     got, wanted = np.ascontiguousarray(got), np.ascontiguousarray(wanted)

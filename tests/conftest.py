@@ -38,7 +38,7 @@ def _threads(n: int) -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Callable[[int], AbstractContextManager[None]]:
-    """A context with this many threads; under OpenMP on machines with fewer processors, too."""
+    """A context with n threads; with OpenMP, n may exceed the number of processors."""
     return _threads
 
 
@@ -55,13 +55,13 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def emulator() -> list[str]:
-    """The beginning of a command that runs a program of the tests, where a machine is emulated: see noxfile.py."""
+    """The command that runs a compiled test program in an emulator; empty without one (see noxfile.py)."""
     return os.environ.get("EMULATOR", "").split()
 
 
 @pytest.fixture(scope="session")
 def shared_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Compiles a C file of the tests, with the compiler's options, into a library that can be loaded."""
+    """A function that compiles a C file of the tests into a shared library, with the given compiler options."""
 
     def compiled(name: str, *options: str) -> Path:
         compiler = shutil.which(os.environ.get("CC", "cc"))

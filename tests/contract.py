@@ -1,6 +1,6 @@
-"""The accuracy contract: what the functions promise, and how far their results are from it. For tests and the table.
+"""The accuracy contract: the bounds that the functions promise, and checks that measure errors, for tests and table.
 
-A check yields names of `BOUNDS` and the errors of what they name. `fs` is the package, or has its functions.
+A check yields names from `BOUNDS`, each with the errors that it bounds. `fs` is the package or has its functions.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from precision import Slices, log_softmax_grad, shares, softmax_grad, ulp_error,
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound in ULP, counted at the result or at what `unit` says."""
+    """A bound in ULP of the result, or of the number that `unit` describes."""
 
     float32: float
     float64: float
@@ -29,7 +29,7 @@ class Bound:
 
 _TERMS = "the larger of the two terms that it is the difference of"
 
-# A loss of half precision is float32, and its bound is in ULP of that.
+# Losses of half precision are float32, and their bounds are in ULP of float32.
 BOUNDS = {
     "softmax": Bound(2, 2, 0.51),
     "log_softmax": Bound(2, 2, 0.51),
@@ -98,7 +98,7 @@ def hessian(fs: Any, x: NDArray, axis: int, exact: Slices | None = None) -> Chec
 
 
 def largest_zero(fs: Any, x: NDArray, axis: int) -> Checks:
-    """logsumexp where the largest logit is 0, and the result as small as what the others add."""
+    """logsumexp where the largest logit is 0, so that the result is only what the others add."""
     wide = x.astype(np.longdouble)
     wide = np.maximum(wide - wide.max(axis, keepdims=True), float(ml_dtypes.finfo(x.dtype).min))
     x = wide.astype(x.dtype)
@@ -144,7 +144,7 @@ def targets(fs: Any, x: NDArray, axis: int) -> Checks:
         share = shares(x.shape, axis, chosen, **options)
         loss, grad, hess = fs.cross_entropy_with_grad_hess(x, chosen, axis, reduction="none", **options)
         error = ulp_error(loss, exact.cross_entropy(share))
-        # -log p is rounded before it is weighed, which is felt where it is subnormal, or beyond the largest number.
+        # -log p is rounded before it is weighed, so digits are lost where it overflows or is subnormal.
         minus_log = np.where(share == 0, 1, -exact.log_softmax)
         lost = (minus_log > ml_dtypes.finfo(loss.dtype).max) | (minus_log < np.finfo(np.float64).smallest_normal)
         yield f"cross_entropy, {name}", np.where(np.any(lost & (minus_log != 0), axis), 0, error)
@@ -154,7 +154,7 @@ def targets(fs: Any, x: NDArray, axis: int) -> Checks:
 
 
 def gradients(fs: Any, x: NDArray, axis: int) -> Checks:
-    """Sums of signed numbers: as good as their condition allows."""
+    """Gradients are sums of signed numbers, so their bounds are relative to the condition."""
     dy = Inputs.of(np.moveaxis(x, axis, -1)).move(axis).dy
     y, logp = fs.softmax(x, axis), fs.log_softmax(x, axis)
     least = float(ml_dtypes.finfo(dy.dtype).smallest_normal)
@@ -168,7 +168,7 @@ def gradients(fs: Any, x: NDArray, axis: int) -> Checks:
 
 
 def divergences(fs: Any, x: NDArray, axis: int) -> Checks:
-    """From other logits, and from such as are nearly the same, with a common offset or without."""
+    """Divergences from unrelated logits, and from nearly equal ones with or without a common offset."""
     rng = np.random.default_rng(x.shape)
     noise = rng.normal(size=x.shape)
     # No difference overflows.
@@ -181,7 +181,7 @@ def divergences(fs: Any, x: NDArray, axis: int) -> Checks:
             p, q = Slices(x, axis, t), Slices(y, axis, t)
             divergence, grad = fs.kl_divergence_with_grad(x, y, axis, temperature=t, reduction="none")
             wanted = p.kl_divergence(q)
-            # Where longdouble has the digits of what they are apart.
+            # Only where longdouble has enough digits of the difference of both slices.
             single = divergence.dtype.itemsize == 4
             least = 2.0**-60 if single else 2.0**-12
             seen = (wanted > least) | (divergence > 2 * least)
@@ -212,7 +212,7 @@ def signed_sum(fs: Any, x: NDArray, axis: int) -> Checks:
 
 
 def some_targets(exact: Slices) -> NDArray:
-    """The largest class of each slice, but the first class of every third slice."""
+    """The class with the largest score of each slice, except for every third slice, where it is the first class."""
     chosen = np.array(exact.argmax)  # 0-d for one slice
     chosen.reshape(-1)[1::3] = 0
     return chosen

@@ -1,5 +1,5 @@
-/* malloc and its kin of glibc, failing at a chosen moment. Preloaded into the process of failing_memory.py, which sets
-   the variables in place: a call would allocate. */
+/* glibc's malloc and its relatives, which fail at a chosen moment. Preloaded into failing_memory.py, which sets the
+   variables directly, because calling a function to set them would allocate. */
 #include <errno.h>
 #include <stdatomic.h>
 #include <stddef.h>

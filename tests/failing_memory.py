@@ -1,8 +1,8 @@
-"""Calls that get no memory raise MemoryError, and their inputs and `out` hold what they held.
+"""Calls that get no memory raise MemoryError and leave their inputs and `out` unchanged.
 
-A program of its own, because its memory runs out: `python failing_memory.py KIND THREADS`. With the kind `blocks`,
-each allocation of at least 512 bytes fails in turn, for results and for kernels; with `objects`, each of any size. Both
-want `failing_malloc.c` preloaded. The kind `exhausted` takes all memory there is under a limit of the address space.
+A program of its own, because its memory runs out: `python failing_memory.py KIND THREADS`. With KIND `blocks`, each
+allocation of at least 512 bytes fails in turn, those for results and for kernels; with `objects`, each of any size.
+Both need `failing_malloc.c` preloaded. With `exhausted`, the address space is limited, and all memory in it is taken.
 """
 
 import ctypes
@@ -39,7 +39,7 @@ Call = Callable[[Inputs, NDArray], Any]
 
 
 def calls(a: Inputs, axis: int) -> Iterator[tuple[str, Call, NDArray]]:
-    """Names, calls, and what each takes as `out`."""
+    """Yield names, calls, and the array that each call gets as `out`."""
     out = np.full(a.x.shape, 7, a.dy.dtype)
     wider = out.astype(np.float64)
     reduced = np.full(a.upstream.shape, 7, a.dy.dtype)
@@ -69,7 +69,7 @@ class Malloc:
         )
 
     def call(self, call: Call, a: Inputs, out: NDArray, spared: int, failures: int) -> tuple[Any, int]:
-        """What the call gives, None if it raises MemoryError; and how many allocations failed."""
+        """Return the call's result, None if it raises MemoryError, and how many allocations failed."""
         result = None
         self.spared.value = spared
         try:
@@ -77,7 +77,7 @@ class Malloc:
             result = call(a, out)
         except MemoryError:
             pass
-        except SystemError as error:  # of NumPy's, where it does not say what is wrong
+        except SystemError as error:  # NumPy's, where it returns NULL without an error
             if "numpy" not in str(error) + traceback.extract_tb(error.__traceback__)[-1].filename:
                 raise
         finally:
@@ -86,7 +86,7 @@ class Malloc:
 
 
 def fail_each(malloc: Malloc, call: Call, inputs: Callable[[], tuple[Inputs, NDArray]], failures: int) -> int:
-    """Fail `failures` allocations of a call, beginning with each in turn; returns how many there were to begin with."""
+    """Fail `failures` allocations of a call, beginning with each in turn; return how many allocations it makes."""
     a, out = inputs()
     before = content(a, out)
     wanted = call(a, out)
@@ -101,12 +101,12 @@ def fail_each(malloc: Malloc, call: Call, inputs: Callable[[], tuple[Inputs, NDA
             assert content(a, out) == after
         elif malloc.least.value:
             assert content(a, out) == before
-        else:  # all is computed, and an object of Python's is missing
+        else:  # everything may be computed before a Python object fails
             assert content(a, out) in (before, after)
     raise AssertionError
 
 
-# Few classes, packs, gathered rows, long slices in blocks, and more slices than losses are held for at a time.
+# Few classes, packs, gathered rows, long slices in blocks, and more slices than a reduction holds losses of at a time.
 CASES = [
     ((200, 20), np.float16, "c"),
     ((40, 300), bfloat16, "strided"),
@@ -115,16 +115,16 @@ CASES = [
     ((2, 40_000), np.float64, "field"),
     ((66_000, 20), np.float32, "strided"),
 ]
-# Dense and native: to hash another dtype, and to tell what overlaps, fail in NumPy without a MemoryError.
+# Dense, native byte order: for others NumPy hashes the dtype or tests for overlap, which fails without a MemoryError.
 SMALL_CASES = [((3, 5), dtype, "c") for dtype in FLOATING] + [((40, 300), np.float32, "c")]
 REDUCED_IN_STEPS = ("cross_entropy_with_grad, float32 out", "cross_entropy_grad, probabilities, float32 out")
 
 
 def fail_allocations(least: int, cases: list[tuple[tuple[int, int], DTypeLike, str]]) -> None:
-    """Fail the allocations of every call that are of at least `least` bytes."""
+    """Fail each allocation of at least `least` bytes, in every call."""
     malloc = Malloc()
     malloc.least.value = least
-    # Python itself aborts if it gets no object at all: only results and kernels are left without any.
+    # Many failures in a row are for results and kernels only: Python itself aborts if it gets no objects at all.
     in_a_row = (1, 1000) if least else (1,)
     failed = 0
     for ((rows, classes), dtype, layout), axis in product(cases, (0, 1)):
@@ -147,7 +147,7 @@ def fail_allocations(least: int, cases: list[tuple[tuple[int, int], DTypeLike, s
 
 
 class Exhausted:
-    """A context without memory: neither the system gives any, nor are there free blocks of some size."""
+    """A context without memory: the system gives none, and no free block of 8192 bytes or more is left."""
 
     def __enter__(self) -> None:
         self.libc = ctypes.CDLL(None)
@@ -172,11 +172,11 @@ class Exhausted:
 
 
 def exhaust() -> None:
-    """Every call without memory; the next smaller one works all the same, and then the same again."""
+    """Make every call without memory; smaller calls still work meanwhile, and the call itself works afterwards."""
     few = Inputs.normal((3, 5), np.float32)
 
     def results_of_few() -> tuple[NDArray[Any], ...]:
-        # What sampling knows between its two visits of the scores is more than the stack should hold.
+        # Without sampling: it allocates what it keeps between its two visits, even for few slices.
         kept = [call for name, call in CALLS.items() if name not in DRAWS]
         return tuple(r for call in kept for r in results(call(fs, few, -1)))
 
@@ -188,7 +188,7 @@ def exhaust() -> None:
         for name, call, out in calls(a, 1):
             print(f"{name}, {layout}", flush=True)
             out = LAYOUTS[layout](out)
-            call(a.map(LAYOUTS[layout]), LAYOUTS[layout](out))  # what is imported and kept at the first call
+            call(a.map(LAYOUTS[layout]), LAYOUTS[layout](out))  # the first call imports modules and fills caches
             before = content(a, out)
             failed = False
             with Exhausted():
@@ -203,13 +203,13 @@ def exhaust() -> None:
                 assert content(a, out) == before
                 call(a, out)
     names = [name for name, _, _ in calls(dense, 1)]
-    # A result of full size; rows that are gathered.
+    # These fail for certain: results of full size, and all calls that gather rows.
     assert raised >= {(name, "c") for name in TRANSFORMS} | {(name, "strided") for name in names}
     print(len(raised))
 
 
 def main(kind: str, threads: int) -> None:
-    fs.softmax(np.ones((1000, 1000)))  # libgomp ends the process if it cannot have its threads
+    fs.softmax(np.ones((1000, 1000)))  # starts the threads while there is memory
     fs.set_num_threads(threads)
     if kind == "blocks":
         fail_allocations(512, CASES)

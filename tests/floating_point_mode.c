@@ -1,10 +1,10 @@
-/* How the calling thread rounds and treats subnormal numbers. */
+/* Sets how the calling thread rounds and treats subnormal numbers. */
 #include <fenv.h>
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
 
-/* Subnormal results become 0, subnormal operands count as 0. Returns 0 where this is not known how. */
+/* Makes subnormal results and operands 0, or no longer. Returns 0 on processors for which it is not implemented. */
 int flush_subnormals(int on) {
 #if defined(__SSE__)
     _mm_setcsr(on ? _mm_getcsr() | 0x8040 : _mm_getcsr() & ~0x8040u);

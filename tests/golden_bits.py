@@ -1,8 +1,8 @@
 """The bits that every function gives for fixed inputs, kept in `golden_bits.json`.
 
 `python tests/golden_bits.py` writes the file anew, on a machine with the targets of `COLUMNS`. All targets with fused
-multiplication give the bits of the column "fma". Without, each of them is rounded otherwise here and there, but no less
-surely: the x86 baseline has a column of its own.
+multiply-add give the bits of the column "fma". The x86 baseline, which lacks it, rounds some results differently, but
+always in the same way, and has a column of its own.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 
 FILE = Path(__file__).with_suffix(".json")
-COLUMNS = {"fma": "avx2", "baseline": "baseline"}  # and the target that writes each
+COLUMNS = {"fma": "avx2", "baseline": "baseline"}  # column: the target that writes it
 
 
-# Inputs: integers times powers of two. So they are exact in their dtype, and the same on every machine; and RandomState
-# is the generator whose numbers NumPy promises to keep.
+# Inputs are integers times powers of two, so they are exact in their dtype and equal on every machine. They come from
+# RandomState because NumPy promises never to change its numbers.
 
 
 def numbers(random: RandomState, shape: tuple[int, ...], dtype: np.dtype, exponent: int, least: float = -1) -> NDArray:
-    """All bits of the significand, from `least` (0 or -1) times to 1 times 2^exponent."""
+    """Random numbers with full significands, from `least` (0 or -1) times 2^exponent up to 2^exponent."""
     one = 2 ** (finfo(dtype).nmant + 1)
     integers = random.randint(int(least * one), one, shape, np.int64)
     return np.ldexp(integers.astype(np.float64), exponent - finfo(dtype).nmant - 1).astype(dtype)
@@ -42,7 +42,7 @@ def plain(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> NDArr
 
 
 def far_apart(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
-    """One class of each slice ahead of all others: many of these have a subnormal probability, and many have none."""
+    """One class is ahead of all others: many of these have a subnormal probability, and many have probability 0."""
     x = -numbers(random, shape, dtype, {2: 5, 4: 7, 8: 10}[dtype.itemsize if dtype != bfloat16 else 4], least=0)
     x[..., random.randint(0, shape[-1])] = 0
     return x
@@ -58,7 +58,7 @@ def near_ties(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> N
 
 
 def special(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
-    """All entries of every other slice are special, at first such that leave something finite; of the others few."""
+    """Every second slice has only special values (in the batch's first row no NaN or +inf), the others a few."""
     info = finfo(dtype)
     values = [np.inf, np.nan, -np.inf, 0, -0.0, 1, float(info.max), -float(info.max), float(info.smallest_subnormal)]
     which = random.randint(0, len(values), shape, np.int64)
@@ -69,8 +69,8 @@ def special(random: RandomState, shape: tuple[int, ...], dtype: np.dtype) -> NDA
     return x
 
 
-# Numbers of classes that loops treat differently: few, round the widths of packs and of groups of them, more than a
-# block holds (16384), and more than one thread takes at once (65536).
+# Numbers of classes that loops treat differently: few, around the widths of packs and groups of packs, and a few
+# more than one block (16384) or four.
 SHORT = [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 1000]
 FAMILIES: dict[Callable[..., NDArray], list[int]] = {
     plain: [*SHORT, 16_400, 65_600],
@@ -128,7 +128,7 @@ GOLDEN_DTYPES = [*FLOATING, *(np.dtype(name) for name in dict.fromkeys(dtype.nam
 
 
 def bits(a: NDArray) -> bytes:
-    """In C order; all NaN are one. Of integers, which are classes, as int64."""
+    """The bytes of an array in C order, little endian, with one NaN for all; integers, which are classes, as int64."""
     if a.dtype.kind == "i":
         return a.astype("<i8").tobytes()
     a = np.where(np.isnan(a), np.asarray(np.nan, a.dtype), a)
@@ -136,14 +136,14 @@ def bits(a: NDArray) -> bytes:
 
 
 def outcome(call: Callable[..., Any], a: Inputs, axis: int) -> list[NDArray]:
-    """Results for the class axis at `axis`, which is last in them."""
+    """The results of a call with the class axis at `axis`, which is moved back to the end."""
     moved = results(call(fs, a.move(axis), axis))
     return [np.moveaxis(r, axis, -1) if r.ndim == a.x.ndim else r for r in moved]
 
 
 @cache
 def cases(dtype: np.dtype) -> dict[str, list[Inputs]]:
-    """By family: one slice whose results are kept bit for bit, and others that are kept as digests."""
+    """Inputs by family: one slice whose results are kept bit for bit, then others whose results become digests."""
     families = FAMILIES if dtype in FLOATING else {plain: [3, 17, 150]}
     return {
         family.__name__: [
@@ -164,7 +164,7 @@ def summary(call: Callable[..., Any], some: list[Inputs], axis: int = -1) -> str
 
 
 def golden_bits() -> dict[str, dict[str, dict[str, str]]]:
-    """By call, dtype and family, from the target in use."""
+    """Summaries by call, dtype and family, of the target in use."""
     return {
         name: {
             dtype.name: {family: summary(call, some) for family, some in cases(dtype).items()}

@@ -1,7 +1,7 @@
-"""Calls on arrays that fill their memory to its ends, between two pages that cannot be touched.
+"""Calls on arrays that begin or end at a page that cannot be accessed.
 
-A program of its own, because a touch ends the process: `python guard_pages.py KIND`. The last line that it prints names
-the call. `python guard_pages.py touch before` and `touch behind` do touch what lies there.
+A program of its own, because an access ends the process: `python guard_pages.py KIND`. The last line that it prints
+names the call. `python guard_pages.py touch before` and `touch behind` access such a page on purpose.
 """
 
 import ctypes
@@ -31,15 +31,14 @@ from arrays import (
 )
 from numpy.typing import NDArray
 
-# A few slices of every size, and of more classes than a block has; with few classes, as many slices as a pack holds
-# (16, or 8 of float64), fewer, or some more. Along axis 0 slices are neighbours, taken in packs if they fill half of
-# one.
+# A few slices of every length, and of more classes than a block has; of few classes, about as many slices as a pack has
+# lanes (16, or 8 for float64). Along axis 0 slices are neighbours, which are taken in packs if they fill half of one.
 SHAPES = [
     *product((3,), (*range(201), 16_385)),
     *product((8, 15, 16, 17, 18, 19), (1, 2, 3, 4, 5, 31, 32, 33)),
     (8, 16_385),
 ]
-# One of the integers of each size and sign; bfloat16 has one byte order.
+# One integer dtype of each size and sign; bfloat16 has only one byte order.
 NATIVE = FLOATING + [dtype for dtype in INTEGERS if dtype.char not in "lL"]
 SWAPPED = [np.dtype(code) for code in ("float16", "float32", "float64", "int32")]
 FIELDS = [field.name for field in fields(Inputs)]
@@ -54,7 +53,7 @@ def with_out(calls):
 
 
 def ignored(**options):
-    """All samples but the middle one are ignored, or all."""
+    """A call in which all samples except the middle one are ignored, and one in which all are."""
 
     def call(a, axis, out):
         given = {k: getattr(a, v) if isinstance(v, str) else v for k, v in options.items()}
@@ -87,12 +86,12 @@ KINDS = {
     "ignored samples": IGNORED,
 }
 
-# A loss needs at least one class, and so has what is picked.
+# Losses and picks need at least one class.
 NEEDS_CLASSES = ("losses", "picks", "into out", "in place", "ignored samples")
 
 
 class Guarded:
-    """Memory between two pages that cannot be touched."""
+    """Memory between two pages that cannot be accessed."""
 
     def __init__(self, nbytes: int) -> None:
         pages = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -114,7 +113,7 @@ class Guarded:
 
 
 def inputs_of(shape: tuple[int, int], dtype: np.dtype) -> Inputs:
-    """The targets of integers have their dtype."""
+    """Random inputs; for integer scores, the class indices have the dtype of the scores."""
     inputs = Inputs.normal(shape, dtype)
     if dtype in INTEGERS and dtype != np.bool:
         inputs.indices = (inputs.indices % 128).astype(dtype)
@@ -138,7 +137,7 @@ def call_all(kind: str) -> None:
                 continue
             inputs = inputs_of(shape, dtype)
             ordered, result = inputs.map(order), out_of(kind, inputs)
-            gaps = (0, 1) if shape[0] == 3 else (0,)  # elements apart are taken one by one, however many slices
+            gaps = (0, 1) if shape[0] == 3 else (0,)  # elements with gaps are gathered, whatever the number of slices
             for axis, at_end, gap in product((0, 1), (False, True), gaps):
                 moved = ordered.view(axis)
                 a = Inputs(**{name: memory[name].hold(getattr(moved, name), at_end, gap) for name in FIELDS})

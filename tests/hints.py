@@ -1,7 +1,7 @@
-"""Calls with the types that mypy and pyright must tell of their results, and calls that both must refuse.
+"""Calls with the result types that mypy and pyright must infer, and calls that both must refuse.
 
-A `type: ignore` that hides no error is one itself, to either. `test_hints.py` also runs this file, and looks whether
-what the calls return is what the types say.
+Both report a `type: ignore` that hides no error. `test_hints.py` also runs this file and checks that the calls return
+what the types say.
 """
 
 from collections.abc import Callable
@@ -149,7 +149,7 @@ assert_type(fs.softmax(ml_dtypes.bfloat16(1)), Any)
 assert_type(fs.softmax_grad(1.0, np.float32(1)), np.float32)
 assert_type(fs.log_softmax_grad(np.float32(0), 1), np.float64)
 
-# logsumexp: a scalar over all axes, an array with keepdims; with one axis that depends on the array's.
+# logsumexp: a scalar over all axes, an array with keepdims; along one axis it depends on the array's dimensions.
 
 assert_type(fs.logsumexp(single), np.float32)
 assert_type(fs.logsumexp(small), np.float64)
@@ -168,7 +168,7 @@ assert_type(fs.logsumexp(small, 1, keepdims=True, return_sign=True), tuple[NDArr
 assert_type(fs.logsumexp(half, b=small, return_sign=True, dtype=np.float64), tuple[np.float64, np.float64])
 assert_type(fs.logsumexp(single, 1, b=[1, 1, -1], return_sign=True), tuple[Any, Any])
 
-# Entropy: likewise, but along the last axis unless it is told otherwise.
+# entropy: as logsumexp, but along the last axis by default.
 
 assert_type(fs.entropy(single), Any)
 assert_type(fs.entropy(single, None), np.float32)
@@ -181,7 +181,7 @@ assert_type(fs.entropy(lists, keepdims=True), NDArray[np.float64])
 assert_type(fs.entropy(half, None, dtype=np.float32), np.float32)
 assert_type(fs.entropy(half, 0, keepdims=True, where=mask, dtype=np.float64), NDArray[np.float64])
 
-# What is picked: of scalars, a scalar.
+# Picks: a scalar for a scalar index.
 
 assert_type(fs.log_softmax_at(single, labels), NDArray[np.float32])
 assert_type(fs.log_softmax_at(single, [[0, 1, 1]], 0), NDArray[np.float32])
@@ -200,7 +200,7 @@ assert_type(fs.log_softmax_top_k(brain, 1), tuple[NDArray[Any], NDArray[np.intp]
 refused(lambda: fs.log_softmax_at(single, labels, (0, 1)))  # type: ignore[call-overload]
 refused(lambda: fs.log_softmax_top_k(single, 1.5))  # type: ignore[call-overload]
 
-# Draws: an array, if it is sure to have an axis.
+# Draws: an array where they certainly have an axis, a scalar for a scalar.
 
 random = np.random.default_rng(0)
 assert_type(fs.sample(1.0, random), np.intp)
@@ -215,7 +215,7 @@ refused(lambda: fs.sample(single, random, size=(2, 3)))  # type: ignore[call-ove
 refused(lambda: fs.sample(single, random, top_k=2.5))  # type: ignore[call-overload]
 refused(lambda: fs.sample(single, random, top_p="0.9"))  # type: ignore[call-overload]
 
-# Losses: a scalar unless reduction="none"; of half precision in float32.
+# Losses: a scalar unless reduction="none"; float32 for half precision.
 
 assert_type(fs.cross_entropy(double, labels), np.float64)
 assert_type(fs.cross_entropy(half, labels), np.float32)

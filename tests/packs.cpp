@@ -1,5 +1,5 @@
-// Each operation of a pack against plain C++, for the target that this is compiled for. A library with a function for
-// each test, which returns the first difference, or no text.
+// Compares each operation of packs with plain C++, for the target that this is compiled for. A library with a function
+// for each test, which returns a description of the first difference, or an empty text.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -54,7 +54,7 @@ std::vector<T> awkward() {
     }
 }
 
-// Every combination of as many values as there are columns.
+// All combinations of values, one value for each column: table[k] is column k.
 template <class T>
 std::vector<std::vector<T>> combinations(const std::vector<T>& values, int columns) {
     std::vector<std::vector<T>> table(1, values);
@@ -79,7 +79,7 @@ std::vector<T> random_numbers(std::size_t count) {
     return values;
 }
 
-// The pack whose first lane is values[i]; beyond the end, 0.
+// The pack whose first lane is values[i]; lanes beyond the end are 0.
 template <class T, int packs = 1>
 Pack<T, packs> pack_at(const std::vector<T>& values, std::size_t i) {
     constexpr std::size_t lanes = Pack<T, packs>::lanes;
@@ -88,7 +88,7 @@ Pack<T, packs> pack_at(const std::vector<T>& values, std::size_t i) {
     return load_pack<T, packs>(padded);
 }
 
-// Compares an operation on packs with the same one on numbers. Column k of the table holds the values of argument k.
+// Compares an operation on packs with its equivalent on numbers. Column k of the table holds the values of argument k.
 template <class T, int packs = 1, class Packs, class Numbers, std::size_t... k>
 void compare_on(Report& report, const char* name, const std::vector<std::vector<T>>& table, Packs operation,
                 Numbers reference, std::index_sequence<k...>) {
@@ -102,7 +102,7 @@ void compare_on(Report& report, const char* name, const std::vector<std::vector<
     }
 }
 
-// The same on every combination of awkward numbers, and on packs side by side.
+// Calls compare_on with every combination of awkward numbers, for 1, 2 and 4 packs side by side.
 template <class T, int arguments, class Packs, class Numbers>
 void compare(Report& report, const char* name, Packs operation, Numbers reference) {
     const auto table = combinations(awkward<T>(), arguments);
@@ -136,7 +136,7 @@ float value_of(Half half) {
 }
 float value_of(BFloat16 half) { return same_bits<float>(std::uint32_t{half.bits} << 16); }
 
-// Half-way from a positive number to the next one, or to where that would be if it were not infinite.
+// Halfway from a positive number to the next one; from the largest to where the next one would be.
 float middle_after(Half half) {
     const int exponent = half.bits >> 10, fraction = half.bits & 1023;
     return exponent == 0 ? std::ldexp(static_cast<float>(2 * fraction + 1), -25)
@@ -165,7 +165,7 @@ void check_every_pattern(Report& report) {
     }
 }
 
-// Every number, those about the middle between it and the next one, and NaN.
+// Every number, the floats around the middle between it and the next one, infinity and NaN.
 template <class E>
 void check_rounding(Report& report) {
     std::vector<float> values;
@@ -202,7 +202,7 @@ void check_rounding(Report& report) {
     }
 }
 
-// Elements that lie at no multiple of their size, with others before and after them.
+// Elements at an address that is no multiple of their size, between two that must not change.
 template <class E>
 void check_first_lanes(Report& report) {
     using T = Compute<E>;
@@ -330,7 +330,7 @@ TEST(fused_multiply_add) {
     const auto fused = [](auto a, auto b, auto c) { return fma(a, b, c); };
     compare<float, 3>(report, "fma", fused, [](double a, double b, double c) { return static_cast<float>(a * b + c); });
 
-    // Of doubles: where a factor is large, as if it were not fused.
+    // In double, a product with a large factor is rounded, as if nothing were fused.
     constexpr double infinity = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
     const auto three = std::make_index_sequence<3>();
     auto table = combinations(
@@ -344,7 +344,7 @@ TEST(fused_multiply_add) {
                        : plain;
         },
         three);
-    // The error of a product is exact; and any other result that, or the next number to it.
+    // The error of a product must be exact; any other result may be the next number to the exact one.
     table.assign(3, random_numbers<double>(100'000));
     for (std::size_t i = 0; i < table[0].size(); ++i) {
         table[0][i] = std::ldexp(table[0][i], static_cast<int>(i % 600) - 300);
@@ -366,7 +366,7 @@ TEST(fused_multiply_add) {
 TEST(conversions) {
     std::vector<float> floats = awkward<float>();
     std::vector<double> doubles = awkward<double>();
-    // About the middle between two floats, normal and subnormal, and about where they overflow.
+    // Around the middle between two floats, normal and subnormal, and around where they overflow.
     for (const float value : floats) {
         const double next = std::nextafter(value, std::numeric_limits<float>::infinity());
         const double middle = value / 2.0 + next / 2;
@@ -524,7 +524,7 @@ TEST(first_lanes) {
     for_types<float, double, Half, BFloat16>([&]<class E>(E*) { check_first_lanes<E>(report); });
 }
 
-// What loops take at a time, in whichever order, comes back as it was, also beside others; NaN stays NaN.
+// A step, in whatever order it holds its elements, is stored as it was loaded, and nothing beside it; NaN stays NaN.
 template <class E>
 void check_steps(Report& report) {
     using T = Compute<E>;
@@ -564,7 +564,7 @@ TEST(steps) {
     for_types<float, double, Half, BFloat16>([&]<class E>(E*) { check_steps<E>(report); });
 }
 
-// Of halves of any size: products that overflow in float, and such that are subnormal.
+// Sums of halves of any size; some of their products would overflow in float, others are subnormal there.
 template <Operation op, class E, bool far>
 void check_sums_of_halves(Report& report, int exponents) {
     constexpr int step = Step<E>::lanes;
@@ -593,7 +593,7 @@ TEST(sums_of_halves) {
     check_sums_of_halves<Operation::log_softmax_grad, Half, false>(report, 14);
     check_sums_of_halves<Operation::log_softmax_grad, BFloat16, false>(report, 120);
     check_sums_of_halves<Operation::softmax_grad, BFloat16, true>(report, 120);
-    // Below 2^11, down to the least of all.
+    // Small numbers, down to the least of all.
     check_sums_of_halves<Operation::softmax_grad, BFloat16, false>(report, 4);
     std::vector<BFloat16> least(Step<BFloat16>::lanes, {1}), one(Step<BFloat16>::lanes, {0x3f80});
     for (const auto& [x, dy, product] : {std::tuple(least, least, 0x1p-266), std::tuple(least, one, 0x1p-133)}) {
@@ -614,7 +614,7 @@ TEST(interleaved) {
     });
 }
 
-// The product of two floats is exact in double, so that it makes no difference whether it is fused.
+// The product of two floats is exact in double, so it makes no difference whether it is fused with the addition.
 TEST(sums_of_four) {
     const std::vector<float> x = random_numbers<float>(64), dy = random_numbers<float>(65);
     const auto check_sums = [&]<Operation op>() {

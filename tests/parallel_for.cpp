@@ -1,4 +1,4 @@
-// Calls of parallel_for from many threads at once, of every size, number of threads, rounding mode and treatment of
+// Calls parallel_for from many threads at once, with any size, number of threads, rounding mode and treatment of
 // subnormal numbers. Arguments: callers, seconds. Prints how many calls were made, and how many of them were shared.
 #include "threads.hpp"
 
@@ -81,7 +81,7 @@ void keep_calling(unsigned seed, std::chrono::steady_clock::time_point end) {
         check(ids.size() <= static_cast<std::size_t>(threads), "no more threads than asked for");
         ++calls;
         shared += ids.size() > 1;
-        // Long enough, now and then, for threads to fall asleep.
+        // A pause now and then, long enough for helpers to fall asleep.
         if (below(64) == 0) std::this_thread::sleep_for(std::chrono::microseconds(below(9000)));
     }
 }

@@ -12,7 +12,7 @@ Cut = Callable[[int], list[int]]  # from the number of classes to the places whe
 
 
 class InPieces:
-    """Arrays with the class axis are cut along it. `merge` makes one total of those of the pieces."""
+    """The package, with slices cut into pieces. `merge` combines their totals; without it, one total takes them all."""
 
     def __init__(self, cut: Cut, merge: Callable[[list[fs.LogSumExp]], fs.LogSumExp] | None = None) -> None:
         self.cut = cut

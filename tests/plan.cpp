@@ -1,4 +1,4 @@
-// The plan of a call by itself: `plan PROMISE` looks whether it keeps one. They are listed at the end.
+// Tests the plan of a call by itself: `plan PROMISE` checks one of the promises listed at the end.
 #include "plan.hpp"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ constexpr Signature several = {.name = "several", .value = PerSlice::own, .state
 
 alignas(64) std::byte memory[64];  // never read: a plan looks at addresses only
 
-// Arrays of shape (batch..., classes) with the class axis last, or first in memory.
+// Arrays of shape (batch..., classes). In memory the class axis is the innermost, or the outermost.
 struct Case {
     std::vector<std::ptrdiff_t> batch;
     std::ptrdiff_t classes;
@@ -92,7 +92,7 @@ void few_classes_and_neighbouring_slices_go_through_tiles() {
                 EXPECT(plan.unit == plan.lanes() && plan.at_once % plan.unit == 0);
             }
         }
-    // Rows of gradients that follow each other are taken as they are.
+    // Contiguous rows of gradients stay in place.
     EXPECT(Plan(gradient, Case{{100}, 10}.slices(gradient), {}).loop == Loop::rows);
 }
 
@@ -165,7 +165,7 @@ void slices_keep_their_order_only_if_asked() {
     const Plan sorted(transform, slices, {}), in_order(transform, slices, {.in_order = true});
     EXPECT(sorted.slices.batch.count == 1 && sorted.slices.batch.size() == 600);
     EXPECT(in_order.slices.batch.count == 2 && in_order.slices.batch.axis[0].size == 30);
-    EXPECT(slices.batch.count == 2);  // the caller's are as they were
+    EXPECT(slices.batch.count == 2);  // the caller's slices are unchanged
 }
 
 void units_make_up_all_slices() {
@@ -181,7 +181,7 @@ void units_make_up_all_slices() {
     });
 }
 
-// Each part begins where the one before it ends, or is not there.
+// Each part begins where the one before it ends, or later, or is null.
 void the_parts_of_the_workspace_do_not_overlap() {
     for_all([](const Signature& signature, const Case& c) {
         Slices slices = c.slices(signature);

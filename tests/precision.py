@@ -1,8 +1,8 @@
-"""The functions of the package in longdouble, and the distance to them in units in the last place (ULP).
+"""The functions of the package in longdouble, and the distance of results to them in units in the last place (ULP).
 
 A longdouble with a 64-bit significand (x86) or more leaves 11 bits below float64. The steps that would lose them, the
-difference to the maximum and the quotient by the temperature, are carried in two parts; `test_precision.py` holds all
-of it against mpmath.
+difference to the maximum and the quotient by the temperature, are carried in two parts; `test_precision.py` compares
+all of it with mpmath.
 """
 
 from functools import cached_property
@@ -19,7 +19,7 @@ Exact = NDArray[np.longdouble]
 def ulp_error(got: NDArray, wanted: Exact, unit: Exact | None = None) -> Exact:
     """The distance of each entry of `got` to `wanted`, in ULP of `got`'s dtype at `unit` (by default `wanted`).
 
-    Where the result is subnormal, the 0.51 smallest subnormals that the last rounding may cost are taken off first; the
+    Where the result is subnormal, the last rounding may cost 0.51 smallest subnormals, which are subtracted first; the
     unit itself keeps shrinking, so that a flush to zero is an error of many ULP.
     """
     info = ml_dtypes.finfo(got.dtype)
@@ -47,9 +47,9 @@ def assert_within(bound: float, got: NDArray, wanted: Exact, unit: Exact | None 
 
 
 class Slices:
-    """All that the functions need of `x`, whose slices lie along `axis`: finite, or -inf beside a finite value.
+    """Exact results for `x`, whose slices lie along `axis` and hold finite numbers, or -inf beside a finite one.
 
-    In a long slice only the sum is special, so `every` > 1 looks at every n-th class and the largest one only.
+    In a long slice only the sum is special, so with `every` = n > 1 only every n-th class and the largest are kept.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Slices:
         high, low = _two_part_difference(x, self.peak)
         if temperature != 1:
             high, low = _two_part_quotient(high, low, self.temperature)
-        # Far down exp is slow, and 0 to every dtype.
+        # For large negative numbers exp is slow, and its result is 0 in every dtype.
         exp = np.exp(high, where=high > -11_000, out=np.zeros_like(high)) * (1 + low)
         # The sum without the peak's own 1. NumPy sums pairwise, as a million terms need, only along the last axis.
         others = np.ascontiguousarray(np.moveaxis(np.where(is_peak, 0, exp), axis, -1))
@@ -79,11 +79,11 @@ class Slices:
         self.x, self.is_peak, self.high, self.low, self.exp = map(self.seen, (x, is_peak, high, low, exp))
 
     def seen(self, result: NDArray) -> NDArray:
-        """The entries of `result` that are looked at."""
+        """The entries of `result` for the classes that are kept."""
         return result if self.entries is None else np.take(result, self.entries, self.axis)
 
     def one_hot(self, targets: NDArray) -> Exact:
-        """What each class counts (see `shares`) with class indices for targets; they have to be looked at."""
+        """The share of each class (see `shares`) if targets are class indices, all of classes that are kept."""
         classes = np.arange(self.x.shape[self.axis]) if self.entries is None else self.entries
         along = np.expand_dims(classes, tuple(range(1, self.x.ndim))).swapaxes(0, self.axis)
         return (np.expand_dims(targets, self.axis) == along).astype(np.longdouble)
@@ -107,24 +107,24 @@ class Slices:
 
     @cached_property
     def entropy(self) -> Exact:
-        """Of two terms that are not negative."""
+        """The sum of two terms that are not negative."""
         rest = np.squeeze(self.rest, self.axis)
         return np.log1p(rest) + self.weighed / (1 + rest)
 
     def cross_entropy(self, share: Exact) -> Exact:
-        """The loss of each slice; `share` is what each class of it counts, weight included."""
+        """The loss of each slice; `share` is the coefficient of each class (see `shares`)."""
         with np.errstate(invalid="ignore"):
             return np.sum(np.where(share == 0, 0, -share * self.log_softmax), axis=self.axis)
 
     def cross_entropy_grad(self, share: Exact) -> Exact:
-        """softmax * sum(share) - share, arranged so that nothing cancels but what must."""
+        """softmax * sum(share) - share, arranged so that nothing cancels unless the result itself does."""
         total = np.sum(share, axis=self.axis, keepdims=True)
         return (self.softmax * (total - share) - share * self.others) / self.temperature
 
     def kl_divergence(self, q: "Slices") -> Exact:
-        """Of the distribution of this from that of `q`.
+        """The divergence of this distribution from that of `q`.
 
-        The form of which no term is negative: what longdouble loses of the normalisers is of second order.
+        Computed in a form without negative terms, in which errors of the normalisers are of second order.
         """
         d, p = self.log_ratio(q), self.softmax
         with np.errstate(invalid="ignore", over="ignore", under="ignore"):
@@ -137,9 +137,7 @@ class Slices:
             return np.sum(np.where(self.exp == 0, 0, np.abs(self.softmax * self.log_ratio(q))), axis=self.axis)
 
     def log_ratio(self, q: "Slices") -> Exact:
-        """log p - log q, arranged so that scores that are nearly equal, or have a common offset, leave what they are
-        apart.
-        """
+        """log p - log q, arranged to keep its digits where scores are nearly equal or have a common offset."""
         high, low = _two_part_difference(self.x, q.x)
         peaks, rest = _two_part_difference(self.peak, q.peak)
         with np.errstate(invalid="ignore"):
@@ -147,8 +145,8 @@ class Slices:
             return apart - (np.log1p(self.rest) - np.log1p(q.rest))
 
     def kl_divergence_grad(self, q: "Slices") -> tuple[Exact, Exact]:
-        """By the scores of `q`; and its unit: the larger probability, times what log-probabilities are apart at most
-        where this is below 1.
+        """The gradient with respect to the scores of `q`, and its unit: the larger probability, times the largest
+        difference of log-probabilities if that is below 1.
         """
         d = self.log_ratio(q)
         with np.errstate(invalid="ignore", over="ignore"):
@@ -174,14 +172,14 @@ def _bend(d: Exact) -> Exact:
 
 
 def softmax_grad(y: NDArray, dy: NDArray, axis: int, temperature: float = 1) -> tuple[Exact, Exact]:
-    """And its condition, of which it is a difference."""
+    """The gradient, and its condition: the sizes of the terms that it is a difference of."""
     u, v, t = y.astype(np.longdouble), dy.astype(np.longdouble), np.longdouble(temperature)
     condition = np.abs(u) * (np.abs(v) + np.sum(np.abs(u * v), axis, keepdims=True))
     return u * (v - np.sum(u * v, axis, keepdims=True)) / t, condition / t
 
 
 def log_softmax_grad(logp: NDArray, dy: NDArray, axis: int, temperature: float = 1) -> tuple[Exact, Exact]:
-    """And its condition, of which it is a difference."""
+    """The gradient, and its condition: the sizes of the terms that it is a difference of."""
     u, v, t = np.exp(logp.astype(np.longdouble)), dy.astype(np.longdouble), np.longdouble(temperature)
     condition = np.abs(v) + u * np.sum(np.abs(v), axis, keepdims=True)
     return (v - u * np.sum(v, axis, keepdims=True)) / t, condition / t
@@ -195,7 +193,7 @@ def shares(
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
 ) -> Exact:
-    """What each class counts in the loss of its slice: target probability, smoothed, times weight."""
+    """The coefficient of each class in the loss of its slice: smoothed target probability times weight."""
     classes = shape[axis]
     weights = np.ones(classes) if weight is None else weight
     weights = np.expand_dims(weights, tuple(range(1, len(shape)))).swapaxes(0, axis).astype(np.longdouble)
@@ -209,7 +207,7 @@ def shares(
 
 
 def _two_part_difference(a: Exact, b: Exact) -> tuple[Exact, Exact]:
-    """a - b, rounded, and what the rounding lost (Knuth's TwoSum)."""
+    """a - b, rounded, and the error of the rounding (Knuth's TwoSum)."""
     with np.errstate(invalid="ignore"):
         high = a - b
         part = high - a
@@ -227,7 +225,7 @@ def _two_part_quotient(high: Exact, low: Exact, divisor: np.longdouble) -> tuple
 
 
 def _halves(a: Exact) -> tuple[Exact, Exact]:
-    """Two parts of half as many bits (Dekker)."""
+    """Two parts with half as many bits each (Dekker)."""
     with np.errstate(invalid="ignore"):
         scaled = a * np.longdouble(2**32 + 1)
         upper = scaled - (scaled - a)

@@ -1,7 +1,7 @@
-"""Many calls of every public function, of many shapes and dtypes and such that raise: do they leave memory as it was?
+"""Checks that many calls of every public function, also calls that raise, do not let the memory grow.
 
-`python soak.py --calls 1000000` says for each function how long these calls took, what the resident memory and the
-number of Python's memory blocks were before and after, and fails if they grew.
+`python soak.py --calls 1000000` prints for each function how long its calls took, and the resident memory and the
+number of Python's memory blocks before and after. It fails if they grew.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from fastsoftmax import _core
 
 Calls = list[Callable[[], Any]]
 
-# Python's own caches of small objects fill once, by some 250 blocks and in any call; a loss comes again in each round.
+# Python's own caches of small objects fill once, by some 250 blocks, in any call; a leak recurs in each round.
 ROUNDS = 4
 
-# Resident memory may grow by this many bytes, because the allocator's free memory is never scattered quite the same.
-# One kind of call that loses an array of a few numbers each time loses as much in a million calls.
+# Resident memory may grow by this many bytes, because the allocator's free memory is never scattered in quite the same
+# way. A kind of call that leaks an array of a few numbers each time leaks as much in a million calls.
 SLACK = 2**20
 
 HUGE = np.broadcast_to(np.float32(1), (2**50, 4))  # no memory for a result
@@ -209,7 +209,7 @@ def losses(f: Any, into: bool = False) -> Calls:
 
 
 def core() -> Calls:
-    """What the core refuses by itself: in a call of the package every argument is right."""
+    """Calls that the core itself refuses, after a valid one. Functions of the package never pass it such arguments."""
     x = np.ones(3)
     given = (x, None, x.dtype, (0,), 1.0, None)
     wrong = [(), (None, *given[1:]), (*given[:2], "f4", *given[3:]), (*given[:3], [0], *given[4:])]
@@ -291,7 +291,7 @@ class Growth:
 
     @property
     def is_flat(self) -> bool:
-        # Half of what one kind of call loses in a round if it loses a block each time.
+        # Half of what one kind of call leaks in a round if it leaks a block each time.
         few = self.calls / ROUNDS / self.kinds / 2
         return self.resident[-1] - self.resident[0] <= SLACK and np.diff(self.blocks).min() <= few
 
@@ -308,7 +308,7 @@ def repeat(calls: Calls, count: int) -> int:
 
 
 def growth(calls: Calls, count: int) -> Growth:
-    """What `count` calls leave behind, in rounds, after as many as fill most caches."""
+    """Measure what `count` calls leave behind, in rounds, after enough calls to fill most caches."""
     repeat(calls, max(count // 10, 10_000))
     gc.collect()
     memory, blocks = [resident()], [sys.getallocatedblocks()]
@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1_000_000, help="of each function (default: %(default)s)")
     count = parser.parse_args().calls
     failed = []
-    growth(FUNCTIONS["softmax"](), 50_000)  # what Python keeps from the first of all, some 600 blocks, is not counted
+    growth(FUNCTIONS["softmax"](), 50_000)  # not counted: some 600 blocks that Python keeps from the first calls
     for name, calls in FUNCTIONS.items():
         g = growth(calls(), count)
         kib = [n / 1024 for n in g.resident]

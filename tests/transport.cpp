@@ -1,5 +1,5 @@
-// Per-slice arrays with an axis of their own, by the transport alone: k numbers of each slice to where they belong, and
-// nothing anywhere else.
+// Tests how the transport moves per-slice arrays with an axis of their own: the k numbers of each slice go where they
+// belong, and nothing else is written.
 #include "transport.hpp"
 
 #include <cstdio>
@@ -10,7 +10,7 @@
 
 namespace fastsoftmax {
 
-// float64 only: what these tests move.
+// Only for float64, which is all that these tests move.
 static void gather_doubles(const std::byte* from, std::ptrdiff_t stride, bool, std::ptrdiff_t count, double* to) {
     for (std::ptrdiff_t i = 0; i < count; ++i) std::memcpy(to + i, from + i * stride, sizeof *to);
 }
@@ -36,9 +36,9 @@ namespace {
 
 constexpr Signature signature = {
     .name = "several", .labels = PerSlice::own, .value = PerSlice::own, .sign = PerSlice::one, .state = 10};
-constexpr std::ptrdiff_t batch = 5, k = 3, step = 4;  // of `step` places in memory one belongs to an array
+constexpr std::ptrdiff_t batch = 5, k = 3, step = 4;  // one of every `step` places in memory belongs to an array
 
-// The arrays of one call, each larger than what belongs to it.
+// The arrays of one call, in memory that also has places beside their elements.
 struct Arrays {
     std::vector<double> scores, value, sign;
     std::vector<std::int64_t> label;

@@ -1,4 +1,4 @@
-"""`fastsoftmax.reference`, the readable twin, run beside the package on the same inputs."""
+"""Compares the package with `fastsoftmax.reference`, its readable twin, on the same inputs."""
 
 import fastsoftmax as fs
 import ml_dtypes
@@ -26,10 +26,10 @@ def largest(a: NDArray) -> float:
 
 
 def assert_agrees(call, inputs: Inputs, axis) -> None:
-    """In value, dtype, shape and in whether it raises.
+    """Assert that package and twin agree in values, dtypes and shapes, and in whether they raise.
 
-    Relative to the largest entry, the package is granted four of its dtype's roundings, and the twin 64 of float64's;
-    how small entries fare is for the accuracy tests.
+    Relative to the largest entry, the package may be off by four roundings of its dtype, and the twin by 64 of float64;
+    the accuracy tests look at small entries.
     """
     got, twin = (outcome(call, module, inputs, axis) for module in (fs, reference))
     if isinstance(twin, type) or isinstance(got, type):

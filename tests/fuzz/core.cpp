@@ -1,7 +1,7 @@
-// A libFuzzer target over the core: from the input's bytes an operation and its arrays, of any shape, strides, dtype,
-// byte order and values; the result of every element against a plain definition in long double, within the bounds that
-// the README lists, and every other byte as it was. Each array lies in memory of exactly its own size, so that
-// AddressSanitizer sees one byte too far. See CONTRIBUTING.md for how to run it.
+// A libFuzzer target over the core. The input's bytes choose an operation and its arrays, of any shape, strides, dtype,
+// byte order and values. Every element of the result must agree with a plain definition in long double, within the
+// bounds that the README lists, and no other byte may change. Each array lies in memory of exactly its own size, so
+// that AddressSanitizer sees an access one byte too far. See CONTRIBUTING.md for how to run it.
 #include <fuzzer/FuzzedDataProvider.h>
 
 #include <algorithm>
@@ -21,18 +21,19 @@
 #include "targets.hpp"
 #include "threads.hpp"
 
-// Chunks one after another and the last one first: which is first must not matter, and runs can be repeated.
+// In place of threads.cpp: computes chunks one after another, the last one first. Their order must not matter, and runs
+// can be repeated.
 namespace fastsoftmax {
 
 static int threads_now = 1;
 
 int threads_for(std::ptrdiff_t elements) { return elements < 128 ? 1 : threads_now; }
 
-// Little work is divided, too.
+// So low that little work is divided, too.
 const std::ptrdiff_t elements_per_chunk = 64;
 
 void run_shared(std::ptrdiff_t count, std::ptrdiff_t chunk, int threads, RangeBody call, const void* body) {
-    if (count <= chunk) return call(body, 0, count, 0);  // of nothing, chunks of 0
+    if (count <= chunk) return call(body, 0, count, 0);  // without work, a chunk is 0
     std::ptrdiff_t chunks = (count + chunk - 1) / chunk;
     while (chunks-- > 0)
         call(body, chunks * chunk, std::min((chunks + 1) * chunk, count), static_cast<int>(chunks % threads));
@@ -82,7 +83,7 @@ struct Format {
     Real largest;
 
     Real smallest_normal() const { return std::ldexp(Real(1), least_exponent); }
-    // Exponentials are computed 2^64 times as large, and none that is subnormal then.
+    // Exponentials below this may become 0: they are computed 2^64 times as large, and subnormal ones may vanish.
     Real vanishing() const { return smallest_normal() * 0x1p-60L; }
     Real smallest_subnormal() const { return std::ldexp(Real(1), least_exponent - mantissa); }
 };
@@ -114,7 +115,7 @@ std::uint64_t to_float16(double value) {
     return sign | ((exponent + 14) * 1024 + std::lrint(std::ldexp(size, 10 - exponent)));
 }
 
-// As the core promises to see it: an integer as a float64.
+// The value that the core promises to see: that of an integer is rounded to float64.
 Real value_of(ElementType type, std::uint64_t bits) {
     switch (type) {
         case float16:
@@ -177,11 +178,11 @@ struct Shape {
     }
 };
 
-// An array in memory that ends with its last byte.
+// An array in memory of exactly its own size.
 struct Memory {
     ElementType type = float32;
     bool swapped = false;
-    std::vector<std::ptrdiff_t> strides;  // one an axis of the shape; 0 for class axes of what is one element a slice
+    std::vector<std::ptrdiff_t> strides;  // one for each axis; 0 for class axes if there is one element per slice
     std::ptrdiff_t first = 0, size = 0;
     std::unique_ptr<std::byte[]> bytes, before;
     std::vector<std::ptrdiff_t> of_batch, of_class;  // offsets in C order
@@ -270,7 +271,7 @@ Two scaled_difference(Real a, Real b, Real divisor) {
     return {quotient, (remainder + d.low) / divisor};
 }
 
-// What softmax, its logarithm and its loss need of the scores of a slice; -inf: takes no part.
+// Exact results for the scores of a slice; an entry of -inf takes no part.
 struct Slice {
     std::vector<Two> distance;  // to the peak, over the temperature
     std::vector<Real> exponential;
@@ -310,7 +311,7 @@ struct Slice {
             if (exponential[c] != 0) weighed.add(-exponential[c] * (distance[c].high + distance[c].low));
         return std::log1p(rest) + weighed.total() / (1 + rest);
     }
-    // The logarithm of softmax(c) less that of another slice's, and how much long double may lose of it.
+    // The logarithm of softmax(c) minus that of another slice's, and how much of the difference long double may lose.
     Two log_ratio(const Slice& other, Real x, Real y, Real temperature, std::size_t c) const {
         const Two scores = two_sum(x, -y), peaks = two_sum(peak, -other.peak);
         const Real apart = ((scores.high - peaks.high) + (scores.low - peaks.low)) / temperature;
@@ -419,7 +420,7 @@ class Case {
             shape_.sizes.push_back(size);
             shape_.is_class.push_back(given_.ConsumeBool());
         }
-        // Some have one axis of classes, and at least one class.
+        // Some operations need exactly one class axis, with at least one class.
         if (signature().labels != PerSlice::none || signature().keeps_both) {
             if (shape_.sizes.empty()) {
                 shape_.sizes.push_back(3);
@@ -451,7 +452,7 @@ class Case {
         }
     }
 
-    // Layout, memory and values of the array in a role. `own`: no two of its elements share a byte.
+    // Chooses the layout of the array in a role and allocates it. `own`: no two of its elements share a byte.
     Memory& make(Role role, ElementType type, bool swapped, bool per_slice, bool own) {
         Memory& m = memory_[role];
         m.type = type;
@@ -495,7 +496,7 @@ class Case {
         return m;
     }
 
-    // What the core is told of it.
+    // Tells the core of an array.
     void take(Role role, const Memory& m) {
         slices_.arrays[role] = {m.data(), m.type, m.swapped};
         int batch = 0, classes = 0;
@@ -519,7 +520,7 @@ class Case {
 
     double uniform() { return static_cast<double>(random() >> 11) * 0x1p-53; }  // [0, 1)
 
-    // Numbers of one kind, and some bytes of the input where it says. `positive`: probabilities, or the like.
+    // Fills an array with numbers of one kind, and a few elements with bytes of the input. `positive`: probabilities.
     void fill(Memory& m, bool positive = false) {
         const int kind = in_range(0, 5);
         const double scale = std::ldexp(1, in_range(0, 1) ? in_range(-3, 7) : in_range(-40, 40));
@@ -561,7 +562,7 @@ class Case {
         return !slices_.has(mask) || memory_[mask].bits(slice, c) != 0;
     }
 
-    // An output beside the inputs, or one of them where the types allow.
+    // Makes an output, or takes one of the inputs as the output where types allow it.
     void make_output(ElementType type, std::initializer_list<Role> inputs) {
         for (const Role role : inputs) {
             const Memory& m = memory_[role];
@@ -607,7 +608,7 @@ class Case {
         }
     }
 
-    // After its elements were looked at: all else is as it was.
+    // Requires that nothing has changed, except the elements if they were `written`. They were checked before.
     void check_untouched(const char* what, const Memory& m, bool written) {
         if (!m.bytes) return;
         if (written)
@@ -660,14 +661,14 @@ class Case {
         std::abort();
     }
 
-    // `unit`: what the bound is relative to; `loose`: what may be lost beside it.
+    // `unit`: the number whose ULP the bound counts; `loose`: an error that is allowed in addition.
     void check(const char* what, ElementType type, std::ptrdiff_t slice, std::ptrdiff_t c, Real got, Real wanted,
                Real bound, Real unit, Real loose = 0) const {
         if (got == wanted || (std::isnan(got) && std::isnan(wanted))) return;
         const Format& f = formats[type];
         unit = std::fabs(unit);
         const Real ulp = unit == 0 ? 0 : std::ldexp(Real(1), std::ilogb(unit) - f.mantissa);
-        // An overflow is one where the exact result, or one within the bound, is beyond the largest number.
+        // Infinity is right where the exact result, or one within the bound, is beyond the largest number.
         const Real ulp_at_top = std::ldexp(Real(1), std::ilogb(f.largest) - f.mantissa);
         const Real slack = std::max(bound * std::max(ulp, ulp_at_top), ulp_at_top) + loose;
         if (std::isinf(got) && (got > 0 ? wanted : -wanted) + slack >= f.largest) return;
@@ -739,7 +740,7 @@ class Case {
         check_all_untouched();
     }
 
-    // Formulas are evaluated as they stand where infinities make them NaN or infinite.
+    // Where dy is infinite, or y no result of the transform, only masked entries and NaN are checked.
     void run_gradient() {
         choose_temperature();
         const bool log = operation_ == log_softmax_grad;
@@ -845,8 +846,7 @@ class Case {
         check_all_untouched();
     }
 
-    // A dense array, slice after slice, of `numbers` elements along the class axis: an axis of its own for a role that
-    // is per slice.
+    // A dense array with `numbers` elements per slice, slice after slice. `own` is the axis that they lie along.
     std::unique_ptr<std::byte[]> dense(Role role, ElementType type, std::ptrdiff_t numbers, Axis& own) {
         const std::ptrdiff_t bytes = bytes_of(type);
         std::unique_ptr<std::byte[]> memory(new std::byte[static_cast<std::size_t>(batch_ * numbers * bytes)]());
@@ -860,7 +860,7 @@ class Case {
         return memory;
     }
 
-    // Against log_softmax of all classes, which run_transform looks at.
+    // Compares with log_softmax of all classes, which run_transform checks.
     void run_picks() {
         choose_temperature();
         const Memory& x = make_input(scores, score_type());
@@ -946,7 +946,7 @@ class Case {
         check_all_untouched();
     }
 
-    // The definition, as far as rounding lets it be told.
+    // Checks a draw against the definition, as far as rounding permits.
     void check_draw(const Slice& s, std::ptrdiff_t b, std::int64_t drawn, double u, const Truncation& left) const {
         const auto c = static_cast<std::size_t>(drawn);
         if (drawn < 0 || drawn >= classes_ || !(s.exponential[c] > 0)) fail("no class", "draw", b, drawn, u, 0, 0);
@@ -998,7 +998,7 @@ class Case {
                 if (infinite || xs[c] == infinity) (ws[c] > 0 ? positive : negative) = true;
                 peak = std::max(peak, xs[c]);
             }
-            // Terms of equal scores count as one.
+            // The weights of equal scores are added first.
             std::map<Real, Sum> weights;
             Sum sum, size;
             bool far = false;
@@ -1083,7 +1083,7 @@ class Case {
             make(value, type, false, true, true);
             return;
         }
-        Memory& m = memory_[value];  // one element, wherever the axes lead
+        Memory& m = memory_[value];  // a single element, for which strides are not used
         m.type = type;
         m.size = bytes_of(type);
         m.bytes.reset(new std::byte[static_cast<std::size_t>(m.size)]());
@@ -1091,7 +1091,7 @@ class Case {
         slices_.arrays[value] = {m.data(), m.type, false};
     }
 
-    // An array, where there may be one, or a number.
+    // Makes upstream an array, where that is allowed, or returns a number.
     double choose_upstream(bool may_be_array) {
         if (may_be_array && given_.ConsumeBool()) {
             fill(make_input(upstream, any_type(), true));
@@ -1100,7 +1100,7 @@ class Case {
         return !given_.ConsumeBool() ? 1 : rarely() ? any_double() : in_range(-100, 100) / 8.0;
     }
 
-    // The two arrays differ, are nearly the same, or are so except for a common offset.
+    // The two arrays are unrelated, or nearly equal, with or without a common offset.
     void run_divergence() {
         choose_temperature();
         Divergence given = {temperature_, static_cast<Reduction>(in_range(0, 2)), 1};
@@ -1148,9 +1148,9 @@ class Case {
         check_all_untouched();
     }
 
-    // Two slices: their divergence, the sum of the sizes of p (log p - log q), what long double, or the type computed
-    // in, may lose of it, and of each class its gradient, what that is counted in, and what may be lost of it. Out of
-    // range: the largest scores are too far apart for the type; not held: some scores are.
+    // The comparison of two slices: the divergence, the sum of |p (log p - log q)|, and how much of the divergence long
+    // double, or the type computed in, may lose; for each class the gradient, its unit, and how much of it may be lost.
+    // `out_of_range`: the largest scores are too far apart for the type; not `held`: some scores are.
     struct Compared {
         bool any = false, undefined = false, out_of_range = false, held = true;
         Real divergence = 0, size = 0, lost = 0;
@@ -1176,8 +1176,8 @@ class Case {
             const Two d = p.log_ratio(q, xs[c], ys[c], temperature_, c);
             const Real distance = std::max(std::fabs(xs[c] - ys[c]), std::fabs(d.high));
             all.held = all.held && !(std::isfinite(d.high) && distance > computed.largest / 4);
-            // Two numbers of the type computed in hold the difference of scores, and that of the normalisers'
-            // logarithms.
+            // The differences of scores and of the normalisers' logarithms are held in two numbers of the type computed
+            // in.
             const Real digits = std::ldexp(4 + 0x1p64L * d.low, -2 * computed.mantissa);
             const bool near = std::fabs(d.high) < 0.5L;
             sum.add(xs[c] == -infinity   ? of_q
@@ -1225,7 +1225,7 @@ class Case {
         const Real from_above = slices_.has(upstream) ? before(upstream, b) : Real(given.upstream);
         const Real divided = from_above / (given.reduction == Reduction::mean ? static_cast<Real>(batch_) : 1);
         const Real scale = divided / temperature_, size = std::fabs(scale);
-        // The factor is computed in double as it stands here.
+        // The factor is computed in double, in the same steps as here.
         const Format& widest = formats[float64];
         const bool in_range =
             from_above == 0 || (std::fabs(divided) >= widest.smallest_normal() && size < widest.largest);
@@ -1253,7 +1253,7 @@ class Case {
                                                    : static_cast<std::int64_t>(value_of(m.type, bits));
     }
 
-    // Indices, and whether all are valid; the search for one that is not is checked.
+    // Makes labels, checks the core's search for an invalid one, and returns whether all are valid.
     bool choose_labels(Loss& loss) {
         const auto type = static_cast<ElementType>(in_range(static_cast<int>(int8), static_cast<int>(uint64)));
         Memory& m = make_input(label, type, true);
@@ -1267,7 +1267,7 @@ class Case {
         if (given_.ConsumeBool()) {
             const std::uint64_t bits =
                 given_.ConsumeBool() ? static_cast<std::uint64_t>(least) : given_.ConsumeIntegral<std::uint64_t>();
-            // A value that the type holds: another one never comes here.
+            // Only values that the type holds: others never reach the core.
             loss.ignore_index = type == int64 || type == uint64 ? static_cast<std::int64_t>(bits)
                                                                 : static_cast<std::int64_t>(value_of(type, bits));
         }
@@ -1308,7 +1308,7 @@ class Case {
         const Memory& out = output_memory();
         const bool in_float = memory_[scores].type < float64;
         const Format &computed = formats[in_float ? float32 : float64], &widest = formats[float64];
-        // Below, -log p, a sum over the classes, has lost digits, or vanished, before a weight could make it large
+        // Below this, -log p, a sum over the classes, may have lost digits or vanished before a weight makes it large
         // again.
         const Real least =
             static_cast<Real>(classes_) *
@@ -1327,7 +1327,7 @@ class Case {
             const Slice s(slice_of(scores, b, -infinity), temperature_);
             std::vector<Real> share(static_cast<std::size_t>(classes_));
             Sum all;
-            // Whether what the terms are made of has all its digits in the type computed in.
+            // Whether the factors of the terms have all their digits in the type computed in.
             bool held = true;
             for (std::ptrdiff_t c = 0; c < classes_; ++c) {
                 const Real q = loss.probabilities ? before(second, b, c) : label_of(b) == c;
@@ -1367,7 +1367,7 @@ class Case {
         const Real got = memory_[value].value(0);
         if (mean && none_counts) return check_exactly("mean", 0, 0, got, nan_value);
         if (skipped) return;
-        // Each loss is within its bound, and so their sum, which is rounded twice more.
+        // Each loss is within its bound, and so is their sum, except that it is rounded twice more.
         const Real wanted = losses.total() / divisor;
         const Real summed = losses.total() / (std::max(largest_weight_, Real(0x1p-1000)));
         if (wanted != 0 && (summed < widest.smallest_normal() * 0x1p60L || summed > widest.largest / 0x1p60L)) return;
@@ -1419,8 +1419,8 @@ class Case {
         }
     }
 
-    // Exponentials that vanish in the type computed in do so whatever they are to be multiplied by; where that is so
-    // large or small that it comes last, so do probabilities, in units of the largest weight.
+    // How much of a result is lost with exponentials that vanish in the type computed in, whatever factor follows. A
+    // very large or small factor is applied last; then probabilities, in units of the largest weight, may vanish, too.
     static Real vanished(Real factor, Real last, const Format& computed) {
         factor = std::fabs(factor);
         last = std::fabs(last);
@@ -1439,7 +1439,8 @@ class Case {
 
 }  // namespace
 
-// Recording where memory was allocated, which is plain here, costs a third of the time; so does never reusing it.
+// Recording where memory was allocated, which is obvious here, costs a third of the time; so does keeping freed memory
+// from being reused.
 extern "C" const char* __asan_default_options() { return "malloc_context_size=0:quarantine_size_mb=1"; }
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
