@@ -157,7 +157,7 @@ def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLi
 
 
 def all_equal_but_one(rng: np.random.Generator, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-    """Equal logits, except that one class of each slice is above or below them: by about an ULP, up to by 8."""
+    """Equal logits, except that one class of each slice is above or below them, by anything from about an ULP to 8."""
     values = np.broadcast_to(rng.normal(0, 10, (*shape[:-1], 1)), shape).copy()
     one = rng.integers(0, shape[-1], (*shape[:-1], 1))
     by = rng.choice([-1, 1], one.shape) * 2 ** rng.uniform(3 - ml_dtypes.finfo(dtype).nmant, 3, one.shape)

@@ -1,4 +1,4 @@
-"""The accuracy contract: the bounds that the functions promise, and checks that measure errors, for tests and table.
+"""The accuracy contract: the bounds that the functions promise, and checks that measure errors; for tests and bench.
 
 A check yields names from `BOUNDS`, each with the errors that it bounds. `fs` is the package or has its functions.
 """

@@ -593,7 +593,7 @@ TEST(sums_of_halves) {
     check_sums_of_halves<Operation::log_softmax_grad, Half, false>(report, 14);
     check_sums_of_halves<Operation::log_softmax_grad, BFloat16, false>(report, 120);
     check_sums_of_halves<Operation::softmax_grad, BFloat16, true>(report, 120);
-    // Small numbers, down to the least of all.
+    // Products below 2^11 are formed in float, in units of 2^-117; down to the least of all.
     check_sums_of_halves<Operation::softmax_grad, BFloat16, false>(report, 4);
     std::vector<BFloat16> least(Step<BFloat16>::lanes, {1}), one(Step<BFloat16>::lanes, {0x3f80});
     for (const auto& [x, dy, product] : {std::tuple(least, least, 0x1p-266), std::tuple(least, one, 0x1p-133)}) {

@@ -47,7 +47,7 @@ def assert_within(bound: float, got: NDArray, wanted: Exact, unit: Exact | None 
 
 
 class Slices:
-    """Exact results for `x`, whose slices lie along `axis` and hold finite numbers, or -inf beside a finite one.
+    """Exact results for `x`, whose slices lie along `axis`: finite, or -inf beside a finite value.
 
     In a long slice only the sum is special, so with `every` = n > 1 only every n-th class and the largest are kept.
     """

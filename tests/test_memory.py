@@ -12,7 +12,7 @@ from arrays import LAYOUTS, GivenNumbers, Inputs, bfloat16
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ROWS, CLASSES = 2048, 2048
-# Sixteen float64 rows for each of two threads, a huge page (2 MiB) where there are such, 1 MiB of the allocator's.
+# Sixteen float64 rows for each of two threads, one huge page (2 MiB), and 1 MiB for the allocator.
 LIMIT = 16 * CLASSES * 8 * 2 + 2**21 + 2**20
 
 LAYOUTS_HERE = ("c", "fortran", "strided", "swapped")
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(not can_measure(), reason="needs Linux with glib
 
 
 def peak_growth(call):
-    """By how many bytes the resident memory was larger during `call` than before."""
+    """Return by how many bytes resident memory grew during `call`, at its peak."""
     ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed would hide what this one takes
     RESET.write_text("5")
     before = resident("VmRSS")
@@ -51,7 +51,7 @@ def test_the_measure_sees_a_temporary():
 
 
 def native(a):
-    """The same memory, as an `out` has to be."""
+    """The same memory in native byte order, which an `out` must have."""
     return a.view(a.dtype.newbyteorder("="))
 
 
@@ -119,7 +119,7 @@ CALLS = {
 
 
 def warm_up(call, dtype, layout):
-    """What is allocated once: threads and their stacks, imports."""
+    """Make everything that is allocated only once: threads and their stacks, imports."""
     call(Inputs.normal((64, 64), dtype).map(layout), np.ones((64, 64), dtype))
     fs.softmax(np.ones((1000, 1000), np.float32))
 
@@ -197,7 +197,7 @@ def test_targets_are_not_converted_beforehand(dtype):
 
 
 def repeated(shape, dtype):
-    """Inputs of the shape; the values of a few, again and again."""
+    """Inputs of this shape, which repeat the values of small ones."""
     few = Inputs.normal((64, shape[1] if shape[1] < 64 else 64), dtype)
     large = few.map(lambda a: np.resize(a, shape if a.ndim == 2 else shape[:1]))
     large.weight = np.ones(shape[1])
@@ -209,7 +209,7 @@ def measure(call, shape, dtype, layout):
     a = repeated(shape, dtype).map(layout)
     out = np.ones(shape, dtype)
     growth = peak_growth(lambda: call(a, out))
-    assert growth <= LIMIT + 2 * 8 * shape[0], f"{growth / 2**20:.1f} MiB"  # sums and signs, a loss of each slice
+    assert growth <= LIMIT + 2 * 8 * shape[0], f"{growth / 2**20:.1f} MiB"  # sums and signs, or losses, of each slice
 
 
 FEW_LONG_SLICES = {
@@ -245,7 +245,7 @@ def test_a_few_long_slices_side_by_side_need_no_copy_of_themselves(call):
     assert growth <= 2**24, f"{growth / 2**20:.1f} MiB"
 
 
-# Run with the size of a file: every private byte that a call takes beyond the limit is refused by the system.
+# Run with a folder and the size of a file. The system refuses every private byte that a call takes beyond the limit.
 MAPPED = """
 import resource, sys
 from pathlib import Path
@@ -284,7 +284,7 @@ for i in (0, 1, 97, shape[0] - 1):
 
 
 @pytest.mark.parametrize("size", [2**28, pytest.param(2**32, marks=pytest.mark.huge)], ids=["256 MB", "4 GB"])
-def test_a_file_goes_to_another_in_a_few_megabytes_of_private_memory(size, tmp_path, environment):
+def test_softmax_from_file_to_file_takes_a_few_megabytes_of_private_memory(size, tmp_path, environment):
     """Softmax from one `numpy.memmap` to another takes at most 4 MiB of private memory, in one call and in pieces."""
     done = subprocess.run(
         [sys.executable, "-c", MAPPED, tmp_path, str(size)], env=environment, capture_output=True, text=True

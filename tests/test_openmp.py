@@ -1,4 +1,4 @@
-"""Other users of OpenMP in the process: callers in their parallel regions, their runtimes, and what limits them all."""
+"""Other users of OpenMP in the process: callers in their parallel regions, several runtimes, and threadpoolctl."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ TIME_LIMIT = 120
 
 pytestmark = pytest.mark.skipif(_core.describe()["openmp"] is None, reason="built without OpenMP")
 
-# Every program ends with what it found as JSON; a hang is an error.
+# Every program prints as JSON what it found; a hang is an error.
 BEGINNING = """
     import json, os, re, sys, threading
     from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +57,7 @@ def run(code, environment, *arguments):
 # Callers in a parallel region
 
 
-# GCC's runtime; LLVM's and Intel's, which serve its calls as well and are found first, where the linker has them.
+# GCC's runtime and, if the linker has them, LLVM's and Intel's, which also serve GCC's calls and are found first.
 @pytest.mark.parametrize("runtime", ["libgomp.so.1", "libomp.so.5", "libiomp5.so"])
 def test_calls_from_another_parallel_region_give_the_same_bits(runtime, shared_library, environment):
     library = shared_library("openmp_region.c", "-fopenmp", f"-l:{runtime}")
@@ -141,7 +141,7 @@ USES = {
 
 
 def all_right(order, environment):
-    """Whether each computes right, one after another and at the same time."""
+    """Whether each library computes right results, one after another and at the same time."""
     uses = "".join(USES[name] for name in order)
     others = ", ".join(f"use_{name}" for name in order if name != "fastsoftmax")
     return run(
@@ -163,14 +163,14 @@ def all_right(order, environment):
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["fastsoftmax", "sklearn"])), ids=", ".join)
-def test_scikit_learn_in_the_process_is_no_trouble_in_any_order_of_import(order, environment):
+def test_results_are_right_beside_scikit_learn_in_any_order_of_import(order, environment):
     if not find_spec("sklearn"):
         pytest.skip("needs scikit-learn")
     assert all(all_right(order, environment))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["fastsoftmax", "sklearn", "torch"])), ids=", ".join)
-def test_torch_and_scikit_learn_in_the_process_are_no_trouble_in_any_order_of_import(order, environment):
+def test_results_are_right_beside_torch_and_scikit_learn_in_any_order_of_import(order, environment):
     if not find_spec("sklearn") or not find_spec("torch"):
         pytest.skip("needs torch and scikit-learn")
     assert all(all_right(order, environment))
@@ -180,7 +180,7 @@ def test_torch_and_scikit_learn_in_the_process_are_no_trouble_in_any_order_of_im
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to count threads")
-def test_threadpoolctl_sees_and_limits_it(environment):
+def test_threadpoolctl_sees_and_limits_the_package(environment):
     pytest.importorskip("threadpoolctl")
     before, there, limited, woken, free = run(
         """
@@ -209,7 +209,7 @@ def test_threadpoolctl_sees_and_limits_it(environment):
     assert free == 1
 
 
-# What it leaves behind
+# What calls leave behind
 
 
 def test_subnormal_numbers_survive_in_threads_that_have_computed(environment):

@@ -1,4 +1,4 @@
-"""Real arrays, tables and files of other libraries: those in memory are taken, all others are refused unread."""
+"""Real arrays, tables and files of other libraries: those in memory are taken, others are refused unread."""
 
 import array
 import io
@@ -13,7 +13,7 @@ X = np.random.default_rng(5).normal(0, 3, (3, 4))
 
 
 def taken(given, wanted=X):
-    """Taken, with the values of the array that it is."""
+    """Assert that `given` is taken, with the values of `wanted`."""
     assert_same_bits(fs.softmax(given), fs.softmax(wanted))
     assert_same_bits(reference.softmax(given), reference.softmax(wanted))
 
@@ -27,7 +27,7 @@ def refused(given, match):
 
 
 def not_in_memory(given, how=r"indexing it with \[\.\.\.\]"):
-    """Refused; and following the advice in the message works."""
+    """Assert that `given` is refused, and that the advice in the message works."""
     refused(given, f"may not be in memory; .*{how}")
     taken(given.compute() if "compute" in how else given[...])
 
@@ -36,7 +36,7 @@ COMPUTE = r"its method compute\(\)"
 
 
 def named(module):
-    """The message names the module that takes the object as it is."""
+    """A pattern for a message that names the module that takes the object as it is."""
     return rf"fastsoftmax\.{module} takes it as it is, or .*{COMPUTE}"
 
 
@@ -44,7 +44,7 @@ def named(module):
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (2, 2)}, {"compression": "gzip"}], ids=str)
-def test_h5py(tmp_path, options):
+def test_h5py_datasets_are_refused(tmp_path, options):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "file.h5", "w") as file:
         data = file.create_dataset("x", data=X, **options)
@@ -53,7 +53,7 @@ def test_h5py(tmp_path, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (2, 2)}], ids=str)
-def test_h5netcdf(tmp_path, options):
+def test_h5netcdf_variables_are_refused(tmp_path, options):
     h5netcdf = pytest.importorskip("h5netcdf")
     with h5netcdf.File(tmp_path / "file.nc", "w") as file:
         file.dimensions = {"row": 3, "class": 4}
@@ -63,14 +63,14 @@ def test_h5netcdf(tmp_path, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"contiguous": True}, {"chunksizes": (2, 2), "zlib": True}], ids=str)
-def test_netcdf4(tmp_path, options):
+def test_netcdf4_variables_are_refused(tmp_path, options):
     netcdf = pytest.importorskip("netCDF4")
     with netcdf.Dataset(tmp_path / "file.nc", "w") as file:
         file.createDimension("row", 3)
         file.createDimension("class", 4)
         variable = file.createVariable("x", X.dtype, ("row", "class"), fill_value=99.0, **options)
         variable[:] = np.ma.masked_greater(X, 2)
-        assert np.asarray(variable).max() == 99  # what would win the softmax
+        assert np.asarray(variable).max() == 99  # the fill value, which would win the softmax
         refused(variable, "memory")
         refused(variable[...], "masked")
         variable.set_auto_mask(False)
@@ -79,59 +79,59 @@ def test_netcdf4(tmp_path, options):
 
 
 @pytest.mark.parametrize("kind", ["create_array", "create_carray", "create_earray"])
-def test_pytables(tmp_path, kind):
+def test_pytables_arrays_are_refused(tmp_path, kind):
     tables = pytest.importorskip("tables")
     with tables.open_file(tmp_path / "file.h5", "w") as file:
         not_in_memory(getattr(file, kind)("/", "x", obj=X))
 
 
 @pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
-def test_nibabel(tmp_path, suffix):
+def test_nibabel_arrays_on_a_file_are_refused(tmp_path, suffix):
     nibabel = pytest.importorskip("nibabel")
     image = nibabel.Nifti1Image(X, np.eye(4))
-    taken(image.dataobj)  # an array still
+    taken(image.dataobj)  # still an array
     path = tmp_path / f"image.{suffix}"
     image.to_filename(path)
     not_in_memory(nibabel.load(path).dataobj)
 
 
-def test_zarr():
+def test_zarr_arrays_are_refused():
     zarr = pytest.importorskip("zarr")
     not_in_memory(zarr.array(X, chunks=(2, 2)))
 
 
-def test_blosc2():
+def test_blosc2_arrays_are_refused():
     blosc2 = pytest.importorskip("blosc2")
     not_in_memory(blosc2.asarray(X))
 
 
-def test_tensorstore():
+def test_tensorstore_arrays_are_refused():
     tensorstore = pytest.importorskip("tensorstore")
     refused(tensorstore.array(X), "memory")
 
 
-def test_memmap(tmp_path):
-    """A file, but NumPy's own array of it: the system reads the pages that are used."""
+def test_a_memmap_is_taken(tmp_path):
+    """It is NumPy's own array of a file, of which the system reads the pages that are used."""
     np.save(tmp_path / "x.npy", X)
     taken(np.load(tmp_path / "x.npy", mmap_mode="r"))
 
 
-# Graphs, and xarray and pint around anything
+# Lazy graphs; xarray and pint around any array
 
-strips_units = pytest.mark.filterwarnings("ignore:The unit of the quantity is stripped")  # pint's own, and right
+strips_units = pytest.mark.filterwarnings("ignore:The unit of the quantity is stripped")  # pint's, and right
 
 
-def test_dask():
+def test_dask_arrays_are_refused_with_the_name_of_their_module():
     dask_array = pytest.importorskip("dask.array")
     not_in_memory(dask_array.from_array(X, chunks=2), named("dask"))
 
 
-def test_cubed():
+def test_cubed_arrays_are_refused():
     cubed = pytest.importorskip("cubed")
     refused(cubed.from_array(X, chunks=(2, 2)), "memory")
 
 
-def test_dask_dataframe():
+def test_dask_dataframes_are_refused():
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")  # without it, dask has no DataFrames
     dask_dataframe = pytest.importorskip("dask.dataframe")
@@ -139,7 +139,7 @@ def test_dask_dataframe():
 
 
 @pytest.mark.parametrize("kind", ["DataArray", "Variable", "IndexVariable"])
-def test_xarray_on_numpy(kind):
+def test_xarray_objects_on_numpy_are_taken(kind):
     xarray = pytest.importorskip("xarray")
     make = getattr(xarray, kind)
     given = X[0] if kind == "IndexVariable" else X
@@ -147,7 +147,7 @@ def test_xarray_on_numpy(kind):
     taken(make(given, dims=dims) if kind == "DataArray" else make(dims, given), given)
 
 
-def test_xarray_on_dask():
+def test_xarray_objects_on_dask_are_refused():
     xarray = pytest.importorskip("xarray")
     dask_array = pytest.importorskip("dask.array")
     not_in_memory(xarray.DataArray(dask_array.from_array(X)), named("xarray"))
@@ -157,7 +157,7 @@ def test_xarray_on_dask():
 
 @pytest.mark.parametrize("engine", ["scipy", "h5netcdf", "netcdf4"])
 @pytest.mark.parametrize("cache", [True, False])
-def test_xarray_on_a_file_that_is_not_read_yet(tmp_path, engine, cache):
+def test_xarray_objects_on_a_file_are_refused_until_they_are_loaded(tmp_path, engine, cache):
     xarray = pytest.importorskip("xarray")
     if engine != "scipy":
         pytest.importorskip({"netcdf4": "netCDF4"}.get(engine, engine))
@@ -170,12 +170,12 @@ def test_xarray_on_a_file_that_is_not_read_yet(tmp_path, engine, cache):
         data["x"].load()
         taken(data["x"])
     with xarray.open_dataset(path, engine=engine) as data:
-        assert data["x"].values.shape == X.shape  # which keeps them
+        assert data["x"].values.shape == X.shape  # which caches the values
         taken(data["x"])
 
 
 @strips_units
-def test_pint():
+def test_pint_quantities_are_taken_unless_they_are_masked():
     pint = pytest.importorskip("pint")
     registry = pint.UnitRegistry()
     taken(registry.Quantity(X, "meter"))
@@ -184,7 +184,7 @@ def test_pint():
 
 
 @strips_units
-def test_pint_and_xarray_and_dask():
+def test_pint_and_xarray_around_dask_are_refused():
     pint = pytest.importorskip("pint")
     xarray = pytest.importorskip("xarray")
     dask_array = pytest.importorskip("dask.array")
@@ -198,7 +198,7 @@ def test_pint_and_xarray_and_dask():
 # In memory
 
 
-def test_pyarrow():
+def test_pyarrow_arrays_and_tables_of_numbers_are_taken():
     pyarrow = pytest.importorskip("pyarrow")
     columns = {f"c{k}": column for k, column in enumerate(X.T)}
     table = pyarrow.table(columns)
@@ -213,7 +213,7 @@ def test_pyarrow():
     refused(pyarrow.array([True, None]), r"type pyarrow\.lib\.BooleanArray")
 
 
-def test_polars():
+def test_polars_frames_are_taken_unless_they_are_lazy():
     polars = pytest.importorskip("polars")
     frame = polars.DataFrame(X)
     taken(frame)
@@ -222,19 +222,19 @@ def test_polars():
     refused(frame.lazy(), r"type polars\..*LazyFrame")
 
 
-def test_buffers():
+def test_buffers_are_taken():
     taken(memoryview(X))
     taken(array.array("d", X[0]), X[0])
     taken([array.array("d", row) for row in X])
     taken(io.BytesIO(X[0].tobytes()).getbuffer().cast("d"), X[0])
 
 
-def test_onnxruntime():
+def test_onnxruntime_values_are_taken():
     onnxruntime = pytest.importorskip("onnxruntime")
     taken(onnxruntime.OrtValue.ortvalue_from_numpy(X))
 
 
-def test_torch():
+def test_dense_torch_tensors_without_gradients_are_taken():
     torch = pytest.importorskip("torch")
     taken(torch.from_numpy(X))
     taken([torch.from_numpy(row) for row in X])
@@ -242,7 +242,7 @@ def test_torch():
     refused(torch.from_numpy(X).to_sparse(), r"x does not make an array: .*to_dense\(\)")
 
 
-def test_jax():
+def test_jax_arrays_are_taken_unless_they_are_traced():
     jax = pytest.importorskip("jax")
     x = X.astype(np.float32)
     taken(jax.numpy.asarray(x), x)
@@ -250,7 +250,7 @@ def test_jax():
         jax.jit(fs.softmax)(x)
 
 
-def test_unyt():
+def test_unyt_arrays_are_taken():
     unyt = pytest.importorskip("unyt")
     taken(unyt.unyt_array(X, "m"))
 
@@ -258,7 +258,7 @@ def test_unyt():
 # Masks
 
 
-def test_astropy():
+def test_astropy_arrays_are_taken_unless_they_are_masked():
     pytest.importorskip("astropy")
     from astropy.nddata import CCDData, NDDataArray
     from astropy.table import Column, MaskedColumn
@@ -278,7 +278,7 @@ def test_astropy():
     taken(Column(X[0]), X[0])
 
 
-def test_awkward():
+def test_awkward_arrays_are_taken_unless_entries_are_missing():
     awkward = pytest.importorskip("awkward")
     taken(awkward.Array(X))
     for option in (awkward.Array([1.0, None, 99.0]), awkward.mask(awkward.Array(X), X < 2)):
@@ -286,25 +286,25 @@ def test_awkward():
             fs.softmax(option)
 
 
-# What is no array
+# Objects that are no arrays
 
 
 @pytest.mark.parametrize(
     "kind", ["csr_array", "csc_matrix", "coo_array", "dok_matrix", "lil_array", "bsr_array", "dia_matrix"]
 )
-def test_scipy_sparse(kind):
+def test_scipy_sparse_arrays_are_refused(kind):
     sparse = pytest.importorskip("scipy.sparse")
     given = getattr(sparse, kind)(np.eye(3))
     refused(given, rf"sparse matrix of type scipy\.sparse\._\w+\.{kind}; .* method toarray\(\)")
     taken(given.toarray(), np.eye(3))
 
 
-def test_pydata_sparse():
+def test_pydata_sparse_arrays_are_refused():
     sparse = pytest.importorskip("sparse")
     refused(sparse.COO.from_numpy(X), "x does not make an array: .*sparse.*todense")
 
 
-def test_labels_of_xgboost_and_lightgbm():
+def test_floating_labels_of_xgboost_and_lightgbm_are_refused():
     labels = np.array([0, 2, 1])
     for library, make in (("xgboost", "DMatrix"), ("lightgbm", "Dataset")):
         data = getattr(pytest.importorskip(library), make)(X, label=labels)
@@ -361,24 +361,24 @@ def check_frame(frame):
 
 
 @pytest.mark.parametrize("make", FRAMES.values(), ids=FRAMES)
-def test_a_frame_is_the_array_of_floats_that_it_gives(make):
+def test_a_frame_is_taken_as_its_array_of_floats(make):
     check_frame(make(pytest.importorskip("pandas")))
 
 
 @pytest.mark.parametrize("make", ARROW_FRAMES.values(), ids=ARROW_FRAMES)
-def test_a_frame_on_arrow_is_the_array_of_floats_that_it_gives(make):
+def test_a_frame_on_arrow_is_taken_as_its_array_of_floats(make):
     pytest.importorskip("pyarrow")
     check_frame(make(pytest.importorskip("pandas")))
 
 
-def test_a_frame_of_one_dtype_of_numpys_keeps_it():
+def test_a_frame_with_a_single_numpy_dtype_keeps_it():
     pandas = pytest.importorskip("pandas")
     for dtype in (np.float32, np.float16, np.int8, bool):
         frame = pandas.DataFrame(X.astype(dtype))
         assert_same_bits(fs.softmax(frame), fs.softmax(X.astype(dtype)))
 
 
-def test_a_frame_of_booleans_is_a_where():
+def test_a_frame_of_booleans_is_taken_as_where():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(X).astype("Float64")
     assert_same_bits(fs.softmax(frame, where=frame > 0), fs.softmax(X, where=X > 0))
@@ -390,7 +390,7 @@ def test_a_frame_of_booleans_is_a_where():
         fs.softmax(X, where=frame > 0)
 
 
-def test_frames_are_probabilities_and_weights():
+def test_frames_are_taken_as_probabilities_and_weights():
     pandas = pytest.importorskip("pandas")
     p = fs.softmax(X)
     got = fs.cross_entropy(

@@ -1,4 +1,4 @@
-"""Without memory a call raises MemoryError, and its inputs and `out` are as they were."""
+"""A call without memory raises MemoryError and leaves its inputs and `out` unchanged."""
 
 import platform
 import subprocess
@@ -15,7 +15,7 @@ PROGRAM = Path(__file__).parent / "failing_memory.py"
 
 
 def run(kind, threads, environment):
-    """How many allocations, or calls, failed."""
+    """Run failing_memory.py; return how many allocations, or calls, failed."""
     command = [sys.executable, PROGRAM, kind, str(threads)]
     variables = environment | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
@@ -31,11 +31,11 @@ def failing_malloc(shared_library, environment):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_each_block_of_memory_may_be_refused(n, failing_malloc):
+def test_each_refused_block_of_memory_raises_memory_error(n, failing_malloc):
     assert run("blocks", n, failing_malloc) > 300
 
 
-# In CPython 3.12.1 and 3.13.0 a generator, such as the one in np.broadcast_to, does not survive it.
+# CPython 3.12.1 and 3.13.0 crash where a generator, such as the one in np.broadcast_to, gets no memory.
 PYTHON_ALONE = """
     import ctypes
     malloc = ctypes.CDLL(None)
@@ -52,17 +52,17 @@ PYTHON_ALONE = """
 """
 
 
-@pytest.mark.skipif(bool(get_config_var("Py_GIL_DISABLED")), reason="has no allocator that can be told to refuse")
-def test_each_object_may_be_refused(failing_malloc):
+@pytest.mark.skipif(bool(get_config_var("Py_GIL_DISABLED")), reason="its allocator cannot be made to fail")
+def test_each_refused_object_raises_memory_error(failing_malloc):
     environment = failing_malloc | {"PYTHONMALLOC": "malloc"}
     command = [sys.executable, "-c", dedent(PYTHON_ALONE)]
     alone = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if alone.returncode < 0:  # a signal
-        pytest.skip("this Python itself does not bear it that an object of a generator is refused")
+        pytest.skip("this Python itself crashes if memory for an object of a generator is refused")
     assert alone.returncode == 0, alone.stderr
     assert run("objects", 1, environment) > 1000
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_no_memory_may_be_left(n, environment):
+def test_exhausted_memory_raises_memory_error(n, environment):
     assert run("exhausted", n, environment) > 50

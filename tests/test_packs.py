@@ -1,4 +1,4 @@
-"""The operations of packs, of which the kernels are made, against plain loops: on every target that the machine has."""
+"""The operations of packs, which make up the kernels, give what plain loops give, on every target of the machine."""
 
 import ctypes
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not (COMPILER and NAMES and LISTS.exists()), rea
 
 @pytest.fixture(scope="module", params=_core.describe()["targets_usable"])
 def library(request, tmp_path_factory):
-    """packs.cpp, compiled as the kernels of a target are. A library, since what loads it may be emulated."""
+    """packs.cpp, compiled with a target's flags, as a library because the Python that loads it may be emulated."""
     (flags,) = re.findall(rf"add_target\({request.param}\b([^)]*)\)", LISTS.read_text())
     compiled = tmp_path_factory.mktemp("packs") / f"{request.param}.so"
     options = ["-std=c++20", "-O1", "-ffp-contract=off", "-fPIC", "-shared", f"-I{ROOT / 'cpp'}", *flags.split()]

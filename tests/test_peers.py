@@ -1,4 +1,4 @@
-"""SciPy and PyTorch, where they define the same; they compute in float64, so that their own rounding does not count."""
+"""SciPy and PyTorch agree where they define the same. They compute in float64, so their rounding is negligible."""
 
 from itertools import product
 
@@ -115,7 +115,7 @@ def test_torch_picks_the_same(rng):
     np.testing.assert_array_equal(labels, to_numpy(largest.indices))
 
 
-LOSS_SHAPES = [((7,), 0), ((9, 5), 1), ((3, 5, 2, 4), 1)]  # torch has the class axis there
+LOSS_SHAPES = [((7,), 0), ((9, 5), 1), ((3, 5, 2, 4), 1)]  # and where torch has the class axis
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

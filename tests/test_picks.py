@@ -1,4 +1,4 @@
-"""log_softmax_at and log_softmax_top_k: the entries of log_softmax that they promise, in their order, and how soon."""
+"""log_softmax_at and log_softmax_top_k give the bits of log_softmax, in the promised order, and in little time."""
 
 import time
 
@@ -28,7 +28,7 @@ def options_for(rng: np.random.Generator, x: NDArray) -> list[dict]:
 
 
 def by_definition(x: NDArray, k: int, where: NDArray | None = None, **options) -> tuple[NDArray, NDArray]:
-    """The picks along the last axis of all of log_softmax, found by Python's own sort."""
+    """Picks along the last axis from the whole of log_softmax, by Python's own sort."""
     logp = fs.log_softmax(x, where=where, **options)
     present = np.broadcast_to(True if where is None else where, x.shape)
     scores = x.astype(np.float64)
@@ -48,7 +48,7 @@ def by_definition(x: NDArray, k: int, where: NDArray | None = None, **options) -
 
 @each_dtype
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_at_the_indices_is_log_softmax_bit_for_bit(name, dtype, rng):
+def test_log_softmax_at_gives_the_bits_of_log_softmax(name, dtype, rng):
     for shape in SHAPES:
         x = family(name, shape, dtype)
         for options in options_for(rng, x):
@@ -61,7 +61,7 @@ def test_what_is_at_the_indices_is_log_softmax_bit_for_bit(name, dtype, rng):
 
 
 @each_dtype
-def test_of_special_scores_too(dtype, rng):
+def test_log_softmax_at_gives_the_bits_of_log_softmax_for_special_scores(dtype, rng):
     for _, x in zoo(dtype):
         if x.ndim == 0:
             continue
@@ -86,7 +86,7 @@ def test_indices_may_have_any_integer_dtype_and_layout(dtype, rng):
 
 
 @pytest.mark.parametrize("n", [0, 1, 1023, 1024, 1025, 5000])
-def test_indices_may_be_none_or_more_than_there_are_classes(n, rng):
+def test_there_may_be_no_indices_or_more_than_classes(n, rng):
     for x in (rng.normal(size=(3, 10)), rng.normal(size=(3, 10, 2)).astype(np.float32)):
         indices = some_indices(rng, x.shape, 1, n)
         wanted = np.take_along_axis(fs.log_softmax(x, 1), indices, 1)
@@ -101,7 +101,7 @@ def test_one_index_of_one_slice_gives_a_scalar():
     assert fs.log_softmax_at([1.0, 2.0, 3.0], [1]).shape == (1,)
 
 
-def test_nothing_to_pick_from_gives_nothing():
+def test_an_empty_array_gives_an_empty_result():
     assert_same_bits(fs.log_softmax_at(np.zeros((0, 3)), np.zeros(0, int)), np.zeros(0))
     assert_same_bits(fs.log_softmax_at(np.zeros((0, 3)), []), np.zeros(0))
     assert_same_bits(fs.log_softmax_at(np.zeros((2, 0)), np.zeros((2, 0), int)), np.zeros((2, 0)))
@@ -119,7 +119,7 @@ def test_a_masked_index_gives_minus_infinity_whatever_its_score_is(dtype):
 
 
 @each_dtype
-def test_out_holds_what_is_at_the_indices_wherever_it_lies(dtype, rng):
+def test_out_of_log_softmax_at_may_have_any_layout_and_overlap_an_input(dtype, rng):
     for axis in (0, 1):
         x = rng.normal(0, 4, (30, 40)).astype(dtype)
         indices = some_indices(rng, x.shape, axis, 6)
@@ -132,7 +132,7 @@ def test_out_holds_what_is_at_the_indices_wherever_it_lies(dtype, rng):
         place = x[:6] if axis == 0 else x[:, 3:9]
         fs.log_softmax_at(x, indices, axis, out=place)
         assert_same_bits(np.array(place), wanted)
-    both = np.array([[2, 0], [1, 1]])  # the memory of the indices
+    both = np.array([[2, 0], [1, 1]])  # their memory is also `out`
     wanted = fs.log_softmax_at(np.eye(2, 3), both)
     fs.log_softmax_at(np.eye(2, 3), both, out=both.view(np.float64))
     assert_same_bits(both.view(np.float64), wanted)
@@ -143,7 +143,7 @@ def test_out_holds_what_is_at_the_indices_wherever_it_lies(dtype, rng):
 
 @each_dtype
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_largest_come_by_falling_score_and_rising_index(name, dtype, rng):
+def test_top_k_comes_by_falling_score_and_rising_index(name, dtype, rng):
     for shape in SHAPES[:-1]:
         x = family(name, shape, dtype)
         for options in options_for(rng, x):
@@ -155,7 +155,7 @@ def test_the_largest_come_by_falling_score_and_rising_index(name, dtype, rng):
 
 
 @each_dtype
-def test_the_largest_of_special_scores(dtype, rng):
+def test_top_k_of_special_scores_follows_the_definition(dtype, rng):
     for _, x in zoo(dtype):
         if x.ndim == 0 or x.shape[-1] == 0:
             continue
@@ -168,7 +168,7 @@ def test_the_largest_of_special_scores(dtype, rng):
 
 @each_dtype
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_the_largest_along_any_axis_in_any_layout(axis, dtype, rng):
+def test_top_k_along_any_axis_in_any_layout_follows_the_definition(axis, dtype, rng):
     x = rng.normal(0, 4, (9, 70, 33)).astype(dtype)
     wanted = by_definition(np.moveaxis(x, axis, -1), 5)
     for layout in LAYOUTS.values():
@@ -192,7 +192,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_largest_of_a_long_slice_in_whatever_order_it_is(order, dtype, rng):
+def test_top_k_of_a_long_slice_in_any_order_follows_a_stable_sort(order, dtype, rng):
     x = ORDERS[order](rng.normal(0, 4, LONG)).astype(dtype)
     whole = fs.log_softmax(x)
     wanted = np.argsort(-x.astype(np.float64), kind="stable")
@@ -204,7 +204,7 @@ def test_the_largest_of_a_long_slice_in_whatever_order_it_is(order, dtype, rng):
 
 @pytest.mark.parametrize("order", ["rising", "falling", "equal", "of few values", "mostly -inf"])
 def test_no_order_of_the_scores_makes_the_selection_slow(order, rng):
-    """At random 1.2 to 1.5 times the time of logsumexp, in these orders up to 2.7 times; a sort takes 80 times."""
+    """Scores at random take 1.2 to 1.5 times as long as logsumexp, these orders up to 2.7 times, a sort 80 times."""
 
     def fastest(call):
         times = []
@@ -245,7 +245,7 @@ def test_a_slice_of_nan_gives_its_first_indices_that_take_part(dtype):
 
 
 @each_dtype
-def test_masked_classes_come_behind_all_others_even_behind_minus_infinity(dtype):
+def test_masked_classes_come_after_all_others_even_after_minus_infinity(dtype):
     x = np.array([5, -np.inf, 9, 1, -np.inf, 7], dtype)
     where = np.array([True, True, False, True, True, False])
     got, indices = fs.log_softmax_top_k(x, 6, where=where)
@@ -255,7 +255,7 @@ def test_masked_classes_come_behind_all_others_even_behind_minus_infinity(dtype)
 
 
 @given(st.data())
-def test_the_largest_of_any_few_scores(data):
+def test_top_k_of_any_few_scores_follows_the_definition(data):
     number = st.sampled_from([0.0, -0.0, 1.0, 2.0, -np.inf, np.inf, np.nan, 1e-45, 3e38])
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
     classes = data.draw(st.integers(1, 40))
@@ -271,7 +271,7 @@ def test_the_largest_of_any_few_scores(data):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
-def test_the_largest_of_integers(dtype, rng):
+def test_top_k_of_integers_follows_the_definition(dtype, rng):
     x = rng.integers(0, 2 if dtype == np.bool else 50, (9, 200)).astype(dtype)
     got, wanted = fs.log_softmax_top_k(x, 7), by_definition(x, 7)
     np.testing.assert_array_equal(got[1], wanted[1])
@@ -279,7 +279,7 @@ def test_the_largest_of_integers(dtype, rng):
     assert fs.log_softmax_top_k(x, 7, dtype=np.float32)[0].dtype == np.float32
 
 
-def test_what_is_picked_is_what_is_at_its_indices(rng):
+def test_top_k_gives_what_log_softmax_at_gives_at_its_indices(rng):
     x = rng.normal(0, 4, (3, 500, 4)).astype(ml_dtypes.bfloat16)
     got, indices = fs.log_softmax_top_k(x, 11, 1)
     assert_same_bits(got, fs.log_softmax_at(x, indices, 1))

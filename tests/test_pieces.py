@@ -1,4 +1,4 @@
-"""LogSumExp: the whole call's bits where pieces are whole blocks, and its bounds however slices are cut and merged."""
+"""LogSumExp gives the whole call's bits for pieces of whole blocks, and keeps its bounds for any other pieces."""
 
 import copy
 import multiprocessing
@@ -86,7 +86,7 @@ def test_one_piece_gives_the_bits_of_the_whole_call(name, dtype):
 
 @each_layout
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_the_bits_are_the_same_in_every_layout(layout, dtype):
+def test_pieces_in_every_layout_give_the_bits_of_the_whole_call(layout, dtype):
     inputs = Inputs.normal((5, BLOCK + 77), dtype)
     for name in ("softmax", "log_softmax, where", "logsumexp", "log_softmax_at"):
         call = whole_calls[name]
@@ -98,7 +98,7 @@ def test_the_bits_are_the_same_in_every_layout(layout, dtype):
     "family_name", ["total at an end", "common offset", "ahead by 50", "-inf between", "near ties"]
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_bits_are_the_same_for_scores_at_the_ends_of_the_range(family_name, dtype):
+def test_pieces_at_the_ends_of_the_range_give_the_bits_of_the_whole_call(family_name, dtype):
     x = family(family_name, (12, BLOCK + 500), np.dtype(dtype))
     if np.max(x) >= (512 if dtype == np.float32 else 2048):
         return
@@ -110,8 +110,8 @@ def test_the_bits_are_the_same_for_scores_at_the_ends_of_the_range(family_name, 
 
 @pytest.mark.core
 @pytest.mark.parametrize(("dtype", "lowest", "highest"), [(np.float32, 100, 140), (np.float64, 650, 900)])
-def test_the_bits_are_the_same_where_all_but_one_are_nothing_or_nearly(dtype, lowest, highest, rng):
-    """Down to distances at which exponentials become 0, by either reference."""
+def test_pieces_give_the_bits_of_the_whole_call_where_one_class_is_far_ahead(dtype, lowest, highest, rng):
+    """Up to distances at which the other exponentials become 0, by the one reference or the other."""
     for largest in rng.uniform(-20, 35, 20):
         others = rng.uniform(lowest, highest, (8, 1)) + rng.uniform(0, 3, (8, BLOCK + 3000))
         x = (largest - others).astype(dtype)
@@ -196,7 +196,7 @@ def test_errors_do_not_add_up_where_each_entry_is_the_largest_so_far(dtype, base
 @settings(max_examples=150)
 @given(st.data())
 def test_any_pieces_in_any_tree_agree_with_the_whole(data):
-    """Values of any kind, NaN and infinities among them; masks, empty pieces and pieces that are masked whole."""
+    """Values of any kind, NaN and infinities among them; masks, empty pieces and pieces that are entirely masked."""
     classes = data.draw(st.integers(1, 40))
     dtype = data.draw(st.sampled_from([np.float32, np.float64, np.float16]))
     special = st.sampled_from([np.inf, -np.inf, np.nan, 0.0, -0.0, 700.0, -700.0, 3e4])
@@ -221,7 +221,7 @@ def test_any_pieces_in_any_tree_agree_with_the_whole(data):
 
 
 @each_dtype
-def test_the_values_that_code_forgets(dtype):
+def test_the_zoo_gives_the_values_of_the_whole_call(dtype):
     for label, x in zoo(dtype):
         total = fs.LogSumExp().update(x)
         for got, wanted in [
@@ -237,7 +237,7 @@ def test_the_values_that_code_forgets(dtype):
             np.testing.assert_allclose(got, wanted, rtol=2 * eps, atol=float(ml_dtypes.finfo(dtype).tiny))
 
 
-def test_an_entry_that_is_alone_has_exactly_1():
+def test_a_single_entry_that_takes_part_has_probability_exactly_1():
     for dtype, alone in product((np.float32, np.float64), (3.25, -1000.0, 1e30)):
         x = np.full((2, 30), -np.inf, dtype)
         x[0, 3], x[1, 29] = alone, alone
@@ -279,7 +279,7 @@ def test_where_nothing_takes_part_softmax_is_0():
     np.testing.assert_array_equal(total.value(), [1, 2])
 
 
-def test_what_comes_later_is_felt_in_every_piece():
+def test_nan_and_infinity_in_a_later_piece_reach_every_piece():
     x = np.array([1.0, 2.0])
     for last, value in ((np.inf, np.inf), (np.nan, np.nan)):
         total = fs.LogSumExp().update(x).update([last])
@@ -289,7 +289,7 @@ def test_what_comes_later_is_felt_in_every_piece():
         assert np.isnan(total._entropy())
 
 
-def test_the_dtype_of_results_is_that_of_all_pieces():
+def test_results_have_the_common_dtype_of_all_pieces():
     for a, b in product([*FLOATING, *INTEGERS], repeat=2):
         pieces = np.ones((2, 3), a), np.ones((2, 4), b)
         total = fs.LogSumExp().update(pieces[0]).update(pieces[1])
@@ -346,7 +346,7 @@ def totals_agree(a, b, x):
 
 
 @each_dtype
-def test_a_total_is_copied_pickled_and_made_from_its_state(dtype, tmp_path):
+def test_a_total_can_be_copied_pickled_and_made_from_its_state(dtype, tmp_path):
     x = np.random.default_rng(1).normal(0, 3, (4, 5, 60)).astype(dtype)
     total = fs.LogSumExp((0, -1), temperature=2.0).update(x)
     path = tmp_path / "state.npy"
@@ -368,7 +368,7 @@ def test_a_total_is_copied_pickled_and_made_from_its_state(dtype, tmp_path):
 
 
 def test_a_total_may_be_unpickled_from_a_buffer_at_any_address():
-    """As distributed hands them over."""
+    """`distributed` hands over such buffers."""
     first, second = (fs.LogSumExp().update(np.full((3, 4), score)) for score in (0.0, 1.0))
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(first, protocol=5, buffer_callback=buffers.append)
@@ -388,7 +388,7 @@ def test_the_state_cannot_be_changed_by_accident():
     assert other.value() == total.value()
 
 
-def test_the_state_is_all_that_is_kept():
+def test_a_total_keeps_only_its_state():
     x = np.zeros((1000, 5000), np.float32)
     total = fs.LogSumExp().update(x).update(x)
     assert total.state.shape == (1000,)
@@ -460,7 +460,7 @@ def test_axes_may_be_counted_from_either_end():
     np.testing.assert_allclose(fs.LogSumExp(1).merge(a).value(), 1 + np.log(6))
 
 
-def test_results_go_where_they_are_asked_to():
+def test_results_are_written_to_out():
     x = np.random.default_rng(2).normal(size=(7, 300))
     own = fs.LogSumExp().update(x)
     wanted = own.softmax(x)
@@ -476,7 +476,7 @@ def test_results_go_where_they_are_asked_to():
 
 
 @pytest.mark.parametrize("shape", [(1, 40 * BLOCK + 3), (300, 700), (2, 9 * BLOCK)])
-def test_threads_change_nothing(shape, threads):
+def test_the_number_of_threads_changes_no_bits(shape, threads):
     x = np.random.default_rng(2).normal(0, 4, shape).astype(np.float32)
     outcomes = []
     for n in (1, 4):
@@ -487,7 +487,7 @@ def test_threads_change_nothing(shape, threads):
         np.testing.assert_array_equal(one, four)
 
 
-def test_totals_of_their_own_are_updated_by_several_threads_at_a_time():
+def test_several_threads_may_update_their_own_totals_at_the_same_time():
     x = np.random.default_rng(2).normal(0, 4, (8, 50, 5000)).astype(np.float32)
     totals = [fs.LogSumExp() for _ in x]
 
@@ -527,7 +527,7 @@ def test_the_reference_agrees(temperature):
 # The recipes of the documentation.
 
 
-def test_a_loop_over_a_memmap_writes_the_probabilities_of_columns_too_many_for_memory(tmp_path):
+def test_a_loop_over_a_memmap_writes_the_bits_of_the_whole_call(tmp_path):
     rows, columns, width = 16, 3 * BLOCK, BLOCK
     scores = np.memmap(tmp_path / "scores", np.float32, "w+", shape=(rows, columns))
     scores[...] = np.random.default_rng(4).normal(0, 5, scores.shape)
@@ -552,7 +552,7 @@ def _owner(pipe, seed):
     pipe.close()
 
 
-def test_two_processes_exchange_states():
+def test_two_processes_that_exchange_states_get_the_bits_of_the_whole_call():
     context = multiprocessing.get_context("spawn")
     ends = [context.Pipe() for _ in range(2)]
     workers = [context.Process(target=_owner, args=(there, seed)) for seed, (_, there) in enumerate(ends)]

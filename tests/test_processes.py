@@ -1,4 +1,4 @@
-"""Processes: children that are forked, spawned or served, signals in the middle of a call, the end of the process."""
+"""Processes: forked and spawned children, workers of pools, signals during a call, the end of the process."""
 
 import multiprocessing
 import os
@@ -28,7 +28,7 @@ def large():
 
 
 def run(code, environment, *arguments):
-    """The output of a program that ends by itself, without a word of complaint."""
+    """Run a program and return its output. It must succeed and write nothing to stderr."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
         env=environment,
@@ -64,7 +64,7 @@ def in_a_child(check):
 
 @needs_fork
 @forks
-def test_a_forked_child_computes_on_one_thread_and_ends_and_so_does_its_own(large, threads):
+def test_a_forked_child_and_a_child_of_its_own_compute_on_one_thread_and_end(large, threads):
     with threads(2):
         wanted = every_result(fs, large)
 
@@ -148,7 +148,7 @@ def test_tests_that_use_threads_run_under_pytest_xdist(tmp_path, environment):
     assert "8 passed" in done.stdout, done.stdout + done.stderr
 
 
-# Threads that cannot be had
+# Threads that the system refuses
 
 LIMITED = """
     import os, resource, sys, threading
@@ -163,7 +163,7 @@ LIMITED = """
         with fs.num_threads(n):
             fs.softmax(x)
     if limit == "processes":
-        if os.getuid() == 0:  # whom no such limit holds
+        if os.getuid() == 0:  # exempt from the limit
             os.setuid(65534)
         kind, most = resource.RLIMIT_NPROC, 1
     else:  # less than any stack
@@ -184,14 +184,14 @@ LIMITED = """
 """
 
 
-# The numbers of threads of calls that went before: none, fewer than the call wants, as many and then fewer.
+# The numbers of threads of earlier calls: none; fewer than the call wants; as many, and then fewer.
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limits")
 @pytest.mark.parametrize("earlier", [(), ("2",), ("4", "2")])
 @pytest.mark.parametrize("limit", ["address space", "processes"])
 def test_a_call_computes_with_the_threads_that_it_can_have(limit, earlier, environment):
     printed = run(LIMITED, environment | {"OMP_NUM_THREADS": "4"}, limit, *earlier)
     if limit == "address space" and printed.endswith("False True\n"):
-        pytest.skip("the system does not keep the limit, as qemu-user does not: no thread is refused")
+        pytest.skip("the system ignores the limit, as qemu-user does: no thread is refused")
     assert printed == "0 True True\n"
 
 
@@ -255,7 +255,7 @@ INTERRUPTED = """
 @pytest.mark.parametrize("with_worker", [0, 1])
 @pytest.mark.parametrize("in_place", [0, 1])
 @pytest.mark.parametrize("n", [1, 2])
-def test_ctrl_c_during_a_call_comes_when_all_is_written(n, in_place, with_worker, environment):
+def test_ctrl_c_during_a_call_is_raised_when_the_result_is_complete(n, in_place, with_worker, environment):
     assert run(INTERRUPTED, environment | {"OMP_NUM_THREADS": "2"}, str(n), str(in_place), str(with_worker)) == "3\n"
 
 

@@ -1,4 +1,4 @@
-"""What holds for every input, on inputs that hypothesis makes up: NaN, infinities and subnormal numbers among them."""
+"""Properties that hold for every input, on inputs from hypothesis: with NaN, infinities and subnormal numbers."""
 
 import fastsoftmax as fs
 import ml_dtypes
@@ -56,7 +56,7 @@ def test_log_probabilities_are_at_most_zero_and_the_logarithms_of_probabilities(
 
 
 @given(st.data())
-def test_logsumexp_lies_between_the_maximum_and_what_all_equal_would_give(data):
+def test_logsumexp_exceeds_the_maximum_by_at_most_the_logarithm_of_the_number_of_classes(data):
     x = data.draw(logits())
     axis = data.draw(axes(x))
     top = x.max(axis).astype(np.float64)
@@ -80,7 +80,7 @@ def test_an_entropy_lies_between_zero_and_the_logarithm_of_the_number_of_classes
 
 
 @given(logits(np.float64, min_value=-(2**20), max_value=2**20), st.integers(-(2**20), 2**20))
-def test_a_shift_of_all_logits_changes_nothing_but_their_rounding(x, shift):
+def test_an_exact_shift_of_all_logits_shifts_logsumexp_and_changes_nothing_else(x, shift):
     x = np.round(x * 1024) / 1024  # so that the sum is exact
     np.testing.assert_allclose(fs.softmax(x + shift), fs.softmax(x), 1e-14, 1e-320)
     np.testing.assert_allclose(fs.log_softmax(x + shift), fs.log_softmax(x), 1e-14, 1e-320)
@@ -91,8 +91,8 @@ def test_a_shift_of_all_logits_changes_nothing_but_their_rounding(x, shift):
 @given(st.floats(-700, 700), st.floats(-700, 700))
 @example(0.0, 0.0)
 @example(40.0, 0.0)
-def test_two_classes_are_the_logistic_function(a, b):
-    """1 / (1 + exp(b - a)), as exp(a) / (exp(a) + exp(b)) is."""
+def test_two_classes_give_the_logistic_function(a, b):
+    """exp(a) / (exp(a) + exp(b)) is 1 / (1 + exp(b - a))."""
     wanted = np.longdouble(1) / (1 + np.exp(np.longdouble(b) - np.longdouble(a)))
     np.testing.assert_allclose(fs.softmax([a, b])[0], float(wanted), 1e-15, 1e-322)
     loss = np.log1p(np.exp(np.longdouble(b) - np.longdouble(a)))
@@ -107,7 +107,7 @@ def test_the_order_of_probabilities_is_that_of_the_logits(data):
     x = data.draw(logits(shape=st.integers(1, 40)))
     p = fs.softmax(x)[np.argsort(x, kind="stable")].astype(np.float64)
     info = ml_dtypes.finfo(x.dtype)
-    # Where logits differ by less than rounding, two ULP either way are within the bound.
+    # Probabilities of nearly equal logits may change places, because each may be off by two ULP.
     assert (p[1:] >= p[:-1] * (1 - 8 * float(info.eps)) - float(info.smallest_subnormal)).all()
 
 
@@ -131,7 +131,7 @@ def test_nan_and_infinity_spoil_their_own_slice_and_no_other(x):
 
 
 @given(st.data())
-def test_a_mask_is_a_logit_of_minus_infinity(data):
+def test_a_masked_entry_counts_as_a_logit_of_minus_infinity(data):
     x = data.draw(logits())
     shown = data.draw(hnp.arrays(bool, x.shape))
     shown[..., 0] = True
@@ -143,7 +143,7 @@ def test_a_mask_is_a_logit_of_minus_infinity(data):
 
 
 @given(st.data())
-def test_the_largest_are_the_first_of_a_stable_sort_and_have_their_log_probabilities(data):
+def test_top_k_is_the_beginning_of_a_stable_sort_with_its_log_probabilities(data):
     x = data.draw(logits())
     k = data.draw(st.integers(1, x.shape[-1]))
     values, indices = fs.log_softmax_top_k(x, k)
@@ -165,7 +165,7 @@ def test_a_draw_is_the_class_whose_part_of_the_cumulated_probabilities_holds_its
 
 
 @given(st.data())
-def test_a_divergence_is_what_the_cross_entropy_exceeds_the_entropy_by(data):
+def test_a_divergence_is_the_cross_entropy_minus_the_entropy(data):
     x = data.draw(logits(np.float64, min_value=-300, max_value=300))
     y = data.draw(logits(np.float64, x.shape, min_value=-300, max_value=300))
     got = fs.kl_divergence(x, y, reduction="none")
@@ -181,7 +181,7 @@ SMALL = {"min_value": -4, "max_value": 4}
 
 
 def central_difference(function, x, step=1e-5):
-    """The gradient of a function of an array that gives a number."""
+    """The gradient of a function from an array to a number."""
     grad = np.empty_like(x)
     for i in np.ndindex(x.shape):
         move = np.zeros_like(x)

@@ -1,4 +1,4 @@
-"""Arrays that another thread changes during a call: results are anything, but nothing outside an array is touched."""
+"""Arrays that another thread changes during a call: results are arbitrary, but no memory outside them is touched."""
 
 import threading
 from contextlib import suppress
@@ -11,7 +11,7 @@ from arrays import CALLS, FLOATING, Inputs, as_c, assert_all_same_bits, assert_s
 from fastsoftmax import _core
 from fastsoftmax._arguments import loss_arguments
 
-# By the loop that they take: few classes; rows; rows in blocks; neighbouring slices, also of more classes than a block.
+# One for each loop: few classes; rows; rows in blocks; neighbouring slices, also of more classes than a block.
 SHAPES = {
     "few": ((40, 5), -1),
     "rows": ((40, 100), -1),
@@ -33,7 +33,7 @@ OPTIONS = {
 @pytest.mark.parametrize(("shape", "axis"), SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_a_target_changed_after_its_check_harms_no_other_slice(shape, axis, options, reduction, dtype):
-    """What another thread may do between the check and the use, done there."""
+    """Changes targets between their check and their use, as another thread might."""
     a = Inputs.normal(shape, dtype).move(axis)
     classes = shape[-1]
     options = {k: getattr(a, v) if isinstance(v, str) else v for k, v in options.items()}
@@ -55,7 +55,7 @@ def others(grad, axis):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_arrays_changed_during_calls_leave_the_next_call_right(name):
-    """Enough work for the GIL to be released."""
+    """The calls have enough work to release the GIL."""
     first, second = (Inputs.normal((60, 1000), np.float64, seed=seed) for seed in (0, 1))
     second.indices[...] = 2**40
     wanted = results(CALLS[name](fs, first, -1))
@@ -73,7 +73,7 @@ def test_arrays_changed_during_calls_leave_the_next_call_right(name):
     writer.start()
     try:
         for _ in range(30):
-            with suppress(ValueError):  # where a check sees the index
+            with suppress(ValueError):  # if a check sees the bad index
                 CALLS[name](fs, a, -1)
     finally:
         stop.set()

@@ -1,4 +1,4 @@
-"""No number overflows, vanishes or cancels on the way to a result that does not: against mpmath, in every loop."""
+"""Nothing overflows, vanishes or cancels on the way to a result in range: compared with mpmath, in every loop."""
 
 import fastsoftmax as fs
 import mpmath
@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.skipif(not SUFFICES, reason="longdouble has fewer than 64 bits here"),
 ]
 
-# Few classes, rows or tiles, blocks.
+# The classes of the case only, some more of them, and more than a block.
 CLASSES = [None, 40, 40_000]
 SAMPLES = 17  # more than a tile has lanes
 
@@ -44,7 +44,7 @@ def to_longdouble(values):
 
 
 def layouts(*arrays):
-    """Some arrays of (samples, classes) with their class axis last, and first."""
+    """Yield the class axis and arrays of (samples, classes): with the class axis last, then with it first."""
     yield 1, *arrays
     yield 0, *(np.ascontiguousarray(a.T) for a in arrays)
 
@@ -73,7 +73,7 @@ def assert_along_both_axes(call, arrays, wanted, unit=None):
 
 
 def loss_gradient(x, share, temperature, scale):
-    """softmax * sum(share) - share, times scale over temperature; the larger of both terms likewise."""
+    """softmax * sum(share) - share, times scale over temperature; and the larger of both terms, times the same."""
     x = [v / mpf(temperature) for v in exactly(x)]
     e = [mpmath.exp(v - max(x)) for v in x]
     total, all_shares = sum(e), sum(share)
@@ -105,7 +105,7 @@ FACTORS = {
 @each_number_of_classes
 @pytest.mark.parametrize("target", [0, 1])
 @pytest.mark.parametrize("factor", FACTORS)
-def test_a_factor_out_of_range_meets_the_difference_first(factor, target, classes):
+def test_a_factor_out_of_range_is_applied_after_the_difference(factor, target, classes):
     dtype, quotients, temperature, upstream = FACTORS[factor]
     logits = np.array(quotients) * temperature
     x = padded(logits, classes, -np.inf, dtype)
@@ -136,7 +136,7 @@ def test_a_factor_out_of_range_meets_the_difference_first(factor, target, classe
         (np.array([[1.0, 2, 3]]), {"temperature": 1e-310, "label_smoothing": 1e-320}),
     ],
 )
-def test_the_gradient_is_zero_where_one_class_is_all_there_is_whatever_the_factor(logits, options):
+def test_the_gradient_is_zero_whatever_the_factor_if_the_target_has_probability_1(logits, options):
     grad = fs.cross_entropy_grad(logits, [2], **options)
     if "label_smoothing" not in options:
         assert (grad == 0).all()
@@ -159,7 +159,7 @@ TERMS = {
 @each_number_of_classes
 @pytest.mark.parametrize("dtype", [float32, float64], ids=str)
 @pytest.mark.parametrize("terms", TERMS)
-def test_a_factor_out_of_range_meets_the_difference_first_with_any_coefficients(terms, dtype, classes):
+def test_a_factor_out_of_range_is_applied_after_the_difference_with_any_coefficients(terms, dtype, classes):
     quotients, temperature, upstream, options = TERMS[terms]
     classes = classes or 3
     if dtype == float32:
@@ -193,7 +193,7 @@ def test_the_product_of_large_probabilities_and_the_factor_may_be_out_of_range(c
         assert (np.delete(grad, 1, axis=1) == 0).all()
 
 
-# Weights: only what samples use, and as ratios where the mean divides them out.
+# Weights: only those that samples use count, and in a mean only their ratios.
 
 USED = {
     "one class, another is huge": ([1e-30, 1e300, 1.0], [0, 0, 0]),
@@ -224,7 +224,7 @@ def test_a_mean_depends_on_the_ratios_of_the_weights_that_samples_use(used, dtyp
         loss, grad = fs.cross_entropy_with_grad(a, targets, axis, weight=weight)
         assert_within(4, np.asarray(loss), mean)
         assert_within(6, np.moveaxis(grad, axis, 1), wanted, np.maximum(np.abs(wanted), share * p.max()))
-        # Each of them by itself, and their sum.
+        # Each loss by itself, and the sum of all.
         none = fs.cross_entropy(a, targets, axis, weight=weight, reduction="none")
         assert_within(4, none, to_longdouble(losses))
         assert_within(4, np.asarray(fs.cross_entropy(a, targets, axis, weight=weight, reduction="sum")), total)
@@ -260,7 +260,7 @@ FAR_APART = {
 @each_number_of_classes
 @pytest.mark.parametrize("power", [-35, 35, 502, 929, -600])
 @pytest.mark.parametrize("case", FAR_APART)
-def test_weights_far_from_one_take_nothing_from_probabilities_far_apart(case, power, classes):
+def test_extreme_weights_cost_no_digits_of_probabilities_that_are_far_apart(case, power, classes):
     dtype, logits, probabilities, temperature = FAR_APART[case]
     x, q = padded(logits, classes, -np.inf, dtype), padded(probabilities, classes, 0, dtype)
     used, unit = len(logits), mpf(2) ** power
@@ -272,7 +272,7 @@ def test_weights_far_from_one_take_nothing_from_probabilities_far_apart(case, po
     grad, size = loss_gradient(x[0, :used], share, temperature, 1 / unit)
     given = {"weight": weight, "temperature": temperature, "reduction": "none"}
     for axis, a, b in layouts(x, q):
-        # A loss that float32 does not hold is only infinite, or nothing.
+        # A loss out of the range of float32 is only infinite or 0.
         if dtype == float64 or abs(power) < 100:
             got = fs.cross_entropy(a, b, axis, **given)
             assert_within(4, got, np.full(SAMPLES, to_longdouble([loss])))
@@ -282,7 +282,7 @@ def test_weights_far_from_one_take_nothing_from_probabilities_far_apart(case, po
             assert_within(4, got, *(np.broadcast_to(w, got.shape) for w in (grad, size)))
 
 
-def test_an_upstream_that_undoes_a_weight_brings_its_gradient_back():
+def test_an_upstream_that_undoes_a_weight_restores_the_gradient():
     x = np.array([[0.5, -1, 2], [1, 0, 3]])
     weight, upstream = np.array([1e-300, 1e300, 1]), np.array([1e300, 1e-300])
     wanted = fs.cross_entropy_grad(x, [0, 1], reduction="none")
@@ -340,7 +340,7 @@ LOG_GRADIENTS = {
 
 @each_number_of_classes
 @pytest.mark.parametrize("case", LOG_GRADIENTS)
-def test_log_softmax_grad_multiplies_what_vanishes_and_subtracts_what_overflows(case, classes):
+def test_log_softmax_grad_neither_overflows_nor_vanishes_on_the_way(case, classes):
     dtype, logp, dy, temperature = LOG_GRADIENTS[case]
     arrays = padded(logp, classes, -np.inf, dtype), padded(dy, classes, 0, dtype)
     wanted, unit = log_softmax_gradient(*(a[0, : len(dy)] for a in arrays), temperature)
@@ -357,7 +357,7 @@ def test_log_softmax_grad_multiplies_what_vanishes_and_subtracts_what_overflows(
 
 
 @pytest.mark.parametrize("classes", [40, 1000, 40_000])
-def test_log_softmax_grad_of_many_gradients_whose_sum_overflows_only_together(classes):
+def test_log_softmax_grad_is_right_where_partial_sums_overflow(classes):
     dy = np.full((3, classes), 1.7e308)
     dy[:, classes // 2 :] *= -1
     dy[:, 0] = 1.0
@@ -445,7 +445,7 @@ def test_terms_of_equal_scores_cancel_and_leave_the_others_right(case, classes, 
         sums[score] = sums.get(score, mpf(0)) + weight
     terms = [w * mpmath.exp(s) for s, w in sums.items()]
     total, size = sum(terms), sum(map(abs, terms))
-    # The others are absent: -inf, or of weight 0. In blocks the first and the last are far apart.
+    # All other entries are absent: -inf, or of weight 0. Spread terms lie in different blocks.
     for filler, spread in [((-np.inf, 1.0), False), ((3.0, 0.0), True)]:
         scores, weights = (np.full(max(classes, len(x)), f, dtype) for f in filler)
         places = np.linspace(0, len(scores) - 1, len(x)).astype(int) if spread else np.arange(len(x))
@@ -461,7 +461,7 @@ def test_terms_of_equal_scores_cancel_and_leave_the_others_right(case, classes, 
             assert abs(log - wanted) <= one + 2.0**-55 * float(size / abs(total))
 
 
-# What is undefined.
+# Undefined samples.
 
 
 @pytest.mark.parametrize("undefined", [[np.nan, 1, 2], [1, 2, np.inf], [-np.inf] * 3, [np.inf, -np.inf, 0]], ids=str)
@@ -494,14 +494,14 @@ def test_an_undefined_sample_has_an_undefined_loss_whatever_its_coefficients(dty
             assert_all_same_bits(fs.cross_entropy(a, given, **none, **options), loss)
             assert np.isnan(fs.cross_entropy(a, given, axis, reduction="sum", **options))
             assert np.isnan(fs.cross_entropy(a, given, axis, **options))
-        # An ignored sample is no part of it.
+        # Unless that sample is ignored.
         ignored = np.where(alone, -1, targets)
         loss, grad = fs.cross_entropy_with_grad(a, ignored, ignore_index=-1, weight=weight, **none)
         assert (loss == 0).all()
         assert (np.moveaxis(grad, axis, 1)[alone] == 0).all()
 
 
-def test_only_the_logarithm_of_zero_may_be_multiplied_by_zero():
+def test_the_logarithm_of_zero_times_a_zero_weight_is_zero():
     x = np.array([[0, -np.inf, 1], [0, -1, 1]])
     loss, grad = fs.cross_entropy_with_grad(x, [1, 1], weight=[1, 0, 1], reduction="none")
     assert (loss == 0).all()

@@ -16,7 +16,7 @@ from fastsoftmax.calibration import brier_score, fit_temperature, reliability
 
 @pytest.fixture
 def saved(tmp_path, rng):
-    """Scores and targets, and a function that writes arrays to files of these names."""
+    """Scores and targets, which are also in files, and a function that saves further arrays."""
 
     def save(name, array):
         np.save(tmp_path / name, array)
@@ -95,7 +95,7 @@ def test_ignored_samples_leave_every_measure(report, saved):
     assert (found["samples"], found["ignored"]) == (400, 200)
 
 
-def test_the_class_axis_may_be_any_and_few_classes_are_all_among_the_top_five(report, saved):
+def test_any_axis_may_be_the_class_axis_and_few_classes_are_all_among_the_top_five(report, saved):
     *_, save = saved
     rng = np.random.default_rng(1)
     targets = save("t.npy", rng.integers(0, 3, (4, 5)))
@@ -107,7 +107,7 @@ def test_the_class_axis_may_be_any_and_few_classes_are_all_among_the_top_five(re
     assert found["top5_accuracy"] == 1
 
 
-def test_bfloat16_is_read_where_it_is_named(report, saved):
+def test_bfloat16_is_read_if_it_is_named_as_the_dtype(report, saved):
     logits, targets, save = saved
     stored = save("b.npy", logits.astype(ml_dtypes.bfloat16))
     found = values(report("report", "b.npy", "targets.npy", "--dtype", "bfloat16", "--json"))
@@ -224,7 +224,7 @@ def test_bad_input_gives_one_line_and_status_2(report, saved, tmp_path, argument
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_picture_that_cannot_be_written_leaves_nothing_and_does_not_cost_the_table(report, saved, tmp_path):
+def test_a_picture_that_cannot_be_written_leaves_no_file_and_the_table_is_printed(report, saved, tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "taken.png.part").mkdir()
     before = set(tmp_path.iterdir())
@@ -235,7 +235,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_and_does_not_cost_the_t
     assert set(tmp_path.iterdir()) == before
 
 
-def test_no_command_prints_the_configuration(report):
+def test_without_a_command_the_configuration_is_printed(report):
     done = report()
     assert done.returncode == 0
     assert done.stdout.startswith(f"fastsoftmax: {fs.__version__}\n")
@@ -243,7 +243,7 @@ def test_no_command_prints_the_configuration(report):
 
 
 @pytest.mark.parametrize("rich", [False, True])
-def test_a_terminal_shows_how_far_it_is_and_is_clean_afterwards(saved, tmp_path, environment, rich):
+def test_a_terminal_shows_progress_and_is_clean_afterwards(saved, tmp_path, environment, rich):
     if rich:
         pytest.importorskip("rich")
     hidden = "" if rich else "sys.modules['rich'] = None; importlib.util.find_spec = lambda name: None;"
@@ -259,7 +259,7 @@ def test_a_terminal_shows_how_far_it_is_and_is_clean_afterwards(saved, tmp_path,
         while True:
             try:
                 part = read(ours, 4096)
-            except OSError:  # Linux's end of a terminal
+            except OSError:  # how Linux reports the end of a terminal
                 break
             if not part:
                 break
@@ -271,8 +271,8 @@ def test_a_terminal_shows_how_far_it_is_and_is_clean_afterwards(saved, tmp_path,
     assert shown.rstrip().endswith((b"\x1b[K", b"\x1b[2K", b"\x1b[?25h"))
 
 
-def test_the_peak_of_memory_is_a_few_chunks_whatever_the_size_of_the_file(report, saved, tmp_path, environment):
-    """128 MB of scores, and what Python and NumPy allocate meanwhile."""
+def test_peak_memory_is_a_few_chunks_whatever_the_size_of_the_file(report, saved, tmp_path, environment):
+    """Limits what Python and NumPy allocate for a report on 128 MB of scores."""
     classes, rows = 500, 64_000
     logits = np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.float32, (rows, classes))
     logits[...] = np.random.default_rng(0).standard_normal((rows, classes), np.float32)

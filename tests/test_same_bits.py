@@ -34,14 +34,14 @@ each_call_and_reduction = pytest.mark.parametrize("call", WITH_REDUCTIONS.values
 
 
 def moved_back(result, ndim, axis):
-    """The class axis of those results that have it, last again."""
+    """Move the class axis back to the end, in results that have it."""
     return tuple(np.moveaxis(r, axis, -1) if r.ndim == ndim else r for r in results(result))
 
 
 @pytest.mark.core
 @each_dtype
 @each_call_and_reduction
-def test_in_every_layout(call, dtype):
+def test_bits_are_the_same_in_every_layout(call, dtype):
     for shape in SHAPES:
         inputs = Inputs.normal(shape, dtype)
         wanted = call(fs, inputs, -1)
@@ -50,7 +50,7 @@ def test_in_every_layout(call, dtype):
 
 
 def of_every_size(rng, shape, dtype):
-    """Products of two overflow here and there, and some are less than the least of all numbers; then a few NaN."""
+    """Numbers of which some products overflow and some underflow; one in the last row is NaN or infinite."""
     info = finfo(dtype)
     scale = np.exp2(rng.integers(int(info.minexp), int(info.maxexp), shape) // rng.choice([1, 2, 9], (shape[0], 1)))
     with np.errstate(over="ignore"):
@@ -62,7 +62,7 @@ def of_every_size(rng, shape, dtype):
 @pytest.mark.core
 @each_dtype
 @pytest.mark.parametrize("function", [fs.softmax_grad, fs.log_softmax_grad])
-def test_gradients_of_rows_of_every_length_are_those_of_elements_apart(function, dtype, rng):
+def test_gradients_of_rows_of_every_length_have_the_bits_of_strided_slices(function, dtype, rng):
     for classes in [*range(1, 200), 1000, 1001, 16_384, 16_385]:
         rows = 6 if classes < 1000 else 3
         y, dy = (of_every_size(rng, (rows, classes), dtype) for _ in range(2))
@@ -84,7 +84,7 @@ def test_gradients_of_rows_of_every_length_are_those_of_elements_apart(function,
 @pytest.mark.core
 @each_dtype
 @each_call_and_reduction
-def test_wherever_the_class_axis_is(call, dtype):
+def test_bits_are_the_same_wherever_the_class_axis_is(call, dtype):
     for shape in SHAPES:
         inputs = Inputs.normal(shape, dtype)
         wanted = call(fs, inputs, -1)
@@ -97,7 +97,7 @@ def test_wherever_the_class_axis_is(call, dtype):
 
 @each_dtype
 @each_call_and_reduction
-def test_in_every_layout_of_a_long_slice(call, dtype):
+def test_bits_of_a_long_slice_are_the_same_in_every_layout(call, dtype):
     inputs = Inputs.normal((2, 70_001), dtype)
     wanted = call(fs, inputs, -1)
     for name in ("strided", "axis_first", "unaligned", "swapped"):
@@ -106,7 +106,7 @@ def test_in_every_layout_of_a_long_slice(call, dtype):
 
 @lru_cache(maxsize=1)
 def long_slices(n, dtype):
-    """`n` slices, each more than is gathered at once, and as others lay them out: (what, inputs, class axis)."""
+    """`n` slices, each too long to be gathered at once, and their other layouts: (name, inputs, class axis)."""
     a = Inputs.normal((n, 70_001), dtype)
     first = a.move(0)
     return a, [
@@ -121,7 +121,7 @@ def long_slices(n, dtype):
 @each_call_and_reduction
 @pytest.mark.parametrize("dtype", FLOATING[1:], ids=str)
 @pytest.mark.parametrize("n", [3, 16])
-def test_in_every_layout_of_a_few_long_slices(n, dtype, call):
+def test_bits_of_a_few_long_slices_are_the_same_in_every_layout(n, dtype, call):
     a, others = long_slices(n, dtype)
     wanted = call(fs, a, -1)
     for _, other, axis in others:
@@ -129,7 +129,7 @@ def test_in_every_layout_of_a_few_long_slices(n, dtype, call):
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
-def test_of_long_slices_with_a_mask_of_ones(dtype):
+def test_a_mask_of_ones_changes_no_bits_of_long_slices(dtype):
     a, others = long_slices(3, dtype)
     for function in (fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy):
         wanted = function(a.x, 1)
@@ -146,7 +146,7 @@ def test_of_long_slices_with_a_mask_of_ones(dtype):
 @pytest.mark.core
 @each_dtype
 @each_call
-def test_of_a_slice_alone_and_in_its_batch(call, dtype):
+def test_bits_of_a_slice_are_the_same_alone_and_in_its_batch(call, dtype):
     for shape in [(37, 2), (37, 10), (35, 33), (5, 300), (2, 5000)]:
         inputs = Inputs.normal(shape, dtype)
         wanted = results(call(fs, inputs, -1))
@@ -157,7 +157,7 @@ def test_of_a_slice_alone_and_in_its_batch(call, dtype):
 @pytest.mark.core
 @each_dtype
 @each_call
-def test_of_a_batch_in_chunks(call, dtype):
+def test_bits_of_a_batch_are_the_same_in_chunks(call, dtype):
     for shape in [(131, 2), (131, 7), (67, 40), (20, 1025)]:
         inputs = Inputs.normal(shape, dtype)
         wanted = results(call(fs, inputs, -1))
@@ -172,8 +172,8 @@ def test_of_a_batch_in_chunks(call, dtype):
 @pytest.mark.core
 @each_dtype
 @each_call
-def test_of_a_slice_in_a_batch_of_other_values(call, dtype):
-    """A neighbour that needs the careful path must not change what others get."""
+def test_bits_of_a_slice_do_not_depend_on_its_neighbours(call, dtype):
+    """A neighbour that is computed in another way must not change the results of others."""
     for shape in [(37, 2), (37, 10), (35, 33), (5, 300), (2, 5000)]:
         inputs = Inputs.normal(shape, dtype)
         wanted = results(call(fs, inputs, -1))
@@ -187,7 +187,7 @@ def test_of_a_slice_in_a_batch_of_other_values(call, dtype):
 
 @each_dtype
 @each_call
-def test_of_broadcast_arrays_and_their_copies(call, dtype):
+def test_broadcast_arrays_give_the_bits_of_their_copies(call, dtype):
     inputs = Inputs.normal((23, 40), dtype)
     for shape, part in PARTS:
 
@@ -201,7 +201,7 @@ def test_of_broadcast_arrays_and_their_copies(call, dtype):
 
 @each_dtype
 @each_call_and_reduction
-def test_for_every_number_of_threads(call, dtype, threads):
+def test_bits_are_the_same_for_every_number_of_threads(call, dtype, threads):
     shapes = [(17_001, 3), (1_501, 33), (13, 5000), (2, 70_001)]
     if dtype == np.float32:
         shapes.append((3, 140_001))  # enough for three threads without OpenMP, too
@@ -215,7 +215,7 @@ def test_for_every_number_of_threads(call, dtype, threads):
 
 
 @pytest.mark.parametrize("call", WITH_REDUCTIONS.values(), ids=WITH_REDUCTIONS)
-def test_for_every_number_of_threads_of_one_very_long_slice(call, threads):
+def test_bits_of_a_very_long_slice_are_the_same_for_every_number_of_threads(call, threads):
     inputs = Inputs.normal((1, 1_000_003), np.float32)
     with threads(1):
         wanted = call(fs, inputs, -1)
@@ -225,7 +225,7 @@ def test_for_every_number_of_threads_of_one_very_long_slice(call, threads):
 
 
 @each_call_and_reduction
-def test_again_after_every_other_call(call):
+def test_bits_are_the_same_after_every_other_call(call):
     inputs = Inputs.normal((33, 100), np.float32)
     wanted = call(fs, inputs, -1)
     for other in WITH_REDUCTIONS.values():
@@ -234,7 +234,7 @@ def test_again_after_every_other_call(call):
 
 
 @each_dtype
-def test_with_and_without_out_and_in_place(dtype):
+def test_bits_are_the_same_with_out_and_in_place(dtype):
     for shape in SHAPES:
         a = Inputs.normal(shape, dtype)
         for function in (fs.softmax, fs.log_softmax):
@@ -262,8 +262,8 @@ def test_with_and_without_out_and_in_place(dtype):
         (0, 5, np.nan, -5),
     ],
 )
-def test_of_a_long_slice_whose_parts_are_far_apart(levels, dtype, rng):
-    """Parts of a long slice are measured each by its own largest entry: whatever that saves, the bits are the same."""
+def test_bits_of_a_long_slice_with_parts_far_apart_are_the_same_in_place_and_strided(levels, dtype, rng):
+    """Exponentials may wait in the place of the results or be computed again: the bits are the same."""
     x = (rng.normal(size=(4, 15_000)) + np.array(levels)[:, np.newaxis]).reshape(1, -1).astype(dtype)
     targets = np.array([33_333])
     place = x.copy()
@@ -278,7 +278,7 @@ def test_of_a_long_slice_whose_parts_are_far_apart(levels, dtype, rng):
 
 @each_dtype
 @pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy])
-def test_with_a_mask_of_ones(function, dtype):
+def test_a_mask_of_ones_changes_no_bits(function, dtype):
     for shape in SHAPES:
         a = Inputs.normal(shape, dtype)
         for axis in range(len(shape)):
@@ -286,7 +286,7 @@ def test_with_a_mask_of_ones(function, dtype):
 
 
 @pytest.mark.parametrize("call", LOSSES.values(), ids=LOSSES)
-def test_of_a_loss_whatever_the_dtype_of_its_targets(call):
+def test_bits_of_a_loss_do_not_depend_on_the_dtype_of_its_targets(call):
     a = Inputs.normal((67, 10), np.float32)
     wanted = call(fs, a, -1)
     for dtype in (np.int8, np.uint16, np.uint64):
@@ -297,8 +297,8 @@ def test_of_a_loss_whatever_the_dtype_of_its_targets(call):
 @pytest.mark.core
 @each_dtype
 @pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy])
-def test_of_a_slice_whatever_masked_classes_follow(function, dtype):
-    """The rest of a slice, that fills no pack, is computed as the packs are: as if masked classes filled it."""
+def test_bits_of_a_slice_do_not_depend_on_masked_classes_after_it(function, dtype):
+    """The last classes of a slice, which do not fill a pack, are computed as if masked classes filled it."""
     few = 56  # up to here, sums have an order of their own
     for classes in (1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 300, 16_383, 16_385):
         x = Inputs.normal((3, classes), dtype).x

@@ -1,4 +1,4 @@
-"""`sample` draws what its definition draws, from what it leaves, as often as probabilities say."""
+"""`sample` draws the classes that its definition draws, from those that are left, as often as probabilities say."""
 
 import fastsoftmax as fs
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.random import PCG64, Generator, default_rng
 from scipy.stats import chisquare
 
-ROUNDING = 1e-5  # of a cumulated probability in float32, in which halves are computed, too
+ROUNDING = 1e-5  # of a cumulated probability in float32, which is also for halves
 ALMOST_ONE = 1 - 2.0**-53
 
 TRUNCATIONS = {
@@ -26,7 +26,7 @@ each_dtype = pytest.mark.parametrize("dtype", [*FLOATING, np.dtype(np.int8)], id
 
 
 def left_and_probabilities(scores, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
-    """One slice's classes that are left, by their index, and their probabilities, as the definition has it."""
+    """The classes of a slice that are left, by rising index, and their probabilities, by the definition."""
     d = scores.astype(np.float64)
     e = np.exp((d - d.max()) / temperature)
     order = np.argsort(-d, kind="stable")[:top_k]
@@ -38,7 +38,7 @@ def left_and_probabilities(scores, temperature=1.0, top_k=None, top_p=1.0, min_p
 
 
 def inner_numbers(p):
-    """Numbers in the middle of each class's part of [0, 1), and which classes have a part that rounding leaves."""
+    """The middle of each class's part of [0, 1), if that is wider than rounding; and which classes have such a part."""
     sums = np.cumsum(p)
     wide = p > 10 * ROUNDING
     return (sums - p / 2)[wide], wide
@@ -91,7 +91,7 @@ def drawn_or_refusal(module, *arguments, **options):
 
 
 @given(calls(), st.integers(0, 2**32 - 1))
-def test_draws_are_those_of_the_definition_but_for_rounding(call, seed):
+def test_draws_are_those_of_the_definition_except_for_rounding(call, seed):
     x, axis, options = call
     told = [drawn_or_refusal(module, x, default_rng(seed), axis, **options) for module in (fs, reference)]
     if any(isinstance(one, str) for one in told):
@@ -104,7 +104,7 @@ def test_draws_are_those_of_the_definition_but_for_rounding(call, seed):
 
 
 def assert_other_side_of_a_border(x, axis, options, seed, got, wanted):
-    """Both draws of a number that lies within rounding of where one class ends; or of what top_p or min_p leaves."""
+    """Assert that the draws differ only where numbers, top_p or min_p lie within rounding of a border."""
     spread = {k: options[k] for k in ("temperature", "where", "top_k")}
     for change in (-ROUNDING, ROUNDING):
         near = dict(options)
@@ -150,7 +150,7 @@ def test_frequencies_over_many_blocks_are_the_probabilities():
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("classes", [9, 70, 5000, 50_000])
-def test_of_equal_scores_the_first_are_left(classes, dtype, rng):
+def test_the_first_of_equal_scores_are_left(classes, dtype, rng):
     x = rng.integers(0, 5, classes).astype(dtype)
     x[x == 0] = rng.choice([0.0, -0.0], np.sum(x == 0))
     order = np.argsort(-x.astype(np.float64), kind="stable")
@@ -164,7 +164,7 @@ def test_of_equal_scores_the_first_are_left(classes, dtype, rng):
     assert drawn.max() == -(classes // -3) - 1
 
 
-def test_equal_scores_that_top_p_or_min_p_keeps_are_exactly_as_many_as_it_takes():
+def test_top_p_and_min_p_keep_exactly_as_many_equal_scores_as_needed():
     for dtype in FLOATING:
         for classes in (10, 100, 1000):
             x = np.zeros(classes, dtype)
@@ -191,7 +191,7 @@ def test_a_class_of_probability_0_is_never_drawn(dtype):
 
 
 class Counting(Generator):
-    """Notes how it is used."""
+    """A generator that records how it is used."""
 
     def __init__(self):
         super().__init__(PCG64(5))
@@ -203,7 +203,7 @@ class Counting(Generator):
 
 
 @pytest.mark.parametrize("size", [None, 0, 1, 7])
-def test_one_random_number_a_draw_is_used_in_c_order(size, rng):
+def test_each_draw_uses_one_random_number_in_c_order(size, rng):
     x = rng.normal(size=(3, 50, 4))
     numbers = Counting()
     got = fs.sample(x, numbers, 1, size=size)
@@ -264,7 +264,7 @@ def test_the_zoo_gives_draws_or_the_definitions_error(dtype):
                     np.testing.assert_array_equal(*told, err_msg=f"{name}, {axis}, {options}")
 
 
-def test_a_generator_is_expected():
+def test_anything_but_a_generator_is_refused():
     for rng in (None, 0, np.random, np.random.RandomState(0), PCG64(0), Generator):
         with pytest.raises(TypeError, match=r"rng is .*; expected a numpy.random.Generator"):
             fs.sample([0.0, 1.0], rng)
@@ -338,7 +338,7 @@ def test_a_draw_does_not_depend_on_the_batch_the_layout_or_the_threads(options, 
         assert (fs.sample(x, GivenNumbers([0.3]), **options)[-1:] == alone).all()
 
 
-def test_many_draws_of_a_slice_are_those_of_as_many_slices(rng):
+def test_many_draws_of_a_slice_are_those_of_as_many_copies_of_it(rng):
     x = rng.normal(0, 3, (2, 9000)).astype(np.float32)
     for options in TRUNCATIONS.values():
         together = fs.sample(x, default_rng(4), size=500, **options)
@@ -355,7 +355,7 @@ def generate(seed, layout, dtype, threads, steps=12, batch=5, classes=3000, widt
     tokens = []
     with fs.num_threads(threads):
         for _ in range(steps):
-            # Whole numbers over 8 make scores that no order of summation changes.
+            # Multiples of 1/8 and 1/16 make scores that do not depend on the order of summation.
             logits = np.round(8 * (np.round(16 * state) / 16) @ (np.round(16 * outputs.T) / 16)) / 8
             scores = layout(logits.astype(dtype))
             tokens.append(fs.sample(scores, rng, temperature=0.8, top_k=200, top_p=0.95, min_p=0.001))
@@ -375,7 +375,7 @@ def test_a_sampling_loop_gives_the_same_tokens_for_a_seed_in_every_layout_and_on
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 10.0]))
-def test_sorted_scores_are_as_good_as_any(seed, scale):
+def test_sorted_scores_leave_the_classes_of_the_definition(seed, scale):
     random = default_rng(seed)
     x = random.normal(0, scale, 50_000).astype(np.float32)
     for order in (np.sort(x), np.sort(x)[::-1]):
@@ -386,7 +386,7 @@ def test_sorted_scores_are_as_good_as_any(seed, scale):
             assert np.isin(drawn, left).mean() >= 1 - 1e-3 * (slack > 0)
 
 
-def test_bfloat16_is_drawn_from_as_the_same_numbers_in_float32(rng):
+def test_bfloat16_gives_the_draws_of_the_same_numbers_in_float32(rng):
     x = rng.normal(0, 3, (4, 20_000)).astype(bfloat16)
     for options in TRUNCATIONS.values():
         got = fs.sample(x, default_rng(2), size=50, **options)

@@ -72,7 +72,7 @@ def test_every_link_inside_the_site_leads_somewhere():
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
-        pytest.skip("needs Chromium, which Debian's package of that name brings")
+        pytest.skip("needs Chromium (Debian: the package chromium)")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM)
         yield browser
@@ -112,7 +112,7 @@ class Opened:
 
     @staticmethod
     def _elsewhere(url: str, address: str) -> bool:
-        """The site needs no other host."""
+        """Whether an address is on another host, of which the site needs none."""
         return urlsplit(url).scheme.startswith("http") and not url.startswith(address)
 
     def __enter__(self) -> "Opened":
@@ -125,7 +125,7 @@ class Opened:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_shows_all_that_it_has_on_a_screen_of_any_width(name, width, scheme, browser, address):
+def test_a_page_fits_screens_of_any_width_and_lacks_nothing(name, width, scheme, browser, address):
     with Opened(browser, address, WIDTHS[width], scheme) as opened:
         tab = opened.tab
         tab.goto(f"{address}/{name}.html", wait_until="networkidle")

@@ -1,6 +1,7 @@
-"""Calls leave memory as it was, those that raise too; `python tests/soak.py` makes a million of every function.
+"""Calls, also those that raise, leave memory as it was; `python tests/soak.py` makes a million of every function.
 
-In processes of their own: what other tests have freed would hide a loss, and what they still hold moves.
+Each test measures a process of its own: memory that other tests have freed would hide a leak, and memory that they
+still hold may change.
 """
 
 import re
@@ -38,7 +39,7 @@ def test_eighty_thousand_calls_of_every_function_leave_memory_as_it_was(environm
         ("np.ones(65_536, np.uint8)", "resident"),  # memory that is not Python's, as scratch is
     ],
 )
-def test_a_loss_in_one_call_of_a_hundred_is_seen(loss, seen, environment):
+def test_a_leak_in_one_call_of_a_hundred_is_seen(loss, seen, environment):
     code = dedent(
         f"""
         import fastsoftmax as fs

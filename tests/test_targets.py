@@ -1,4 +1,4 @@
-"""Every SIMD target that the machine can run: the core of the suite on each, the choice, what an import leaves."""
+"""Every SIMD target that the machine can run: the core of the suite on each, the choice, effects of the import."""
 
 import os
 import platform
@@ -40,7 +40,7 @@ def test_the_core_of_the_suite_passes_on_every_target(target, environment):
 
 @pytest.mark.parametrize(("cpu", "target"), [("Nehalem", "baseline"), ("Haswell", "avx2")])
 def test_an_older_cpu_gets_the_best_target_that_it_has_and_the_golden_bits(cpu, target, environment):
-    """Nehalem has no AVX: an instruction of it, where the module is loaded or called, would end the process."""
+    """Nehalem has no AVX: an AVX instruction, when the module is loaded or called, would end the process."""
     emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
     if not emulator or platform.machine() != "x86_64" or sys.platform != "linux" or "LD_PRELOAD" in environment:
         pytest.skip("needs qemu-user, on Linux on x86_64, and nothing preloaded, like a sanitizer")
@@ -77,7 +77,7 @@ def test_a_target_can_be_forced(target, environment):
 
 
 @pytest.mark.parametrize("target", ["sse9", "AVX2 ", "baseline,avx2"])
-def test_an_unknown_target_fails_the_import_with_the_names_there_are(target, environment):
+def test_an_unknown_target_fails_the_import_with_the_usable_names(target, environment):
     done = run(["-c", "import fastsoftmax"], environment, FASTSOFTMAX_TARGET=target)
     assert done.returncode != 0
     assert "ImportError" in done.stderr
@@ -86,7 +86,7 @@ def test_an_unknown_target_fails_the_import_with_the_names_there_are(target, env
         assert usable in done.stderr
 
 
-def test_a_target_that_the_machine_lacks_fails_the_import_with_the_names_there_are(environment):
+def test_a_target_that_the_machine_lacks_fails_the_import_with_the_usable_names(environment):
     lacking = set(CORE["targets_built"]) - set(TARGETS)
     if not lacking:
         pytest.skip("the machine has every target that was built")
@@ -105,7 +105,7 @@ def test_usable_targets_are_built_and_baseline_is_among_them():
 
 
 def test_targets_agree_to_a_few_ulp(environment, tmp_path):
-    """They need not have the same bits: not every machine has fused multiplication."""
+    """Their bits may differ, because the x86 baseline has no fused multiply-add."""
     x = np.random.default_rng(0).normal(0, 10, (50, 333)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     code = "import sys, numpy as np, fastsoftmax as fs; np.save(sys.argv[2], fs.softmax(np.load(sys.argv[1])))"
@@ -136,7 +136,7 @@ def test_show_config_as_dicts_prints_nothing(capsys):
     assert config["threads"] == fs.get_num_threads()
 
 
-# What an import leaves behind
+# Effects of the import
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -155,7 +155,7 @@ def test_subnormal_numbers_survive_the_import_and_a_call(target, environment):
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
-def test_the_import_needs_numpy_alone(environment):
+def test_the_import_loads_only_numpy(environment):
     code = "import sys, fastsoftmax; print(*sorted({m.split('.')[0] for m in sys.modules} - sys.stdlib_module_names))"
     modules = set(run(["-c", code], environment).stdout.split())
     assert {"fastsoftmax", "numpy"} <= modules
@@ -168,11 +168,11 @@ COMPILERS = list(dict.fromkeys([os.environ.get("CXX", "c++"), "clang++"]))
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("target", CORE["targets_built"])
-def test_a_kernel_object_exports_its_table_alone_and_needs_no_mathematics(target, compiler, tmp_path):
-    """If several targets define a function, the linker keeps one, perhaps with instructions that the machine lacks. One
-    of libm is compiled for another machine, and each call of it may cost a change of the vector unit's state.
+def test_a_kernel_object_exports_only_its_table_and_needs_nothing_of_libm(target, compiler, tmp_path):
+    """If several targets define a function, the linker keeps one, perhaps with instructions that the machine lacks. A
+    function of libm is compiled for another machine, and each call may cost a change of the vector unit's state.
 
-    Compiled without optimisation, where nothing is inlined that need not be.
+    The object is compiled without optimisation, so that nothing is inlined that need not be.
     """
     compiler, nm = shutil.which(compiler), shutil.which("nm")
     source, lists = TESTS.parent / "cpp" / "kernels" / "target.cpp", TESTS.parent / "CMakeLists.txt"
@@ -185,7 +185,7 @@ def test_a_kernel_object_exports_its_table_alone_and_needs_no_mathematics(target
     options = ["-std=c++20", "-O0", "-fPIC", *flags.split(), *names]
     subprocess.run([compiler, *options, "-c", source, "-o", compiled], check=True)
     exported = symbols(nm, compiled, "--defined-only", "--extern-only")
-    exported = [s for s in exported if not s.startswith("DW.ref.")]  # of exceptions
+    exported = [s for s in exported if not s.startswith("DW.ref.")]  # references for exceptions
     assert len(exported) == 1, exported
     assert table in exported[0]
     underscore = sys.platform == "darwin"  # Mach-O's names begin with one more
@@ -193,7 +193,7 @@ def test_a_kernel_object_exports_its_table_alone_and_needs_no_mathematics(target
     assert {s for s in needed if not s.startswith("_")} <= {"memcpy", "memmove", "memset"}
 
 
-# What sets flush-to-zero for the process that loads it, and what lets the compiler change what is computed.
+# Flags that set flush-to-zero for the process that loads the module, or let the compiler change the arithmetic.
 UNSAFE = ("-Ofast", "-ffast-math", "-funsafe-math-optimizations", "-ffinite-math-only", "-fassociative-math")
 
 
@@ -205,7 +205,7 @@ def test_no_flag_lets_the_compiler_change_the_arithmetic():
     for file in (lists, root / "CMakePresets.json", root / "pyproject.toml"):
         if file.exists():
             assert not [flag for flag in UNSAFE if flag in file.read_text()], file
-    # Clang-cl's options and everyone else's; every file gets them, and none has it undone.
+    # For clang-cl, and for all others; every file gets this option, and none undoes it.
     assert re.findall(r"set\(options .*?(\S*-ffp-contract\S*)", lists.read_text()) == [
         "/clang:-ffp-contract=off",
         "-ffp-contract=off",
@@ -217,8 +217,8 @@ def test_no_flag_lets_the_compiler_change_the_arithmetic():
     assert "target_compile_options(_core PRIVATE ${options})" in lists.read_text()
 
 
-def test_of_its_own_names_the_extension_exports_its_entry_alone():
-    """Weak functions of the standard library are exported as well: those of no kernel, as its object shows."""
+def test_the_extension_exports_only_the_entry_among_its_own_names():
+    """It also exports weak functions of the standard library, but none of a kernel, as the test above shows."""
     nm = shutil.which("nm")
     if nm is None or sys.platform != "linux":
         pytest.skip("needs nm, for ELF files")

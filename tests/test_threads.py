@@ -32,7 +32,7 @@ def large():
 
 
 def run(code, environment, **variables):
-    """The words that a program prints; of OpenMP's variables it has those given here."""
+    """Run a program, with only the given variables of OpenMP; return the words that it prints."""
     environment = {k: v for k, v in environment.items() if not k.startswith("OMP_")} | variables
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10 * TIME_LIMIT)
@@ -46,7 +46,7 @@ NUMBER = "import fastsoftmax; print(fastsoftmax.get_num_threads())\n"
 # Their number
 
 
-def test_num_threads_limits_for_its_block_and_puts_back(threads):
+def test_num_threads_limits_its_block_and_restores_the_limit(threads):
     with threads(2):
         with fs.num_threads(1):
             assert fs.get_num_threads() == 1
@@ -56,7 +56,7 @@ def test_num_threads_limits_for_its_block_and_puts_back(threads):
         assert fs.get_num_threads() == 2
 
 
-def test_num_threads_puts_back_after_an_error(threads):
+def test_num_threads_restores_the_limit_after_an_error(threads):
     with threads(2):
         with pytest.raises(KeyError), fs.num_threads(1):
             raise KeyError
@@ -69,7 +69,7 @@ def test_one_thread_is_always_possible():
 
 
 @needs_openmp
-def test_the_smaller_of_both_limits_counts():
+def test_the_smaller_limit_of_openmp_and_num_threads_counts():
     threadpoolctl = pytest.importorskip("threadpoolctl")
     with threadpoolctl.threadpool_limits(3, user_api="openmp"):
         for asked, given in [(2, 2), (3, 3), (5, 3), (np.int64(1), 1), (2**40, 3)]:
@@ -96,7 +96,7 @@ def test_a_process_that_may_use_one_processor_has_one_thread(environment):
 
 @contextmanager
 def processors_limited_to(quota):
-    """A line of code with which a process enters a cgroup that may use `quota` processors; skips if it cannot be."""
+    """Yield code with which a process enters a cgroup limited to `quota` processors; skip where that is impossible."""
     version2 = Path("/sys/fs/cgroup/cgroup.controllers")
     mount_point = version2.parent if version2.exists() else Path("/sys/fs/cgroup/cpu")
     group = mount_point / f"fastsoftmax-{os.getpid()}"
@@ -127,7 +127,7 @@ def test_a_cpu_quota_limits_threads_to_whole_processors(quota, most, environment
 
 
 @needs_openmp
-def test_a_number_that_the_user_asks_for_goes_before_a_cpu_quota(environment):
+def test_omp_num_threads_overrides_a_cpu_quota(environment):
     with processors_limited_to(0.5) as enter:
         assert run(enter + NUMBER, environment, OMP_NUM_THREADS="2") == ["2"]
 
@@ -187,7 +187,7 @@ def test_threads_without_work_use_no_processor(threads):
             fs.softmax(x)
         time.sleep(0.1)
         used = []
-        for _ in range(3):  # whatever else lives in this process has its moments
+        for _ in range(3):  # the least, because other threads of this process may be busy
             start = time.process_time()
             time.sleep(0.5)
             used.append(time.process_time() - start)
@@ -217,7 +217,7 @@ def test_two_threads_give_the_bits_of_one_however_the_caller_rounds(mode, thread
         usual = every_result(fs, a)
     try:
         if mode == "flush_subnormals" and not switch(1):
-            pytest.skip("not known how on this processor")
+            pytest.skip("not implemented for this processor")
         switch(1)
         with threads(1):
             wanted = every_result(fs, a)
@@ -231,8 +231,8 @@ def test_two_threads_give_the_bits_of_one_however_the_caller_rounds(mode, thread
 
 
 @pytest.mark.parametrize("sanitizer", ["none", "thread"])
-def test_each_chunk_is_computed_once_by_as_many_threads_as_asked_for(sanitizer, tmp_path, environment, emulator):
-    """parallel_for by itself, from 12 threads at once, on more threads than there are processors."""
+def test_each_chunk_is_computed_once_by_no_more_threads_than_asked_for(sanitizer, tmp_path, environment, emulator):
+    """Calls parallel_for itself, from 12 threads at once, for more threads than there are processors."""
     cpp, program = Path(__file__).parent.parent / "cpp", tmp_path / "parallel_for"
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None or not cpp.exists():
@@ -279,7 +279,7 @@ def test_sixty_four_python_threads_at_once_get_the_same_bits(n, threads):
 
 
 def test_python_threads_with_work_of_every_size_get_the_same_bits(threads):
-    """More of them than calls that can share their work at the same time."""
+    """There are more Python threads than calls that can share their work at the same time."""
     shapes = [(20, 100), (400, 100), (1000, 300), (3000, 700), (3, 150_000), (40, 40_000), (100_000, 5), (90_000, 12)]
     inputs = [np.random.default_rng(n).normal(size=shape).astype(np.float32) for n, shape in enumerate(shapes)]
     with threads(1):
@@ -327,7 +327,7 @@ def test_the_limit_may_change_while_others_compute(large):
     assert fs.get_num_threads() == before
 
 
-def test_another_openmp_user_in_the_process_is_no_trouble(large, threads):
+def test_results_are_right_beside_another_openmp_user_in_the_process(large, threads):
     """scikit-learn's loops are OpenMP regions, of the same or of another runtime."""
     cluster = pytest.importorskip("sklearn.cluster")
     with threads(2):
@@ -364,7 +364,7 @@ BESIDE_OTHERS = """
 @needs_openmp
 @pytest.mark.skipif(not hasattr(os, "nice"), reason="no niceness on this system")
 def test_threads_do_no_harm_on_a_busy_machine(environment):
-    """Where each call waits for all of its threads, most take a time slice: hundreds of times as long."""
+    """If each call waited for all of its threads, most would take a time slice: hundreds of times as long."""
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
     try:

@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp, entropy and two gradients: the twin in `reference`, then each argument's promise."""
+"""softmax, log_softmax, logsumexp, entropy and two gradients agree with `reference`; every argument works."""
 
 from itertools import combinations
 
@@ -76,7 +76,7 @@ def test_integers_beyond_float64_are_rounded_as_by_astype(dtype):
 
 
 @pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy])
-def test_lists_and_scalars_are_arrays(function):
+def test_lists_and_scalars_are_taken_as_arrays(function):
     assert_same_bits(np.asarray(function([[1.0, 2.0], [3.0, 4.0]])), np.asarray(function(np.array([[1.0, 2], [3, 4]]))))
     assert_same_bits(np.asarray(function([1, 2])), np.asarray(function(np.array([1, 2]))))
     assert type(function(2.5)) is np.float64
@@ -211,7 +211,7 @@ def test_where_broadcasts_to_x(call, shape, rng):
 @pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, 1e30])
 @pytest.mark.parametrize("shape", [(40, 5), (6, 100), (100, 6), (2, 5000)], ids=str)
 @pytest.mark.parametrize("call", [c for n, c in CALLS.items() if "where" in n or "all" in n])
-def test_what_a_masked_entry_holds_never_reaches_the_result(call, shape, hidden):
+def test_the_content_of_a_masked_entry_never_reaches_the_result(call, shape, hidden):
     inputs = Inputs.normal(shape, np.float32)
     inputs.where[0] = False
     shown = inputs.where
@@ -279,7 +279,7 @@ def test_products_of_bfloat16_below_the_least_float_count():
 
 
 @pytest.mark.parametrize(("y", "dy"), [(np.float32, np.float64), (np.float64, np.float32), (bfloat16, np.float32)])
-def test_a_gradient_has_the_dtype_of_what_comes_from_behind(y, dy, rng):
+def test_a_gradient_has_the_dtype_of_dy(y, dy, rng):
     y, dy = fs.softmax(rng.normal(size=(4, 6))).astype(y), rng.normal(size=(4, 6)).astype(dy)
     for got, twin in [
         (fs.softmax_grad(y, dy), reference.softmax_grad),
@@ -293,7 +293,7 @@ def test_a_gradient_has_the_dtype_of_what_comes_from_behind(y, dy, rng):
 
 
 def outputs(inputs, axis):
-    """Every function that has an `out`: the call with it, and an empty one."""
+    """Yield a call of each function that takes an `out`, and an array to pass as that."""
     x, dy, y, logp = inputs.x, inputs.dy, inputs.probabilities, inputs.log_probabilities
     reduced = np.empty(np.delete(x.shape, axis), x.dtype)
     yield lambda out: fs.softmax(x, axis, out=out), np.empty_like(x)
@@ -341,7 +341,7 @@ def test_a_wider_out_than_the_result_needs_dtype(rng):
 
 @each_dtype
 @pytest.mark.parametrize("axis", [0, 1, None])
-def test_works_in_place(dtype, axis):
+def test_transforms_and_gradients_work_in_place(dtype, axis):
     inputs = Inputs.normal((7, 40), dtype)
     for function in (fs.softmax, fs.log_softmax):
         x = inputs.x.copy()

@@ -1,4 +1,4 @@
-"""What NaN, infinities, empty arrays and subnormal numbers give, in every loop shape and for every function."""
+"""Results for NaN, infinities, empty arrays and subnormal numbers, of every function and in every loop."""
 
 import fastsoftmax as fs
 import numpy as np
@@ -17,7 +17,7 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def along_both_axes(x):
-    """The slices along the last axis, and along the first."""
+    """The array and its class axis: with the slices along the last axis, and along the first."""
     return (x, 1), (np.ascontiguousarray(x.T), 0)
 
 
@@ -98,7 +98,7 @@ def test_nan_and_inf_make_loss_and_gradient_of_their_slice_nan(logits, dtype, sh
 
 
 def partly_hidden(dtype, shape, rng):
-    """Logits of which about half are -inf, but none of the first class; where they are."""
+    """Logits of which about half are -inf, but none of the first class; and where the -inf are."""
     x = rng.normal(size=shape).astype(dtype)
     hidden = rng.uniform(size=shape) < 0.5
     hidden[:, 0] = False
@@ -140,7 +140,7 @@ def test_minus_infinity_has_probability_exactly_zero_whatever_the_arguments(dtyp
 
 @each_shape
 @each_dtype
-def test_all_minus_infinity_is_no_distribution(dtype, shape):
+def test_a_slice_of_minus_infinity_has_no_distribution(dtype, shape):
     for a, axis in along_both_axes(np.full(shape, -np.inf, dtype)):
         assert np.isnan(fs.softmax(a, axis)).all()
         assert np.isnan(fs.log_softmax(a, axis)).all()
@@ -149,7 +149,7 @@ def test_all_minus_infinity_is_no_distribution(dtype, shape):
         shown = np.zeros(a.shape, bool)
         np.moveaxis(shown, axis, 1)[::2, -1] = True
         for temperature in (1, 1e-300):
-            # Of the others nothing takes part.
+            # In the other slices nothing takes part.
             got = fs.entropy(a, axis, where=shown, temperature=temperature)
             assert np.isnan(got[::2]).all()
             assert (got[1::2] == 0).all()
@@ -187,7 +187,7 @@ def test_a_gradient_is_nan_where_its_slice_holds_nan_and_nowhere_else(dtype, sha
 
 @each_dtype
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 4), (0,)], ids=str)
-def test_empty_in_empty_out(dtype, shape):
+def test_empty_input_gives_an_empty_result(dtype, shape):
     x = np.empty(shape, dtype)
     for axis in (*range(x.ndim), None, ()):
         for got in (fs.softmax(x, axis), fs.log_softmax(x, axis), fs.softmax_grad(x, x, axis)):
@@ -222,7 +222,7 @@ def test_probabilities_below_the_smallest_normal_number_are_not_flushed(dtype, s
 @each_shape
 @each_dtype
 def test_probabilities_go_through_the_subnormal_numbers_to_zero(dtype, shape):
-    """About the logits where exp(x - max) is no normal number any more, and where it rounds to 0."""
+    """Logits around those where exp(x - max) becomes subnormal, and where it rounds to 0."""
     info = finfo(dtype)
     cuts = [np.log(np.longdouble(tiny)) for tiny in (info.smallest_normal, info.smallest_subnormal)]
     cuts.append(cuts[1] - np.log(np.longdouble(2)))  # half of the smallest number
@@ -241,7 +241,7 @@ def test_probabilities_go_through_the_subnormal_numbers_to_zero(dtype, shape):
 
 
 @each_shape
-def test_a_bool_is_true_whatever_its_byte_holds(shape, rng):
+def test_a_bool_is_true_whatever_nonzero_byte_it_holds(shape, rng):
     bytes_ = rng.choice(np.array([0, 1, 2, 128, 255], np.uint8), shape)
     for (a, axis), (plain, _) in zip(along_both_axes(bytes_.view(bool)), along_both_axes(bytes_ != 0), strict=True):
         for function in (fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy):
@@ -310,7 +310,7 @@ def padded(values, classes, dtype, by):
 @pytest.mark.parametrize("temperature", [1e300, 1e306, 1.7e308, 1e-300, 1e-309, 5e-324])
 @pytest.mark.parametrize("classes", CLASSES)
 @pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
-def test_temperatures_at_the_ends_of_the_range_are_divided_by(dtype, classes, temperature):
+def test_results_are_right_for_temperatures_at_the_ends_of_the_range(dtype, classes, temperature):
     x = padded([0, 1, -np.inf, -3], classes, dtype, -np.inf)
     exact = precision.Slices(x[:, :4], 1, temperature)  # the rest adds nothing
 
@@ -341,9 +341,9 @@ def test_temperatures_at_the_ends_of_the_range_are_divided_by(dtype, classes, te
 @pytest.mark.parametrize("temperature", [1, 1e-30, 1e-100, 1e-300])
 @pytest.mark.parametrize("largest", [-1, -3e18, 3e18])
 @pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
-def test_entries_that_count_as_nothing_do_so_beside_any_quotient(dtype, largest, temperature, where):
+def test_masked_or_infinitely_small_entries_count_as_nothing_at_any_temperature(dtype, largest, temperature, where):
     x = np.full((2, 80_000), largest, dtype)
-    counts = np.broadcast_to(np.arange(80_000) % 40_000 >= 20_000, x.shape)  # of some blocks none
+    counts = np.broadcast_to(np.arange(80_000) % 40_000 >= 20_000, x.shape)  # none in some blocks
     if not where:
         x[~counts] = -np.inf
     options = {"temperature": temperature} | ({"where": counts} if where else {})
@@ -420,7 +420,7 @@ def test_a_difference_of_logits_beyond_the_range_does_not_overflow_before_it_is_
 
 @pytest.mark.parametrize("scale", [2.0**-800, 2.0**-900, 2.0**-960])
 @each_shape
-def test_a_gradient_of_small_numbers_is_as_good_as_one_of_large(shape, scale, rng):
+def test_a_gradient_of_small_numbers_is_as_accurate_as_one_of_large_numbers(shape, scale, rng):
     logp = fs.log_softmax(rng.normal(size=shape))
     dy = rng.normal(size=shape)
     for (a, axis), (b, _) in zip(along_both_axes(logp), along_both_axes(dy), strict=True):

@@ -1,4 +1,4 @@
-"""The version stands in one place, and is known without the metadata: slimmed for a cloud function, vendored."""
+"""The version is defined in one place and known without metadata, as in a slimmed or vendored package."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ def test_the_version_is_that_of_the_metadata_and_of_the_project():
 
 @pytest.fixture
 def run_without_metadata(tmp_path, environment):
-    """Runs code where the package is a folder of files, and one of them vendored by another package; the output."""
+    """A function that runs code where the package is only a folder, also a vendored one, and returns the output."""
     for folder in (tmp_path / "fastsoftmax", tmp_path / "vendor" / "fastsoftmax"):
         folder.mkdir(parents=True)
         for file in (*Path(fs.__file__).parent.glob("*.py"), _core.__file__):

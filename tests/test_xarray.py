@@ -27,7 +27,7 @@ def scores(request):
 
 
 def check(got, wanted, like, dims):
-    """Lazy if the scores are, and then close; else the same bits. Dimensions, coordinates and names are kept."""
+    """Assert that `got` is lazy and close if `like` is lazy, else has the same bits; it keeps dims, coords and name."""
     assert (got.dims, got.shape, got.dtype, got.name) == (dims, np.shape(wanted), wanted.dtype, like.name)
     for name in {"a", "c"} & set(dims):
         if got.sizes[name] == like.sizes[name]:
@@ -61,7 +61,7 @@ def test_weights_of_logsumexp_are_broadcast_by_name(scores):
     check(fsx.logsumexp(scores, "c", b=2.0), fs.logsumexp(X, 1, b=2.0), scores, ("a", "b"))
 
 
-def test_picks(scores):
+def test_picks_give_the_values_of_the_plain_functions(scores):
     check(fsx.log_softmax_at(scores, TARGETS, "c"), fs.log_softmax_at(X, PLAIN_TARGETS, 1), scores, ("a", "b"))
     best = fs.log_softmax_top_k(X, 2, 1, where=PLAIN_MASK)
     for got, wanted in zip(fsx.log_softmax_top_k(scores, 2, "c", where=MASK), best, strict=True):
@@ -74,7 +74,7 @@ def test_picks(scores):
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_losses(scores, reduction):
+def test_losses_give_the_values_of_the_plain_functions(scores, reduction):
     left = ("a", "b") if reduction == "none" else ()
     soft = xr.DataArray(fs.softmax(X[::-1], 1), dims=SCORES.dims).transpose("b", "c", "a")
     weight = np.arange(5.0)
