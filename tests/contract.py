@@ -93,7 +93,7 @@ def plain(fs: Any, x: NDArray, axis: int, exact: Slices) -> Checks:
 def hessian(fs: Any, x: NDArray, axis: int, exact: Slices | None = None) -> Checks:
     exact = exact or Slices(x, axis)
     hess = fs.cross_entropy_with_grad_hess(x, some_targets(exact), axis, reduction="none")[2]
-    # The coefficients add up to 1, also if the target is not among the classes looked at.
+    # The coefficients add up to 1, even if the target is not among the classes that `exact` keeps.
     yield "cross_entropy_hess", ulp_error(exact.seen(hess), exact.softmax * exact.others)
 
 

@@ -115,7 +115,7 @@ def test_torch_picks_the_same(rng):
     np.testing.assert_array_equal(labels, to_numpy(largest.indices))
 
 
-LOSS_SHAPES = [((7,), 0), ((9, 5), 1), ((3, 5, 2, 4), 1)]  # and where torch has the class axis
+LOSS_SHAPES = [((7,), 0), ((9, 5), 1), ((3, 5, 2, 4), 1)]  # shapes, and torch's class axis
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)

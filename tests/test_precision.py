@@ -59,7 +59,7 @@ def test_longdouble_results_are_right_to_a_fiftieth_of_a_float64_ulp(name, tempe
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("name", ["normal 0.1", "normal 40", "ahead by 50", "near ties"])
 def test_longdouble_results_of_a_million_classes_are_equally_right(name, axis):
-    """mpmath is too slow for a million numbers, so they are 40 numbers, each of them 25,000 times."""
+    """mpmath is too slow for a million numbers, so they are 40 numbers, each repeated 25,000 times."""
     x = family(name, (40,), FLOAT64)
     order = np.random.default_rng(0).permutation(1_000_000)
     many = np.tile(x, 25_000)[order]

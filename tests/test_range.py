@@ -272,7 +272,7 @@ def test_extreme_weights_cost_no_digits_of_probabilities_that_are_far_apart(case
     grad, size = loss_gradient(x[0, :used], share, temperature, 1 / unit)
     given = {"weight": weight, "temperature": temperature, "reduction": "none"}
     for axis, a, b in layouts(x, q):
-        # A loss out of the range of float32 is only infinite or 0.
+        # A loss outside the range of float32 would only be infinite or 0.
         if dtype == float64 or abs(power) < 100:
             got = fs.cross_entropy(a, b, axis, **given)
             assert_within(4, got, np.full(SAMPLES, to_longdouble([loss])))

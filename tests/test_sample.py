@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.random import PCG64, Generator, default_rng
 from scipy.stats import chisquare
 
-ROUNDING = 1e-5  # of a cumulated probability in float32, which is also for halves
+ROUNDING = 1e-5  # of a cumulated probability in float32, in which halves are also computed
 ALMOST_ONE = 1 - 2.0**-53
 
 TRUNCATIONS = {

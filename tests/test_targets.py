@@ -218,7 +218,7 @@ def test_no_flag_lets_the_compiler_change_the_arithmetic():
 
 
 def test_the_extension_exports_only_the_entry_among_its_own_names():
-    """It also exports weak functions of the standard library, but none of a kernel, as the test above shows."""
+    """It also exports weak functions of the standard library, but none of a kernel, as the test of objects shows."""
     nm = shutil.which("nm")
     if nm is None or sys.platform != "linux":
         pytest.skip("needs nm, for ELF files")

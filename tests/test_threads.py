@@ -43,7 +43,7 @@ def run(code, environment, **variables):
 NUMBER = "import fastsoftmax; print(fastsoftmax.get_num_threads())\n"
 
 
-# Their number
+# The number of threads
 
 
 def test_num_threads_limits_its_block_and_restores_the_limit(threads):
@@ -194,7 +194,7 @@ def test_threads_without_work_use_no_processor(threads):
     assert min(used) < 0.005
 
 
-# Work that they share
+# Shared work
 
 
 # Rows, gathered rows and tiles; slices in blocks, alone and side by side.

@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp, entropy and two gradients agree with `reference`; every argument works."""
+"""The transforms, logsumexp, entropy and two gradients agree with `reference`, and each argument keeps its promise."""
 
 from itertools import combinations
 
@@ -42,7 +42,7 @@ def axes_of(a):
 @pytest.mark.core
 @each_dtype
 @each_call
-def test_agrees_with_the_reference_on_the_zoo_along_every_axis_and_tuple_of_axes(call, dtype):
+def test_functions_agree_with_the_reference_on_the_zoo_along_every_axis_and_tuple_of_axes(call, dtype):
     for _, x in zoo(dtype):
         inputs = Inputs.of(x)
         for axis in axes_of(x):
@@ -52,7 +52,7 @@ def test_agrees_with_the_reference_on_the_zoo_along_every_axis_and_tuple_of_axes
 @pytest.mark.core
 @each_dtype
 @each_call
-def test_agrees_with_the_reference_for_every_size(call, dtype):
+def test_functions_agree_with_the_reference_for_every_size(call, dtype):
     for size in SIZES:
         for shape in [(3, size), (size, 3)]:
             inputs = Inputs.normal(shape, dtype)

@@ -341,7 +341,7 @@ def test_results_are_right_for_temperatures_at_the_ends_of_the_range(dtype, clas
 @pytest.mark.parametrize("temperature", [1, 1e-30, 1e-100, 1e-300])
 @pytest.mark.parametrize("largest", [-1, -3e18, 3e18])
 @pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
-def test_masked_or_infinitely_small_entries_count_as_nothing_at_any_temperature(dtype, largest, temperature, where):
+def test_masked_and_minus_infinite_entries_count_as_nothing_at_any_temperature(dtype, largest, temperature, where):
     x = np.full((2, 80_000), largest, dtype)
     counts = np.broadcast_to(np.arange(80_000) % 40_000 >= 20_000, x.shape)  # none in some blocks
     if not where:
