@@ -1429,8 +1429,8 @@ class Case {
         return factor * computed.vanishing();
     }
 
-    // The factor of a gradient, upstream over what the mean and the temperature divide by, is itself rounded up to three
-    // times, in double: what that adds to a bound in float64.
+    // What the rounding of a gradient's factor adds to the bound in float64. The factor, upstream divided for the mean
+    // and by the temperature, has up to three roundings in double.
     Real rounded_factor(const Loss& loss, ElementType type) const {
         const bool scaled = loss.reduction != Reduction::none || loss.upstream != 1 || slices_.has(upstream);
         return type == float64 && scaled ? 1.5L : 0;
