@@ -1,4 +1,4 @@
-"""How far results are from the exact ones: the bounds of `contract.py` in ULP, in every loop and family of input."""
+"""Results keep the error bounds of `contract.py`, in ULP of the exact results, in every loop and family of inputs."""
 
 from itertools import product
 
@@ -61,7 +61,7 @@ def test_transforms_and_losses_keep_their_bounds_for_every_size(dtype):
 @each_wide_dtype
 @pytest.mark.parametrize("others", [4, 16, 128, 3000])
 def test_softmax_keeps_its_bound_beside_many_equal_logits(dtype, others):
-    """Where the exponentials of all are rounded the same way, and that of the one class the other way."""
+    """The equal exponentials are all rounded in one direction, and that of the other class in the opposite one."""
     eps = float(np.finfo(dtype).eps)
     for tie in (0.499 * eps, 0.501 * eps):
         for power in (-1, 1, 3, 10):
@@ -71,11 +71,11 @@ def test_softmax_keeps_its_bound_beside_many_equal_logits(dtype, others):
             assert_kept(dtype, contract.plain(fs, x, 1, precision.Slices(x, 1)))
 
 
-# Long slices take long, and what is special about them is the sum: every 61st class is looked at.
+# Long slices are special only in their sums, and exact results take long: every 61st class is checked.
 
 
 class InColumns:
-    """The functions of the package on two equal columns; of each result the second."""
+    """Calls the functions of the package on two equal columns, and returns the second column of each result."""
 
     def __getattr__(self, name):
         def call(*arguments, **options):
@@ -114,7 +114,7 @@ def test_long_slices_of_every_size_keep_their_bounds(dtype, classes):
 
 
 @each_dtype
-def test_what_far_blocks_of_a_long_slice_add_is_not_lost(dtype):
+def test_far_blocks_of_a_long_slice_count_in_its_sums(dtype):
     x = family("subnormal results", (3, 40_000), dtype)
     for a, axis in [(x, 1), (np.ascontiguousarray(x.T), 0)]:
         assert_kept(dtype, contract.plain(fs, a, axis, precision.Slices(a, axis)))
@@ -143,7 +143,7 @@ def test_probabilities_sum_to_one(classes, dtype):
 @each_family
 @each_dtype
 @pytest.mark.parametrize("temperature", [0.7, 3.0, 1000.0, 1e-3])
-def test_a_temperature_costs_nothing_but_a_rounding_of_the_gradient(temperature, dtype, name):
+def test_transforms_and_losses_keep_their_bounds_with_a_temperature(temperature, dtype, name):
     for shape, axis in ARGUMENT_SHAPES:
         assert_kept(dtype, contract.temperature(fs, family(name, shape, dtype, axis), axis, temperature))
 
@@ -170,8 +170,8 @@ def test_arguments_and_gradients_keep_their_bounds_on_long_slices(dtype):
 
 @each_wide_dtype
 @pytest.mark.parametrize("classes", [1, 2, 3, 4])
-def test_gradients_keep_their_bounds_on_few_numbers_of_like_size(dtype, classes):
-    """Where a rounding is most beside the result: fuzzing found more here than in any family of logits."""
+def test_gradients_keep_their_bounds_on_few_numbers_of_similar_size(dtype, classes):
+    """Roundings are largest here relative to the result: fuzzing found larger errors than in any family of logits."""
     shape, rng = (40_000, classes), np.random.default_rng([0, classes])
     y, dy = (np.ldexp(rng.uniform(0.5, 1, shape), rng.integers(-2, high, shape)).astype(dtype) for high in (1, 3))
     dy *= rng.choice(np.array([-1, 1], dtype), shape)
@@ -193,7 +193,7 @@ def test_widening_keeps_the_bounds_of_the_wider_dtype(dtype):
 
 
 def exact_divergence(x, y, temperature):
-    """By mpmath, which alone has the digits where the two nearly agree."""
+    """Computed with mpmath: only it has enough digits where the two distributions nearly agree."""
     with mpmath.workdps(120):
         logs = []
         for logits in (x, y):

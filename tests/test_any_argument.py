@@ -1,6 +1,6 @@
-"""Any object in any argument gives what the twin in `reference` gives, or a documented error with nothing written.
+"""Any object in any argument gives the result of the twin in `reference`, or a documented error with nothing written.
 
-The suite makes 1,000 calls, `pytest tests/test_any_argument.py --hypothesis-profile=fuzz` 100,000.
+The suite calls each function 100 times, `pytest tests/test_any_argument.py --hypothesis-profile=fuzz` 12,500 times.
 """
 
 import collections
@@ -25,17 +25,17 @@ from hypothesis import strategies as st
 
 NAMES = [name for name in reference.__all__ if name != "LogSumExp"]
 SHAPES = [(3, 4), (3, 4), (3, 4), (2, 3, 4), (4,), (1, 1), (3, 40), (0, 4), (3, 0), ()]
-SECONDS = 120  # for one call: only what hangs takes them
+SECONDS = 120  # for one call: only a call that hangs takes this long
 
 
 class Own(Exception):
-    """What the objects below raise: the one undocumented error that may come out, as it is."""
+    """Raised by the objects below: the only undocumented error that may reach the caller."""
 
 
 DOCUMENTED = (TypeError, ValueError, MemoryError, Own)
 
 
-# Objects that nobody would pass, and some that somebody does. Each maker is called anew for each call.
+# Objects that nobody would pass, and some that people do pass. Every call gets new ones.
 
 
 def raising(*names: str) -> type:
@@ -56,7 +56,7 @@ def saying_interface(**entries: Any) -> Any:
 
 
 class Subclass(np.ndarray):
-    """With hooks of its own, none of which is to be called on the way."""
+    """Its hooks raise: none of them may be called."""
 
     def __array_ufunc__(self, *args, **kwargs):
         raise Own
@@ -66,7 +66,7 @@ class Subclass(np.ndarray):
 
 
 class Liar(np.ndarray):
-    """Its attributes are not those of its memory."""
+    """Its attributes do not describe its memory."""
 
     shape = property(lambda self: (3, 4))
     dtype = property(lambda self: np.dtype(np.float64))
@@ -89,7 +89,7 @@ class OneThird(fractions.Fraction):
         raise Own
 
 
-class bfloat16(np.void):  # noqa: N801 - named as the one that is supported
+class bfloat16(np.void):  # noqa: N801 - has the name of the supported dtype
     pass
 
 
@@ -238,7 +238,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "no elements": lambda: np.broadcast_to(np.float16(1), (2**16, 0, 4)),
 }
 
-# What each argument is meant to be, for logits of a shape; `a` holds the arguments made before it.
+# Sensible values of each argument, for logits of shape `s`; `a` holds the arguments made before it.
 
 SENSIBLE: dict[str, list[Callable[[tuple[int, ...], dict[str, Any]], Any]]] = {
     "axis": [lambda s, a: -1, lambda s, a: 0, lambda s, a: len(s) - 1],
@@ -306,13 +306,13 @@ def made(shape: tuple[int, ...], chosen: dict[str, Callable]) -> dict[str, Any]:
     for name, make in chosen.items():
         try:
             arguments[name] = make(shape, arguments) if make in SENSIBLE[name] else make()
-        except (KeyError, TypeError, ValueError, IndexError, Own):  # an `out` made of what cannot make one
+        except (KeyError, TypeError, ValueError, IndexError, Own):  # an `out` that earlier arguments cannot provide
             arguments[name] = None
     return arguments
 
 
 def memory(value: Any) -> np.ndarray:
-    """All that an array is a view of."""
+    """The whole memory that an array is a view of, as a plain array."""
     while isinstance(value.base, np.ndarray):
         value = value.base
     return np.ndarray.view(value, np.ndarray)
@@ -323,7 +323,7 @@ def held(arguments: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def outcome(function: Callable, arguments: dict[str, Any]) -> Any:
-    """The results; or the type of a documented error, after which everything is as it was."""
+    """The results, or the type of a documented error. Asserts that only `out` was written, and nothing on an error."""
     before = {name: a.tobytes() for name, a in held(arguments).items()}
     out = arguments.get("out")
     faulthandler.dump_traceback_later(SECONDS, exit=True)
@@ -346,13 +346,13 @@ def outcome(function: Callable, arguments: dict[str, Any]) -> Any:
 
 
 def numbers(arguments: dict[str, Any], *names: str) -> np.ndarray:
-    """All that those arguments hold."""
+    """All numbers in the named arguments."""
     values = [np.asarray(arguments[name], np.float64) for name in names if name in arguments]
     return np.concatenate([[], *map(np.ravel, values)])
 
 
 def condition(arguments: dict[str, Any]) -> float:
-    """What a gradient can be a difference of: the size of what is differentiated, over the temperature."""
+    """The size of the terms whose difference a gradient is: that of `dy` or `upstream`, over the temperature."""
     sizes = np.abs(numbers(arguments, "dy", "upstream"))
     size = np.max(sizes, initial=1, where=np.isfinite(sizes))
     return float(size) / float(np.min(numbers(arguments, "temperature"), initial=1))
@@ -361,14 +361,15 @@ def condition(arguments: dict[str, Any]) -> float:
 def assert_agree(name: str, got: Any, twin: Any, arguments: dict[str, Any]) -> None:
     if isinstance(got, type) or isinstance(twin, type):
         assert isinstance(got, type)
-        assert isinstance(twin, type)  # where several arguments are wrong, another may be met first
+        assert isinstance(twin, type)  # if several arguments are wrong, either error may come first
         return
-    # The twin's formula may make NaN of infinities, and of logarithms that are not those of probabilities.
+    # The twin's formula may give NaN for infinities, and for a `logp` whose exponential overflows.
     comparable = np.isfinite(numbers(arguments, *NUMBERS)).all() and np.max(numbers(arguments, "logp"), initial=0) < 88
     for i, (g, t) in enumerate(zip(got, twin, strict=True)):
         assert (g.dtype, g.shape) == (t.dtype, t.shape)
         finite = np.isfinite(t)
-        precision = {2: 2.0**-7, 4: 2.0**-20, 8: 2.0**-48}[g.dtype.itemsize]  # ULP: 1 of bfloat16, 8, 16
+        # 1 ULP of bfloat16, 8 of float32, 16 of float64.
+        precision = {2: 2.0**-7, 4: 2.0**-20, 8: 2.0**-48}[g.dtype.itemsize]
         g, t = g.astype(np.float64), t.astype(np.float64)
         of_loss = len(got) > 1 and i == 0
         size = condition(arguments) if "_grad" in name and not of_loss else 1.0
@@ -383,7 +384,7 @@ ANYTHING = st.sampled_from(list(OBJECTS.values()))
 
 
 def chosen_for(parameter: inspect.Parameter) -> st.SearchStrategy:
-    """Mostly what is meant; None is for left out."""
+    """Mostly sensible values; None means that the argument is left out."""
     sensible = st.sampled_from(SENSIBLE[parameter.name])
     some = st.one_of(sensible, sensible, sensible, ANYTHING)
     return some if parameter.default is parameter.empty else st.one_of(st.none(), st.none(), some)
@@ -414,7 +415,7 @@ def test_a_refusal_names_the_argument(name):
         try:
             getattr(fs, name)(**made((3, 4), {k: chosen[k] for k in parameters if k in chosen}))
         except (TypeError, ValueError) as error:
-            no_axis = parameter in ("logits", "x") and isinstance(error, np.exceptions.AxisError)  # one number has none
+            no_axis = parameter in ("logits", "x") and isinstance(error, np.exceptions.AxisError)  # a scalar has none
             if parameter not in str(error) and not no_axis:
                 unclear.append((parameter, error))
         except (MemoryError, Own):

@@ -1,4 +1,4 @@
-"""Every documented error: its type, that it names what was wrong, and that nothing is written before it."""
+"""Every documented error has its type, names what is wrong, and comes before anything is written."""
 
 import collections
 import decimal
@@ -46,7 +46,7 @@ DIVERGENCES = {
 
 
 def with_hess(**options):
-    """An `out` receives the gradient."""
+    """Calls cross_entropy_with_grad_hess; an `out` receives the gradient."""
     if "out" in options:
         options["out"] = (options["out"], None)
     return fs.cross_entropy_with_grad_hess(**{"logits": X, "targets": INDICES} | options)
@@ -82,7 +82,7 @@ each_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def refuses(name, error, match=None, /, **options):
-    """The call fails so, with a good `out` or without, and leaves `out` as it was."""
+    """Asserts that the call raises exactly this error, with and without a good `out`, and leaves `out` unchanged."""
     with pytest.raises(error, match=match) as raised:
         FUNCTIONS[name](**options)
     assert type(raised.value) is error
@@ -129,21 +129,21 @@ def refuses(name, error, match=None, /, **options):
         "upstream=None, out=None)",
     }.items(),
 )
-def test_signatures_are_those_of_the_contract_here_and_in_the_reference(name, parameters):
+def test_the_package_and_the_reference_have_the_signatures_of_the_contract(name, parameters):
     for module in (fs, reference):
         signature = inspect.signature(operator.attrgetter(name)(module))
         bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
         assert str(inspect.Signature(bare)) == parameters
 
 
-def test_the_package_offers_what_the_contract_lists_and_nothing_else():
+def test_the_package_exports_exactly_the_names_of_the_contract():
     runtime = {"set_num_threads", "get_num_threads", "num_threads", "show_config", "__version__"}
     modules = {"boosting", "calibration", "reference"}
     assert set(fs.__all__) == {*FUNCTIONS, "LogSumExp", *runtime, *modules}
     assert set(fs.__all__) <= set(dir(fs))
 
 
-def test_what_few_calls_need_is_imported_when_asked_for(environment):
+def test_the_reference_is_imported_only_when_it_is_used(environment):
     code = """if True:
         import sys, fastsoftmax
         late = "fastsoftmax.reference" not in sys.modules
@@ -154,7 +154,7 @@ def test_what_few_calls_need_is_imported_when_asked_for(environment):
 
 # dtypes and kinds of array
 
-# Elsewhere it is another name of float64.
+# On some platforms, long double is only another name for float64.
 WIDE_LONGDOUBLE = np.dtype(np.longdouble).itemsize > 8
 
 Impostor = type("bfloat16", (np.void,), {})
@@ -171,7 +171,7 @@ UNSUPPORTED = {
     "void": np.zeros((3, 4), "V4"),
     "record": np.zeros((3, 4), [("a", float)]),
     "float8_e4m3fn": np.ones((3, 4), ml_dtypes.float8_e4m3fn),
-    "float8_e5m2": np.ones((3, 4), ml_dtypes.float8_e5m2),  # whose kind is that of NumPy's floats
+    "float8_e5m2": np.ones((3, 4), ml_dtypes.float8_e5m2),  # its kind is that of NumPy's floats
     "void named bfloat16": np.zeros((3, 4), np.dtype((Impostor, [("a", np.uint16)]))),
     "int4": np.ones((3, 4), ml_dtypes.int4),
 }
@@ -198,7 +198,7 @@ each_array = pytest.mark.parametrize(("name", "argument"), ARRAYS, ids=map(", ".
 
 
 class Variable:
-    """As of netCDF4: NumPy asks for an array and gets a masked one."""
+    """Like a variable of netCDF4: NumPy asks it for an array and may get a masked one."""
 
     def __init__(self, array):
         self.array = array
@@ -208,13 +208,13 @@ class Variable:
 
 
 class OwnMask(np.ndarray):
-    """A subclass that carries a mask of its own, as other libraries have."""
+    """A subclass with a mask of its own, as in other libraries."""
 
     mask = property(lambda self: np.zeros(self.shape, bool))
 
 
 class Proxy(Variable):
-    """As of weakref: an object of another class by its `__class__`."""
+    """Like a proxy of weakref: its `__class__` is that of another object."""
 
     __class__ = property(lambda self: type(self.array))
 
@@ -223,7 +223,7 @@ class Proxy(Variable):
 
 
 class Interface:
-    """An array by the array interface, whose optional `mask` NumPy does not look at."""
+    """An array by the array interface, whose optional `mask` NumPy ignores."""
 
     def __init__(self, array, mask):
         self.array = array
@@ -231,11 +231,11 @@ class Interface:
 
 
 def unread(*args, **kwargs):
-    raise AssertionError("read or computed without a word")
+    raise AssertionError("read or computed silently")
 
 
 def array_like(*without, **attributes):
-    """An object that NumPy can convert, and of which nothing is known but these attributes."""
+    """An object that NumPy can convert, with these attributes and no others; `without` leaves out defaults."""
     attributes = {
         "__array__": lambda self, dtype=None, copy=None: X,
         "__getitem__": unread,
@@ -266,7 +266,7 @@ MASKED = {
 
 
 def reduction_for(argument):
-    """An upstream array is only for losses that are not reduced."""
+    """The options that go with an argument: an array `upstream` needs losses that are not reduced."""
     return {"reduction": "none"} if argument == "upstream" else {}
 
 
@@ -278,7 +278,7 @@ def test_a_mask_is_never_lost(name, argument, make):
 
 
 @each_function
-def test_what_converts_to_a_plain_array_is_taken(name):
+def test_an_object_that_converts_to_a_plain_array_is_taken(name):
     for argument in INPUTS[name]:
         wanted = FUNCTIONS[name](**{argument: X})
         for given in (Variable(X), list(map(Variable, X)), Interface(X, None), collections.deque(X), [*map(tuple, X)]):
@@ -286,7 +286,7 @@ def test_what_converts_to_a_plain_array_is_taken(name):
 
 
 @pytest.mark.parametrize("masked", [np.ma.array(1), np.ma.array(1, mask=True), np.array(1).view(OwnMask)], ids=repr)
-def test_a_number_has_no_mask(masked):
+def test_a_masked_number_is_refused(masked):
     for call in (
         lambda: fs.softmax(X, masked),
         lambda: fs.cross_entropy(X, INDICES, masked),
@@ -331,7 +331,7 @@ def test_an_array_that_is_not_in_memory_is_never_read_or_computed(name, argument
     refuses(name, TypeError, f"{argument} .*memory", **reduction_for(argument), **{argument: [[1.0], (given,)]})
 
 
-def test_a_refusal_of_what_is_not_in_memory_says_how_to_convert_it():
+def test_the_refusal_of_a_lazy_array_says_how_to_convert_it():
     refuses("softmax", TypeError, r"of type test_arguments\.ArrayLike, .* by indexing it with \[\.\.\.\]", x=lazy())
     refuses("softmax", TypeError, r"by its method compute\(\)", x=lazy(__dask_graph__=lambda self: {}, compute=unread))
 
@@ -358,7 +358,7 @@ def test_an_array_that_is_in_memory_is_taken(name, given):
         assert_all_same_bits(FUNCTIONS[name](**{argument: given}), FUNCTIONS[name](**{argument: X}))
 
 
-# What is no array
+# Objects that are no arrays
 
 
 @pytest.mark.parametrize(
@@ -378,15 +378,15 @@ def test_an_array_that_is_in_memory_is_taken(name, given):
     ],
 )
 @each_array
-def test_what_becomes_an_array_of_objects_is_named_by_its_type(name, argument, given, kind):
+def test_the_refusal_of_an_object_names_its_type(name, argument, given, kind):
     for value in (given(), [given()]):
-        if value is not None or argument not in ("b", "where", "weight", "upstream"):  # where None leaves it out
+        if value is not None or argument not in ("b", "where", "weight", "upstream"):  # None: left out
             told = rf"{argument} .* type {re.escape(kind)}\b"
             refuses(name, TypeError, told, **reduction_for(argument), **{argument: value})
 
 
 class Opaque:
-    """A DMatrix, for example."""
+    """Stands for an object like a DMatrix."""
 
 
 @each_array
@@ -396,7 +396,7 @@ def test_integers_beyond_64_bits_are_refused(name, argument):
 
 
 class Sparse:
-    """As of scipy.sparse: with elements, but no length."""
+    """Like a matrix of scipy.sparse: it has elements, but no length."""
 
     shape = (3, 4)
     __getitem__ = __add__ = unread
@@ -416,14 +416,14 @@ def test_the_refusal_of_a_sparse_matrix_says_how_to_convert_it(name, argument):
 
 
 class NeedsGradient:
-    """As of torch: an error of the object's own."""
+    """Like a tensor of torch: its conversion raises an error of its own."""
 
     def __array__(self, dtype=None, copy=None):
         raise RuntimeError("use detach()")
 
 
 @each_array
-def test_an_error_of_the_conversion_names_the_argument(name, argument):
+def test_an_error_in_the_conversion_names_the_argument(name, argument):
     for given in (NeedsGradient(), [NeedsGradient()]):
         refuses(name, TypeError, rf"{argument} .*use detach\(\)", **reduction_for(argument), **{argument: given})
 
@@ -435,7 +435,7 @@ def test_ragged_lists_are_refused(name):
 
 
 @each_function
-def test_lists_nested_deeper_than_arrays_have_axes_are_refused(name):
+def test_lists_nested_too_deeply_for_an_array_are_refused(name):
     deep = 1.0
     for _ in range(70):
         deep = [deep]
@@ -452,13 +452,13 @@ def test_a_list_that_holds_itself_is_refused_and_never_unfolded(name):
             refuses(name, ValueError, f"{argument} holds a {kind} that holds itself", **{argument: [[cyclic]]})
 
 
-# Sizes in bytes up to half of what a pointer reaches, or so large that 64 bits hold nothing of them.
+# Views of up to 2^62 bytes. Results may need 2^64 or more, which is 0 modulo 2^64.
 @pytest.mark.parametrize("power", [58, 60, 61, 62])
 @pytest.mark.parametrize("dtype", [np.int8, bfloat16, np.float16, np.float32, np.float64], ids=str)
-def test_views_of_shapes_beyond_all_memory_are_refused(dtype, power):
+def test_views_larger_than_any_memory_are_refused(dtype, power):
     one = np.ones((), dtype)
     if one.itemsize << power > sys.maxsize:
-        pytest.skip("NumPy has no such shape")
+        pytest.skip("NumPy refuses this shape")
     x = np.broadcast_to(one, 2**power)
     calls = [
         lambda: fs.softmax(x),
@@ -479,7 +479,7 @@ def test_views_of_shapes_beyond_all_memory_are_refused(dtype, power):
     if dtype != np.int8:
         calls += [lambda: fs.cross_entropy(x, x), lambda: fs.cross_entropy_with_grad(x, x, label_smoothing=0.1)]
     for call in calls:
-        with pytest.raises((MemoryError, ValueError)):  # NumPy's own, of results, is either
+        with pytest.raises((MemoryError, ValueError)):  # NumPy raises either, for the results
             call()
 
 
@@ -527,8 +527,8 @@ def test_losses_and_picks_have_one_axis(name, axis):
 
 @pytest.mark.parametrize("axis", [1, -2, (0, 0)])
 @pytest.mark.parametrize("function", [fs.softmax, fs.log_softmax, fs.logsumexp, fs.entropy])
-def test_a_0d_array_has_no_other_axis(function, axis):
-    with pytest.raises(ValueError):  # noqa: PT011 - AxisError is one
+def test_a_0d_array_refuses_a_second_axis(function, axis):
+    with pytest.raises(ValueError):  # noqa: PT011 - AxisError is a ValueError
         function(1.0, axis)
 
 
@@ -569,7 +569,7 @@ def test_where_is_boolean(name, dtype):
 
 
 @each_with_where
-def test_objects_are_no_where(name):
+def test_where_refuses_objects(name):
     refuses(name, TypeError, "where has dtype object; expected bool$", where=np.ones((3, 4), object))
     refuses(name, TypeError, "where .*NoneType", where=[[True, None, True, True]])
 
@@ -581,7 +581,7 @@ def test_where_broadcasts_to_x_and_not_beyond(name, shape):
 
 
 @each_with_where
-def test_a_masked_array_is_no_where(name):
+def test_where_refuses_a_masked_array(name):
     refuses(name, TypeError, "where", where=np.ma.masked_greater(X, 5) > 2)
 
 
@@ -616,8 +616,8 @@ def test_dtype_is_float32_or_float64_and_not_narrower_than_a_floating_input(name
 
 @pytest.mark.parametrize("given", INTEGERS, ids=str)
 @pytest.mark.parametrize("name", WITH_DTYPE)
-def test_integers_give_float32_where_it_is_asked_for(name, given):
-    """They are computed in float64 all the same, and rounded once."""
+def test_integers_give_float32_on_request(name, given):
+    """They are still computed in float64, and rounded once."""
     x = np.arange(12).reshape(3, 4).astype(given)
     got = FUNCTIONS[name](x=x, dtype=np.float32)
     assert_same_bits(got, FUNCTIONS[name](x=x).astype(np.float32))
@@ -630,7 +630,7 @@ def test_integers_give_float32_where_it_is_asked_for(name, given):
 
 
 @pytest.mark.parametrize("b", [2, -1.5, True, np.int8([1, 2, 3, 4]), np.ones(4, np.float16), np.float32(0.5)], ids=str)
-def test_logsumexp_of_integers_gives_float32_where_no_weights_are_wider(b):
+def test_logsumexp_of_integers_gives_float32_unless_weights_are_wider(b):
     x = np.arange(12, dtype=np.int64).reshape(3, 4)
     got = fs.logsumexp(x, 1, b=b, dtype=np.float32)
     assert_same_bits(got, np.float32(fs.logsumexp(x, 1, b=b)))
@@ -639,7 +639,7 @@ def test_logsumexp_of_integers_gives_float32_where_no_weights_are_wider(b):
 
 
 @pytest.mark.parametrize("name", [*WITH_DTYPE, *PICKS])
-def test_what_is_no_dtype_is_a_type_error(name):
+def test_an_unknown_dtype_is_a_type_error(name):
     refuses(name, TypeError, dtype="no such dtype")
 
 
@@ -669,7 +669,7 @@ def test_out_is_an_array(name, out):
 
 
 class Liar(np.ndarray):
-    """Says that it is what is expected."""
+    """Claims the expected shape, dtype and flags, whatever its memory is."""
 
     shape = property(lambda self: X.shape)
     dtype = property(lambda self: X.dtype)
@@ -706,7 +706,7 @@ def test_out_whose_own_elements_overlap_is_refused_untouched(name, strides):
 
 
 @pytest.mark.parametrize("name", REDUCED)
-def test_out_of_one_number_a_slice_whose_own_elements_overlap_is_refused_untouched(name):
+def test_reduced_out_whose_own_elements_overlap_is_refused_untouched(name):
     out = overlapping((3,), (0,))
     refuses(name, ValueError, "overlap", out=out)
     assert (out == SENTINEL).all()
@@ -718,8 +718,8 @@ def test_out_whose_elements_interleave_without_overlap_is_taken(strides):
     assert_same_bits(fs.softmax(X, out=out), fs.softmax(X))
 
 
-def test_out_whose_strides_are_a_riddle_is_refused_instead_of_solving_it():
-    """No two of its elements overlap, but to know that can take longer than the result by any factor."""
+def test_out_whose_strides_take_too_long_to_check_is_refused():
+    """No two of its elements overlap, but proving it could take far longer than computing the result."""
     strides = [419112, 634794, 745228, 2112874, 2174122, 4286694, 5019230, 5208116, 5467048, 5507772, 6379680]
     room = np.empty(2 * sum(strides) + 4, np.uint8)  # reserved, never touched
     out = np.lib.stride_tricks.as_strided(room[:4].view(np.float32), (3,) * 11, strides)
@@ -738,7 +738,7 @@ def test_b_that_does_not_broadcast_is_a_value_error():
 @pytest.mark.parametrize(
     ("x", "b"), [((0, 3), (0, 3)), ((0, 3), (3,)), ((3, 0), (1, 1)), ((1,), (2, 0)), ((), (0,)), ((2, 1), (3, 2, 4))]
 )
-def test_b_and_x_broadcast_as_numpy_does_when_empty_too(x, b):
+def test_b_and_x_broadcast_as_in_numpy_also_when_empty(x, b):
     full, weights = np.broadcast_arrays(np.zeros(x), np.ones(b))
     for axis in (None, -1):
         with np.errstate(divide="ignore"):
@@ -748,7 +748,7 @@ def test_b_and_x_broadcast_as_numpy_does_when_empty_too(x, b):
         np.testing.assert_allclose(got, wanted)
 
 
-def test_b_broadcasts_along_as_many_axes_as_arrays_have():
+def test_b_broadcasts_along_64_axes():
     x, b = np.arange(3.0).reshape(3, *[1] * 63), np.ones((1,) * 63 + (2,))
     np.testing.assert_allclose(fs.logsumexp(x, b=b), fs.logsumexp(x) + np.log(2))
 
@@ -766,14 +766,14 @@ def test_both_arrays_of_a_gradient_have_one_shape(name):
 
 
 @pytest.mark.parametrize(("position", "value"), [((0,), 4), ((2,), -1), ((1,), 2**40), ((2,), -(2**63)), ((1,), 2**63)])
-def test_an_index_of_what_is_picked_is_that_of_a_class(position, value):
+def test_log_softmax_at_refuses_an_index_out_of_range(position, value):
     indices = INDICES.astype(np.uint64 if value >= 2**63 else np.int64)
     indices[position] = value
     told = rf"^indices\[{position[0]}\] is {value}; expected a class index in \[0, 4\)$"
     refuses("log_softmax_at", ValueError, told, indices=indices)
 
 
-def test_the_position_of_an_index_out_of_range_is_that_in_the_indices():
+def test_an_error_gives_the_position_of_a_bad_index_in_indices():
     indices = np.zeros((5, 2, 6), np.int8)
     indices[3, 1, 4] = 7
     x = np.zeros((5, 7, 6))
@@ -799,7 +799,7 @@ def test_indices_are_integers(dtype):
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (4, 4), (1, 4), (1, 3), (3, 1, 1), (0,), (2, 3)], ids=str)
-def test_indices_have_the_shape_of_the_scores_except_along_the_axis_or_lack_it(shape):
+def test_indices_have_the_shape_of_the_scores_except_along_the_axis_or_without_it(shape):
     told = rf"indices has shape {re.escape(str(shape))}; expected that of x, \(3, 4\), with any extent in axis 1 or"
     refuses("log_softmax_at", ValueError, told, indices=np.zeros(shape, int))
 
@@ -817,7 +817,7 @@ def test_k_is_an_integer(k):
 
 
 @pytest.mark.parametrize("name", PICKS)
-def test_what_is_picked_has_a_class_axis(name):
+def test_picks_need_a_class_axis(name):
     for axis in (-1, 0):
         refuses(name, AxisError, x=1.0, axis=axis)
 
@@ -834,7 +834,7 @@ def test_an_index_out_of_range_names_the_value_and_its_position(name, position, 
 
 
 @each_loss
-def test_the_position_of_an_index_out_of_range_is_that_in_the_targets(name):
+def test_an_error_gives_the_position_of_a_bad_index_in_targets(name):
     targets = np.zeros((5, 3, 6), np.int8)
     targets[3, 1, 4] = 7
     refuses(name, ValueError, r"7.*3, 1, 4|3, 1, 4.*7", logits=np.zeros((5, 7, 3, 6)), targets=targets, axis=1)
@@ -871,7 +871,7 @@ def test_targets_are_integers_or_floating(name, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16, np.longdouble], ids=repr)
 @each_loss
 def test_floating_labels_are_told_from_class_probabilities(name, dtype):
-    """As DMatrix.get_label() of XGBoost and Dataset.get_label() of LightGBM give them."""
+    """XGBoost's DMatrix.get_label() and LightGBM's Dataset.get_label() return floating labels."""
     targets = INDICES.astype(dtype)
     how = r"integers: numpy\.asarray\(targets, int\); .* shape of logits, \(3, 4\)"
     refuses(
@@ -895,7 +895,7 @@ def test_floating_labels_are_told_from_class_probabilities(name, dtype):
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int8, ">i4"])
 @each_loss
-def test_integers_one_hot_are_told_from_class_indices(name, dtype):
+def test_one_hot_integers_are_told_from_class_indices(name, dtype):
     targets = np.eye(4, dtype=dtype)[INDICES]
     how = r"floating: numpy\.asarray\(targets, float\); class indices have shape \(3,\)"
     refuses(name, ValueError, rf"dtype {targets.dtype} .* that of logits, \(3, 4\).* {how}", targets=targets)
@@ -973,7 +973,7 @@ def test_ignore_index_is_an_integer(name, value):
     ],
 )
 @each_loss
-def test_an_index_to_ignore_that_the_targets_cannot_hold_is_told(name, dtype, index, ignore_index):
+def test_an_error_says_if_the_targets_cannot_hold_ignore_index(name, dtype, index, ignore_index):
     targets = INDICES.astype(dtype)
     targets[1] = index
     told = rf"targets\[1\] is {index};.* {ignore_index}, which cannot occur in {targets.dtype}$"
@@ -983,7 +983,7 @@ def test_an_index_to_ignore_that_the_targets_cannot_hold_is_told(name, dtype, in
 
 
 @each_loss
-def test_probabilities_have_no_index_to_ignore(name):
+def test_probabilities_refuse_ignore_index(name):
     refuses(name, ValueError, "ignore_index", targets=P, ignore_index=0)
     refuses(name, ValueError, "ignore_index", targets=P, ignore_index=-100)
 

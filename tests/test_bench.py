@@ -1,4 +1,4 @@
-"""The benchmark: who is timed, beside whom, and what is written. What it finds is not tested."""
+"""The benchmark: its races, its runs beside other work, its tables and pictures. The times it finds are not tested."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("rich", reason="needs what the benchmark needs")
-pytest.importorskip("matplotlib", reason="needs what the benchmark needs")
-pytest.importorskip("threadpoolctl", reason="needs what the benchmark needs")
+pytest.importorskip("rich", reason="the benchmark needs rich")
+pytest.importorskip("matplotlib", reason="the benchmark needs matplotlib")
+pytest.importorskip("threadpoolctl", reason="the benchmark needs threadpoolctl")
 
 import contract
 import fastsoftmax
@@ -73,7 +73,7 @@ def _threads(station):
 def test_a_contender_that_is_wrong_or_ends_or_lacks_the_operation_is_absent_with_the_reason():
     racers = [ours(), definition(), Wrong(), Ending(), Lacking()]
     with started(*((racer, 1) for racer in racers)) as workers:
-        for _ in range(2):  # also once the process has ended
+        for _ in range(2):  # in the second race, the process of Ending has ended
             result = race("group", SMALL, workers, [], 0.01)
             assert set(result.timings) == {"fastsoftmax", "reference"}
             assert "disagrees" in result.absent["wrong"]
@@ -110,7 +110,7 @@ def test_a_wrong_result_of_our_own_ends_the_race():
 
 
 @pytest.mark.parametrize("most_bytes", [0, 2**30])
-def test_arrays_that_would_fill_the_memory_are_raced_one_after_the_other(most_bytes, monkeypatch):
+def test_contenders_whose_arrays_would_fill_the_memory_are_timed_in_sequence(most_bytes, monkeypatch):
     monkeypatch.setattr("bench.race.MOST_BYTES", most_bytes)
     with started((ours(), 1), (definition(), 1)) as workers:
         result = race("group", SMALL, workers, [], 0.01)
@@ -118,7 +118,7 @@ def test_arrays_that_would_fill_the_memory_are_raced_one_after_the_other(most_by
     assert result.rivals == ["reference"]
 
 
-def test_an_entropy_that_takes_too_long_beside_the_logsumexp_of_its_scores_is_found():
+def test_an_entropy_too_slow_compared_with_logsumexp_is_found():
     def raced(operation, ours, shape=(5000, 30)):
         timings = {"fastsoftmax": Timing(1, [ours]), "reference": Timing(1, [100.0])}
         return CaseResult("g", Case(operation, shape), False, timings, {}, ())
@@ -129,7 +129,7 @@ def test_an_entropy_that_takes_too_long_beside_the_logsumexp_of_its_scores_is_fo
     assert rows == [(slow.case.name, "1", "/ logsumexp", "1.50", "1.60")]
 
 
-def test_the_pictures_are_of_all_cases_for_each_number_of_threads_and_of_everyday_calls(tmp_path):
+def test_pictures_show_all_cases_for_each_number_of_threads_and_everyday_calls(tmp_path):
     def run(threads):
         times = {"fastsoftmax": 1e-3, "reference": 12e-3, "SciPy": 8e-3, "move": 1e-4}
         timings = {name: Timing(1, [seconds]) for name, seconds in times.items()}
@@ -146,7 +146,7 @@ def test_the_pictures_are_of_all_cases_for_each_number_of_threads_and_of_everyda
     assert SMALL.name not in drawn
 
 
-def test_runs_are_compared_case_by_case_and_a_change_beyond_the_noise_is_told(tmp_path):
+def test_runs_are_compared_case_by_case_and_changes_beyond_the_noise_are_reported(tmp_path):
     def write(name, **samples):
         results = [
             CaseResult(
@@ -174,7 +174,7 @@ def test_runs_are_compared_case_by_case_and_a_change_beyond_the_noise_is_told(tm
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-def test_processes_that_spin_end_with_their_block(error):
+def test_spinning_processes_end_with_their_block(error):
     try:
         with busy.spinning(2) as processes:
             assert [process.poll() for process in processes] == [None, None]
@@ -187,7 +187,7 @@ def test_processes_that_spin_end_with_their_block(error):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see whether a process runs")
-def test_processes_that_spin_end_when_their_parent_is_killed():
+def test_spinning_processes_end_when_their_parent_is_killed():
     code = (
         "import time\nfrom bench.busy import spinning\n"
         "with spinning(1) as [process]: print(process.pid, flush=True); time.sleep(60)"
@@ -224,7 +224,7 @@ def test_calls_are_timed_one_by_one_each_after_its_pause():
     assert (durations < 0.02).all()
 
 
-def test_whoever_needs_longer_than_a_mark_allows_is_found():
+def test_marks_missed_beside_other_work_are_found():
     def figures(median, mean, percentile):
         return Figures(1, median, mean, percentile, mean)
 
@@ -254,7 +254,7 @@ def test_whoever_needs_longer_than_a_mark_allows_is_found():
     ]
 
 
-# Threads of other tests sleep in this process; forked ones use none of theirs.
+# Threads that other tests started sleep in this process; forked processes do not use them.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_run_beside_other_work_is_written_as_table_picture_and_json(tmp_path, monkeypatch):
     monkeypatch.setattr(busy, "TURN_SECONDS", 0.02)
@@ -280,7 +280,7 @@ def test_a_run_beside_other_work_is_written_as_table_picture_and_json(tmp_path, 
     assert json.loads((tmp_path / "r.json").read_text())["busy"]["beside"][0]["name"] == "fastsoftmax"
 
 
-def test_each_part_of_the_written_results_leaves_the_other_as_it_is(tmp_path):
+def test_writing_one_part_of_the_results_leaves_the_other_unchanged(tmp_path):
     path = tmp_path / "results.md"
     report.write_part(path, report.BUSY, "## Old\n\ntext")
     report.write_part(path, report.RACE, "a\n\n## 1 thread\n\n| b |")
@@ -295,7 +295,7 @@ def test_each_part_of_the_written_results_leaves_the_other_as_it_is(tmp_path):
 # Pictures of accuracy
 
 
-@pytest.mark.skipif(not SUFFICES, reason="long double has fewer than 64 bits: nothing to compare with")
+@pytest.mark.skipif(not SUFFICES, reason="longdouble has fewer than 64 bits here")
 def test_the_curves_of_accuracy_keep_the_bounds_and_become_pictures(tmp_path):
     racers = [ours()]
     for operation in accuracy_chart.SCALED:

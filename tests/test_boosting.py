@@ -1,4 +1,4 @@
-"""The objectives train what XGBoost's and LightGBM's own train, from the same start."""
+"""The objectives train the same models as those of XGBoost and LightGBM, from the same starting scores."""
 
 import doctest
 import pickle
@@ -40,7 +40,7 @@ def close(scores, wanted):
 @weighted
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("start", ["base_score", "base_margin"])
-def test_xgboost_trains_what_its_own_objective_trains(data, weight, order, start):
+def test_xgboost_trains_the_model_of_its_own_objective(data, weight, order, start):
     library = pytest.importorskip("xgboost")
     features, labels = data
     classes = labels.max() + 1
@@ -53,7 +53,7 @@ def test_xgboost_trains_what_its_own_objective_trains(data, weight, order, start
     close(*(model.predict(train, output_margin=True) for model in (ours, own)))
 
 
-def test_xgboost_trains_the_same_where_the_least_hessian_decides(data):
+def test_xgboost_trains_the_same_model_where_the_floor_of_the_hessian_decides(data):
     """Without lambda, the floor of the Hessian decides the leaves where probabilities vanish."""
     library = pytest.importorskip("xgboost")
     features, labels = data
@@ -67,7 +67,7 @@ def test_xgboost_trains_the_same_where_the_least_hessian_decides(data):
 
 
 @weighted
-def test_an_estimator_of_xgboost_trains_what_its_own_objective_trains(data, weight):
+def test_an_estimator_of_xgboost_trains_the_model_of_its_own_objective(data, weight):
     library = pytest.importorskip("xgboost")
     features, labels = data
     weight = weights(weight, len(labels))
@@ -95,7 +95,7 @@ def test_xgboost_learns_class_probabilities(api):
     else:
         model = library.XGBRegressor(n_estimators=80, objective=boosting.xgboost_sklearn, **options)
         scores = model.fit(features, soft).predict(features)
-    # The loss is nearly the least there is, the entropy of the targets; from scores of 0 it is 0.46 more.
+    # The loss is nearly its minimum, the entropy of the targets; with scores of 0 it is 0.46 larger.
     assert fs.kl_divergence(np.log(soft), scores) < 0.01 < fs.kl_divergence(np.log(soft), np.zeros_like(scores))
 
 
@@ -124,7 +124,7 @@ def test_the_hessian_is_that_of_the_installed_version_of_xgboost(version, absolu
 @weighted
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("start", ["0", "init_score"])
-def test_lightgbm_trains_what_its_own_objective_trains(data, weight, order, start):
+def test_lightgbm_trains_the_model_of_its_own_objective(data, weight, order, start):
     library = pytest.importorskip("lightgbm")
     features, labels = data
     classes = int(labels.max()) + 1
@@ -141,7 +141,7 @@ def test_lightgbm_trains_what_its_own_objective_trains(data, weight, order, star
 
 
 @weighted
-def test_an_estimator_of_lightgbm_trains_what_its_own_objective_trains(data, weight):
+def test_an_estimator_of_lightgbm_trains_the_model_of_its_own_objective(data, weight):
     library = pytest.importorskip("lightgbm")
     features, labels = data
     weight = weights(weight, len(labels))
@@ -156,7 +156,7 @@ def test_an_estimator_of_lightgbm_trains_what_its_own_objective_trains(data, wei
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_lightgbm_gets_gradients_in_the_order_of_its_scores(order, monkeypatch):
-    monkeypatch.setattr(boosting, "_CHUNK", 4 * 7)  # the last of 50 samples are fewer
+    monkeypatch.setattr(boosting, "_CHUNK", 4 * 7)  # so that the last chunk of the 50 samples is smaller
     scores = np.asarray(np.random.default_rng(0).normal(size=(50, 4)), order=order)
     labels = np.arange(50) % 4
     weight = np.linspace(0, 2, 50)
@@ -181,7 +181,7 @@ def test_lightgbm_takes_integers_lists_and_class_probabilities():
 
 
 @pytest.mark.parametrize("name", boosting.__all__)
-def test_the_examples_of_a_docstring_give_what_they_say(name):
+def test_the_examples_of_a_docstring_give_the_results_they_show(name):
     pytest.importorskip(name.removesuffix("_sklearn"))
     test = doctest.DocTestFinder(recurse=False).find(getattr(boosting, name), name, globs={})[0]
     assert test.examples or name.endswith("_sklearn")

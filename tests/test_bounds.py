@@ -1,4 +1,4 @@
-"""No call touches memory outside its arrays: pages before and after them would end the process."""
+"""No call touches memory outside its arrays: a touch of the pages before and after them would end the process."""
 
 import re
 import subprocess

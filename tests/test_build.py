@@ -1,4 +1,4 @@
-"""What the build says if something is missing. It is only configured: nothing is compiled except CMake's questions."""
+"""The build says what is missing and how to install it. It is only configured: CMake compiles only its checks."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 pytestmark = [
     pytest.mark.skipif(not (CMAKE and MAKE), reason="needs cmake, and ninja or make"),
     pytest.mark.skipif(not (SOURCE / "CMakeLists.txt").exists(), reason="needs the sources"),
-    pytest.mark.skipif(sys.platform == "win32", reason="there, only Visual Studio's generator is asked"),
+    pytest.mark.skipif(sys.platform == "win32", reason="on Windows, the build uses Visual Studio's generator"),
 ]
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
 def configure(folder, *definitions, **environment):
-    # pybind11 as far as the configuration goes.
+    # A stand-in for pybind11, with what the configuration needs of it.
     (folder / "pybind11Config.cmake").write_text(
         "function(pybind11_add_module name kind extras)\n  add_library(${name} ${kind} ${ARGN})\nendfunction()\n"
     )
@@ -39,7 +39,7 @@ def configure(folder, *definitions, **environment):
 
 
 def compiler_that(folder, line):
-    """The compiler, run after a line of shell."""
+    """A script that executes a line of shell, then the compiler."""
     script = folder / "compiler"
     script.write_text(f'#!/bin/sh\n{line}\nexec "{COMPILER}" "$@"\n')
     script.chmod(0o755)
@@ -47,13 +47,13 @@ def compiler_that(folder, line):
 
 
 @needs_compiler
-def test_with_all_that_it_needs_it_says_nothing_of_what_to_install(tmp_path):
+def test_a_build_that_lacks_nothing_gives_no_advice(tmp_path):
     code, said = configure(tmp_path, CXX=COMPILER)
     assert code == 0, said
     assert "install" not in said
 
 
-def test_without_a_compiler_it_says_which_to_install(tmp_path):
+def test_a_missing_compiler_is_reported_with_what_to_install(tmp_path):
     code, said = configure(tmp_path, CXX="a-compiler-that-is-not-there")
     assert code != 0
     assert "fastsoftmax needs a C++20 compiler, GCC 12 or Clang 13 or newer, and found none" in said
@@ -63,7 +63,7 @@ def test_without_a_compiler_it_says_which_to_install(tmp_path):
 
 
 @needs_compiler
-def test_of_a_compiler_that_is_too_old_it_says_its_version_and_which_to_install(tmp_path):
+def test_an_old_compiler_is_named_with_the_version_that_is_needed(tmp_path):
     old = compiler_that(tmp_path, 'set -- "$@" -D__builtin_shufflevector=not_in_GCC_11')
     code, said = configure(tmp_path, CXX=str(old))
     assert code != 0
@@ -72,7 +72,7 @@ def test_of_a_compiler_that_is_too_old_it_says_its_version_and_which_to_install(
 
 
 @needs_compiler
-def test_for_a_processor_without_kernels_it_says_so(tmp_path):
+def test_a_processor_without_kernels_is_refused(tmp_path):
     other = compiler_that(tmp_path, 'set -- "$@" -U__x86_64__ -U__aarch64__')
     code, said = configure(tmp_path, CXX=str(other))
     assert code != 0
@@ -80,7 +80,7 @@ def test_for_a_processor_without_kernels_it_says_so(tmp_path):
 
 
 @needs_compiler
-def test_without_the_headers_of_python_it_says_which_to_install(tmp_path):
+def test_missing_python_headers_are_reported_with_what_to_install(tmp_path):
     code, said = configure(tmp_path, "-DPython_INCLUDE_DIR=" + str(tmp_path / "none"), CXX=COMPILER)
     assert code != 0
     assert f"fastsoftmax needs the headers of {sys.executable}" in said
@@ -88,8 +88,8 @@ def test_without_the_headers_of_python_it_says_which_to_install(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.skipif(sys.platform == "darwin", reason="there, OpenMP is not asked for")
-def test_without_openmp_it_builds_and_says_what_that_costs(tmp_path):
+@pytest.mark.skipif(sys.platform == "darwin", reason="on macOS, the build does not look for OpenMP")
+def test_a_build_without_openmp_succeeds_and_says_what_it_lacks(tmp_path):
     without = compiler_that(tmp_path, 'case " $* " in *" -fopenmp "*) exit 1;; esac')
     code, said = configure(tmp_path, CXX=str(without))
     assert code == 0, said

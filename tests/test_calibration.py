@@ -1,4 +1,4 @@
-"""Temperature scaling, reliability and Brier score: against dense definitions, scikit-learn, SciPy and torchmetrics."""
+"""Temperature scaling, reliability and Brier score agree with their definitions and with other libraries."""
 
 import math
 import tracemalloc
@@ -17,20 +17,20 @@ NAN, INF = math.nan, math.inf
 
 
 def samples(rng, shape=(500, 10), scale=2.0, knows=1.5, dtype=np.float64):
-    """Scores, and targets that they tell something about."""
+    """Random scores and targets; the larger `knows`, the better the scores predict the targets."""
     targets = rng.integers(0, shape[-1], shape[:-1])
     logits = rng.normal(size=shape) + knows * np.eye(shape[-1])[targets]
     return (scale * logits).astype(dtype), targets
 
 
 def mean_loss(logits, targets, temperature, weight=None):
-    """The definition, in float64."""
+    """The mean loss by its definition, in float64."""
     logp = reference.log_softmax(np.asarray(logits, np.float64) / temperature)
     return np.average(-np.take_along_axis(logp, targets[..., np.newaxis], -1)[..., 0], weights=weight)
 
 
 def dense_fit(logits, targets, weight=None):
-    """The root of the derivative of the mean loss by 1 / T."""
+    """The temperature at which the derivative of the mean loss by 1 / T is 0."""
     optimize = pytest.importorskip("scipy.optimize")
     x = np.asarray(logits, np.float64)
     label = np.take_along_axis(x, targets[..., np.newaxis], -1)[..., 0]
@@ -67,7 +67,7 @@ def test_the_temperature_minimises_the_mean_loss_to_a_millionth(rng, n, classes,
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.filterwarnings("ignore:Since FrozenEstimator")  # does not learn, and needs no weights
+@pytest.mark.filterwarnings("ignore:Since FrozenEstimator")  # it does not learn, so it needs no weights
 def test_the_temperature_is_that_of_scikit_learn(rng, dtype, weighted):
     pytest.importorskip("sklearn", "1.8")
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -75,7 +75,7 @@ def test_the_temperature_is_that_of_scikit_learn(rng, dtype, weighted):
     from sklearn.frozen import FrozenEstimator
 
     class GivenScores(ClassifierMixin, BaseEstimator):
-        """Its features are its scores."""
+        """A classifier whose scores are its features."""
 
         def fit(self, x, y):
             self.classes_ = np.unique(y)
@@ -93,7 +93,7 @@ def test_the_temperature_is_that_of_scikit_learn(rng, dtype, weighted):
     theirs.fit(logits, targets, sample_weight=weight)
     (calibrated,) = theirs.calibrated_classifiers_
     found = fit_temperature(logits, targets, sample_weight=weight)
-    # A minimiser that sees only values is exact to the square root of the rounding of float64, or of their float32.
+    # scikit-learn minimises by values of the loss, so it is exact only to the square root of their rounding.
     tolerance = 1e-6 if dtype is np.float64 else 2e-3
     np.testing.assert_allclose(found, 1 / calibrated.calibrators[0].beta_, tolerance)
     probabilities = fs.softmax(logits, temperature=found)
@@ -162,7 +162,7 @@ def test_chunks_hold_every_sample_once_and_are_small(shape, order, monkeypatch):
 
 @pytest.mark.parametrize("function", [fit_temperature, brier_score, reliability])
 def test_a_file_larger_than_memory_allows_is_visited_in_chunks(function, rng, tmp_path):
-    """64 MB of scores in float32, in either order, and what is allocated meanwhile."""
+    """For 64 MB of float32 scores, in C or Fortran order, less than 2 MB is allocated."""
     rows, classes = 8000, 2000
     for order in "CF":
         path = tmp_path / f"{order}.npy"
@@ -195,7 +195,7 @@ def test_a_file_larger_than_memory_allows_is_visited_in_chunks(function, rng, tm
     ],
     ids=str,
 )
-def test_where_no_temperature_is_the_best_it_is_1_or_nan(logits, targets, temperature):
+def test_the_temperature_is_1_or_nan_where_none_is_best(logits, targets, temperature):
     np.testing.assert_equal(fit_temperature(logits, targets, ignore_index=-7), temperature)
 
 
@@ -211,7 +211,7 @@ def test_where_no_temperature_is_the_best_it_is_1_or_nan(logits, targets, temper
     ],
     ids=str,
 )
-def test_a_temperature_at_its_bound_is_warned_of(logits, targets, bound, why):
+def test_a_temperature_at_its_bound_gives_a_warning(logits, targets, bound, why):
     with pytest.warns(RuntimeWarning, match=f"at its bound, {bound:g}: .*{why}") as caught:
         assert fit_temperature(logits, targets) == bound
     assert caught[0].filename == __file__
@@ -246,7 +246,7 @@ def test_ignored_samples_and_those_of_weight_0_take_no_part_whatever_they_hold(r
     np.testing.assert_allclose(all_measures(logits, targets, sample_weight=weight), wanted, 1e-12)
 
 
-def test_a_weight_counts_as_so_many_samples(rng):
+def test_an_integer_weight_counts_as_that_many_samples(rng):
     logits, targets = samples(rng, (60, 4))
     weight = rng.integers(0, 4, 60)
     repeated = all_measures(np.repeat(logits, weight, 0), np.repeat(targets, weight))
@@ -257,7 +257,7 @@ def test_a_weight_counts_as_so_many_samples(rng):
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 20), st.integers(2, 12))
 def test_scaled_scores_have_a_scaled_temperature_and_no_other_temperature_is_better(seed, factor, classes):
     logits, targets = samples(np.random.default_rng(seed), (80, classes))
-    with warnings.catch_warnings(action="ignore"):  # few samples may be separated
+    with warnings.catch_warnings(action="ignore"):  # of few samples that are separable
         found = fit_temperature(logits, targets)
         scaled = fit_temperature(factor * logits, targets)
     if 1e-3 < found < 1e3 and 1e-3 < scaled < 1e3:
@@ -339,8 +339,8 @@ def test_accuracy_and_confidence_are_those_of_scikit_learns_calibration_curve(rn
     assert (len(found.edges), len(found.count)) == (bins + 1, bins)
 
 
-def test_of_two_classes_the_curve_of_one_is_there_in_the_top_labels(rng):
-    """The binary curve of class 1, where it is the larger one."""
+def test_two_classes_have_the_binary_curve_of_scikit_learn(rng):
+    """The curve of class 1 is that of the samples in which class 1 has the larger score."""
     calibration = pytest.importorskip("sklearn.calibration")
     logits, targets = samples(rng, (900, 2))
     top = logits[:, 1] > logits[:, 0]
@@ -364,7 +364,7 @@ def test_the_errors_are_those_of_torchmetrics(rng, bins):
 
 
 @pytest.mark.parametrize("bins", [5, 15])
-@pytest.mark.filterwarnings("ignore")  # of what it imports
+@pytest.mark.filterwarnings("ignore")  # from the modules that it imports
 def test_the_errors_are_those_of_netcal(rng, bins):
     metrics = pytest.importorskip("netcal.metrics")
     logits, targets = samples(rng, (1000, 10))
@@ -376,7 +376,7 @@ def test_the_errors_are_those_of_netcal(rng, bins):
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 7, 10, 15, 30])
 def test_a_confidence_on_an_edge_is_in_the_bin_that_ends_there(classes):
-    """Equal scores have the confidence 1 / C, for most C an edge of the 30 bins."""
+    """Equal scores have the confidence 1 / C, which is an edge of the 30 bins for most C here."""
     for value in (0.0, -3.0, 0.7):
         found = reliability(np.full((4, classes), value), [0, 0, 1, 1], bins=30)
         assert found.count.argmax() == math.ceil(30 / classes) - 1
@@ -453,7 +453,7 @@ def test_the_brier_score_is_the_mean_squared_difference(rng, temperature):
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_the_brier_score_is_scikit_learns_never_halved(rng, classes):
+def test_the_brier_score_is_that_of_scikit_learn_without_halving(rng, classes):
     metrics = pytest.importorskip("sklearn.metrics")
     pytest.importorskip("sklearn", "1.7")
     logits, targets = samples(rng, (500, classes))
@@ -462,7 +462,7 @@ def test_the_brier_score_is_scikit_learns_never_halved(rng, classes):
     np.testing.assert_allclose(brier_score(logits, targets, sample_weight=weight), theirs, 1e-12)
 
 
-def test_the_brier_score_keeps_its_digits_where_all_is_certain():
+def test_the_brier_score_keeps_its_digits_where_a_class_is_nearly_certain():
     mpmath = pytest.importorskip("mpmath")
     for scores in ([40.0, 0.0, 1.0], [20.0, 0.5, -1.0], [300.0, 0.0, 0.0]):
         with mpmath.workdps(400):
@@ -473,7 +473,7 @@ def test_the_brier_score_keeps_its_digits_where_all_is_certain():
         np.testing.assert_allclose(brier_score([scores], [0]), exact, 1e-14)
 
 
-def test_the_brier_score_of_nothing_is_nan():
+def test_the_brier_score_without_samples_or_with_nan_is_nan():
     assert math.isnan(brier_score(np.zeros((0, 3)), np.zeros(0, int)))
     assert math.isnan(brier_score([[NAN, 0.0]], [0]))
     assert math.isnan(brier_score([[1.0, 0.0]], [0], sample_weight=[0.0]))

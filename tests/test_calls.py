@@ -38,8 +38,8 @@ LOSSES = ["cross_entropy", "cross_entropy_with_grad"]
 INTO = [*TRANSFORMS, "cross_entropy_with_grad"]
 NAMES = [*TRANSFORMS, *REDUCTIONS, *LOSSES]
 
-# Shapes round the most rows and elements that are computed without a plan, and round the classes from which rows are
-# kept elsewhere while they are computed in place.
+# Shapes around the most rows and elements that are computed without a plan, and around the number of classes above
+# which rows computed in place keep their exponentials elsewhere.
 AROUND_FEW = [
     *[(rows, 16) for rows in (1, 2, 255, 256, 257)],
     (2048, 2),
@@ -55,7 +55,7 @@ class Reached(Exception):
 
 
 def guarded(name):
-    """The function's shortcut, in front of a Python function that reports its arguments."""
+    """The function's shortcut, around a Python function that raises its arguments in Reached."""
 
     def function(*args, **kwargs):
         raise Reached(args, kwargs)
@@ -65,7 +65,7 @@ def guarded(name):
 
 
 def is_taken(name, *args, **kwargs):
-    """Whether the shortcut takes the call; if not, the Python function has to be called alike."""
+    """Whether the shortcut takes the call; if not, asserts that the Python function receives the same arguments."""
     try:
         guarded(name)(*args, **kwargs)
     except Reached as reached:
@@ -109,11 +109,11 @@ def layouts(ndim):
     return LAYOUTS.values() if ndim else [as_c, as_read_only]
 
 
-# What is computed
+# Results
 
 
 @each_function
-def test_every_array_gives_the_same_with_and_without_the_shortcut(name):
+def test_every_array_gives_the_same_result_with_and_without_the_shortcut(name):
     function = getattr(fs, name)
     for x in all_scores([*FLOATING, *INTEGERS]):
         given = arrays_of(name, x)
@@ -128,7 +128,7 @@ def test_every_array_gives_the_same_with_and_without_the_shortcut(name):
 
 
 @pytest.mark.parametrize("name", [*INTO, *REDUCTIONS])
-def test_every_out_holds_the_same_with_and_without_the_shortcut(name):
+def test_every_out_receives_the_same_result_with_and_without_the_shortcut(name):
     function = getattr(fs, name)
     for x in all_scores(FLOATING):
         shape = x.shape if name in INTO else x.shape[:-1] if name == "entropy" else ()
@@ -149,7 +149,7 @@ def test_every_out_holds_the_same_with_and_without_the_shortcut(name):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", AROUND_FEW, ids=str)
 def test_few_rows_have_the_bits_of_rows_that_are_planned(name, dtype, shape):
-    """Also where the results take the place of the scores; and with a slice beyond the fixed reference's range."""
+    """Also in place, and with a slice beyond the range of the fixed reference."""
     function = getattr(fs, name)
     x = np.random.default_rng(0).normal(0, 3, shape).astype(dtype)
     x[..., -1, :] += 1000
@@ -194,7 +194,7 @@ def test_a_target_that_is_refused_leaves_out_as_it_was(rows):
 
 @pytest.mark.parametrize("name", INTO)
 @pytest.mark.parametrize("shift", [-3, -1, 0, 1, 3, 12])
-def test_an_out_that_overlaps_the_scores_gets_what_a_new_array_would(name, shift):
+def test_an_out_that_overlaps_the_scores_receives_the_result_of_a_new_array(name, shift):
     room = np.random.default_rng(0).normal(0, 3, 36)
     x, out = room[12:24].reshape(3, 4), room[12 + shift : 24 + shift].reshape(3, 4)
     targets = arrays_of(name, x)[1:]
@@ -203,7 +203,7 @@ def test_an_out_that_overlaps_the_scores_gets_what_a_new_array_would(name, shift
     np.testing.assert_array_equal(out, wanted)
 
 
-def test_an_out_on_the_memory_of_the_targets_gets_what_a_new_array_would():
+def test_an_out_that_overlaps_the_targets_receives_the_result_of_a_new_array():
     room = np.zeros(12)
     targets = room.view(np.int64)[:3]
     targets[...] = [2, 0, 3]
@@ -243,7 +243,7 @@ def test_a_call_leaves_no_reference_behind(name):
     assert np.abs(np.subtract([sys.getrefcount(each) for each in held], before)).max() < 100
 
 
-# Which calls go which way
+# Which calls the shortcut takes
 
 
 @each_function
@@ -271,7 +271,7 @@ class Subclass(np.ndarray):
 
 
 @each_function
-def test_any_other_call_reaches_the_python_function_as_it_is(name):
+def test_any_other_call_reaches_the_python_function_unchanged(name):
     x = np.zeros((3, 4))
     given = arrays_of(name, x)
     other = partial(is_taken, name)
@@ -290,7 +290,7 @@ def test_any_other_call_reaches_the_python_function_as_it_is(name):
 
 
 @pytest.mark.parametrize("name", INTO)
-def test_an_out_that_needs_a_look_reaches_the_python_function(name):
+def test_an_out_that_needs_a_check_reaches_the_python_function(name):
     x = np.zeros((3, 4))
     room = np.zeros(24)
     read_only = np.zeros((3, 4))
@@ -303,7 +303,7 @@ def test_an_out_that_needs_a_look_reaches_the_python_function(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_targets_that_need_a_look_reach_the_python_function(name):
+def test_targets_that_need_a_check_reach_the_python_function(name):
     x = np.zeros((3, 4))
     for targets in [[0, 1, 2], np.zeros(2, int), np.zeros((3, 4)), np.array([0, 4, 1]), np.array([0, -1, 1]), x > 0]:
         assert not is_taken(name, x, targets)
@@ -312,18 +312,18 @@ def test_targets_that_need_a_look_reach_the_python_function(name):
         assert not is_taken(name, x, np.zeros(3, int), reduction=reduction)
 
 
-def test_a_shortcut_is_for_the_functions_that_have_one():
+def test_only_listed_functions_get_a_shortcut():
     with pytest.raises(ValueError, match="len"):
         guarded("len")
     with pytest.raises(TypeError):
         _core.with_shortcut("softmax")
 
 
-# What users see of the function
+# How a function looks to its users
 
 
 @each_function
-def test_it_tells_of_itself_what_the_python_function_would(name):
+def test_a_function_describes_itself_as_the_python_function_does(name):
     function = getattr(fs, name)
     python = function.__wrapped__
     assert type(python) is types.FunctionType
@@ -357,7 +357,7 @@ def test_doctest_finds_its_examples(name):
 
 
 @each_function
-def test_it_is_pickled_and_copied_as_itself(name):
+def test_a_function_is_pickled_and_copied_as_itself(name):
     function = getattr(fs, name)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert pickle.loads(pickle.dumps(function, protocol)) is function
@@ -384,7 +384,7 @@ def test_attributes_and_weak_references_are_those_of_a_function(name):
         type("Derived", (type(function),), {})
 
 
-def test_in_a_class_it_is_a_method():
+def test_a_function_in_a_class_is_a_method():
     class Scores:
         log_probabilities = fs.log_softmax
         probabilities = staticmethod(fs.softmax)

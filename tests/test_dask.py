@@ -1,4 +1,4 @@
-"""fastsoftmax.dask: the plain functions' values, on any chunks and lazily; refusals as early as possible."""
+"""fastsoftmax.dask gives the plain functions' values, lazily and for any chunks, and refuses as early as possible."""
 
 import math
 import pickle
@@ -20,7 +20,7 @@ fsd = pytest.importorskip("fastsoftmax.dask")
 SHAPE = (7, 5, 11)
 X = np.random.default_rng(0).normal(0, 3, SHAPE)
 MASK = np.random.default_rng(1).random(SHAPE[1:]) < 0.7
-# In one chunk, in several along the batch, along the classes, and with empty ones.
+# One chunk; several along the batch; several along the classes; several of which one is empty.
 CHUNKS = [SHAPE, (3, 5, 11), (7, 2, 4), (7, 5, (4, 0, 6, 1))]
 AXES = [-1, 1, (1, 2), None, ()]
 
@@ -32,7 +32,7 @@ def in_this_thread():
 
 
 def lazy(array, chunks):
-    """Read through slices of the array, so that only its blocks can be read."""
+    """A dask array whose blocks are read as slices of the array."""
     return da.from_array(np.asarray(array), chunks=chunks)
 
 
@@ -42,7 +42,7 @@ def in_one_chunk(x, axis):
 
 
 def check(got, wanted, whole, ulp=4):
-    """One task a block: the bits of the plain function. Else its bounds, doubled because both sides have errors."""
+    """Asserts the bits of the plain function if `whole`, else its bounds, doubled because both sides have errors."""
     assert isinstance(got, da.Array)
     assert (got.shape, got.dtype) == (np.shape(wanted), np.asarray(wanted).dtype)
     computed = np.asarray(got.compute())
@@ -85,7 +85,7 @@ def test_any_chunks_give_the_values_of_the_plain_function(name, chunks, axis):
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "entropy", "logsumexp"])
-def test_every_dtype_comes_out_as_from_the_plain_function(name, dtype):
+def test_every_dtype_gives_the_values_of_the_plain_function(name, dtype):
     x = X.astype(dtype)
     for asked in (None, np.float64):
         check(getattr(fsd, name)(lazy(x, (7, 5, 4)), -1, dtype=asked), getattr(fs, name)(x, -1, dtype=asked), False)
@@ -152,7 +152,7 @@ def test_logsumexp_takes_weights_that_broadcast_and_gives_the_sign(chunks):
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
 @pytest.mark.parametrize("axis", [-1, 0, 1])
-def test_picks_in_any_chunks(chunks, axis):
+def test_picks_in_any_chunks_are_those_of_the_plain_functions(chunks, axis):
     x = lazy(X, chunks)
     whole = in_one_chunk(x, axis)
     one = np.argmax(X, axis)
@@ -175,7 +175,7 @@ def test_picks_in_any_chunks(chunks, axis):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("kind", ["indices", "ignored", "probabilities"])
-def test_losses_and_gradients_in_any_chunks(chunks, reduction, smoothing, kind):
+def test_losses_and_gradients_in_any_chunks_are_those_of_the_plain_functions(chunks, reduction, smoothing, kind):
     rng = np.random.default_rng(2)
     x = lazy(X, chunks)
     for axis in (-1, 1):
@@ -205,7 +205,7 @@ def test_losses_and_gradients_in_any_chunks(chunks, reduction, smoothing, kind):
                 np.testing.assert_allclose(got.compute(), grad, rtol=1e-13, atol=1e-16)
 
 
-def test_nothing_that_counts_has_no_mean():
+def test_a_mean_over_no_samples_that_count_is_nan():
     x = lazy(X[0], (5, 4))
     for targets, options in (
         (np.full(5, 9), {"ignore_index": 9}),
@@ -221,7 +221,7 @@ def test_nothing_that_counts_has_no_mean():
 
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
-def test_divergences_in_any_chunks(chunks):
+def test_divergences_in_any_chunks_are_those_of_the_plain_function(chunks):
     other = X + np.random.default_rng(3).normal(0, 0.1, SHAPE)
     for reduction in ("none", "sum", "mean"):
         for given in (other, lazy(other, 3)):
@@ -232,7 +232,7 @@ def test_divergences_in_any_chunks(chunks):
             assert (np.asarray(fsd.kl_divergence(lazy(X, chunks), X, reduction=reduction)) == 0).all()
 
 
-def test_zero_and_empty_arrays():
+def test_0d_and_empty_arrays_are_taken():
     assert fsd.softmax(lazy(3.0, ())).compute() == 1
     for shape, chunks in (((0, 3), (1, 2)), ((3, 0), (2, 1))):
         x = np.empty(shape)
@@ -290,7 +290,7 @@ def test_the_scores_are_not_rechunked_and_no_slice_is_gathered():
     ):
         assert not [name for name in got.dask.layers if "rechunk" in name or "concatenate" in name]
         most.clear()
-        # Not finalised, which would put all blocks together.
+        # Not compute(), which would join all blocks.
         with Sizes():
             dask.get(got.dask.cull(got.__dask_keys__()), list(dask.core.flatten(got.__dask_keys__())))
         assert 0 < max(most) <= 20 * 50 * 8
@@ -357,7 +357,7 @@ def test_only_a_dask_array_is_taken():
     ],
 )
 @pytest.mark.parametrize("chunks", [SHAPE, (2, 2, 2)], ids=str)
-def test_what_is_known_is_refused_at_once(call, error, match, chunks):
+def test_errors_that_need_no_computation_are_raised_at_once(call, error, match, chunks):
     with pytest.raises(error, match=match):
         call(lazy(X, chunks))
 
@@ -383,7 +383,7 @@ def test_positions_in_messages_are_those_in_the_whole_array(chunks):
         fsd.cross_entropy(x, 0 * bad, weight=lazy(np.where(np.arange(11) == 4, -1.0, 1), 2)).compute()
 
 
-def test_unknown_chunk_sizes_are_no_obstacle_in_the_batch_but_for_a_mean():
+def test_unknown_chunk_sizes_in_the_batch_prevent_only_a_mean():
     scores = X[:, 0]
     for chunks in ((2, 11), (2, 4)):
         x, kept = lazy(scores, chunks), lazy(scores[:, 0], 2) > 0

@@ -1,4 +1,4 @@
-"""fastsoftmax.dask on a real cluster: worker processes, each with far less memory than the array has."""
+"""fastsoftmax.dask on a real cluster of worker processes, also with arrays larger than their memory."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Starts two worker processes that talk over loopback, with this limit of memory in bytes."""
+    """A function that starts two worker processes on loopback, each with a limit of memory in bytes."""
     started = []
 
     def start(memory):
@@ -53,7 +53,7 @@ def logits_on_disk(path, shape, chunks):
 
 
 def softmax_on_disk(client, folder, shape, chunks, capsys, meanwhile=lambda store: None):
-    """zarr in, zarr out, along classes in several chunks; every band is compared with the plain function's."""
+    """Computes softmax from zarr to zarr, with classes in chunks, and compares each band with the plain function's."""
     logits = logits_on_disk(folder / "logits", shape, chunks)
     probabilities = fsd.softmax(da.from_zarr(str(folder / "logits")), axis=1)
     assert probabilities.chunks[1] == (chunks[1],) * (shape[1] // chunks[1])
@@ -70,7 +70,7 @@ def softmax_on_disk(client, folder, shape, chunks, capsys, meanwhile=lambda stor
         np.testing.assert_allclose(target[rows], wanted, rtol=4 * 2.0**-23, atol=1e-42)
 
 
-def test_softmax_of_an_array_larger_than_the_memory_of_the_workers(cluster, tmp_path, capsys):
+def test_softmax_takes_an_array_larger_than_the_memory_of_a_worker(cluster, tmp_path, capsys):
     memory = 320 * MIB
     shape = (128, 1 << 20)  # 512 MiB
     assert shape[0] * shape[1] * 4 > 1.5 * memory
@@ -93,7 +93,7 @@ def test_a_worker_that_is_killed_half_way_costs_time_and_nothing_else(cluster, t
     assert victim not in client.run(os.getpid).values()
 
 
-def test_losses_by_index_on_the_cluster(cluster, tmp_path):
+def test_a_loss_by_index_is_computed_on_the_cluster(cluster, tmp_path):
     client = cluster(512 * MIB)
     logits = logits_on_disk(tmp_path / "logits", (64, 1 << 17), (16, 1 << 15))
     targets = np.random.default_rng(1).integers(0, 1 << 17, 64)
@@ -102,5 +102,5 @@ def test_losses_by_index_on_the_cluster(cluster, tmp_path):
 
 
 @pytest.mark.huge
-def test_four_gibibytes_through_workers_of_half_a_gibibyte(cluster, tmp_path, capsys):
+def test_workers_of_half_a_gibibyte_compute_four_gibibytes(cluster, tmp_path, capsys):
     softmax_on_disk(cluster(512 * MIB), tmp_path, (1024, 1 << 20), (64, 1 << 17), capsys)

@@ -12,14 +12,14 @@ LAYERS = [((37, 10), 1), ((10, 37), 0), ((5, 300), 1), ((300, 20), 0), ((2, 20_0
 
 @each_dtype
 @pytest.mark.parametrize("call", DIVERGENCES.values(), ids=DIVERGENCES)
-def test_agrees_with_the_reference(call, dtype):
+def test_a_divergence_agrees_with_the_reference(call, dtype):
     for shape, axis in LAYERS:
         a = Inputs.normal([shape[0], shape[1]] if axis else [shape[1], shape[0]], dtype)
         assert_agrees(call, a.move(axis), axis)
 
 
 @each_dtype
-def test_is_0_of_equal_logits_and_never_negative(dtype, rng):
+def test_a_divergence_is_0_for_equal_logits_and_never_negative(dtype, rng):
     for classes in (1, 2, 10, 57, 300):
         x = rng.normal(0, 3, (50, classes)).astype(dtype)
         divergence, grad = fs.kl_divergence_with_grad(x, x, reduction="none")
@@ -32,7 +32,7 @@ def test_is_0_of_equal_logits_and_never_negative(dtype, rng):
 
 @pytest.mark.parametrize("classes", [4, 100])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_infinite_where_q_is_0_and_p_is_not_with_a_finite_gradient(dtype, classes, rng):
+def test_a_divergence_is_infinite_and_its_gradient_finite_where_q_is_0_and_p_is_not(dtype, classes, rng):
     x, y = rng.normal(size=(2, 3, classes)).astype(dtype)
     y[1, 2] = -np.inf
     x[2, 1] = y[2, 1] = -np.inf
@@ -63,8 +63,8 @@ def test_a_common_offset_changes_nothing_whatever_its_size(dtype, classes, rng):
 
 @pytest.mark.parametrize("classes", [30, 100])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_large_differences_are_as_large_as_they_are(dtype, classes):
-    """Many classes share one infinite distance; or a class that p lacks is further away than the largest number."""
+def test_distances_near_the_largest_number_give_their_divergence(dtype, classes):
+    """Distances whose sum over the classes overflows; or a class that p lacks, at least the largest number away."""
     most = float(np.finfo(dtype).max)
     x, y = np.zeros((2, 2, classes), dtype)
     y[0, 0] = most / 8
@@ -99,7 +99,7 @@ def test_nan_or_inf_in_either_slice_or_nothing_but_minus_inf_gives_nan(dtype, va
         np.testing.assert_array_equal(np.isnan(grad.astype(float)).all(1), [False, True, True])
 
 
-def test_what_is_masked_takes_no_part(rng):
+def test_masked_entries_take_no_part(rng):
     x, y = rng.normal(size=(2, 6, 9))
     where = rng.uniform(size=(6, 9)) < 0.6
     where[0], where[1] = False, True
@@ -130,7 +130,7 @@ def test_the_mean_is_that_of_all_slices_and_upstream_scales_the_gradient(rng):
     assert empty[1].shape == (0, 3)
 
 
-def test_dtypes_are_those_of_both_and_of_q():
+def test_a_divergence_has_the_dtype_of_both_logits_and_its_gradient_that_of_q():
     x = np.ones((2, 3))
     for p, q, divergence, grad in [
         ("f2", "f2", "f4", "f2"),
@@ -156,7 +156,7 @@ def test_out_turns_either_logits_into_the_gradient(dtype):
             assert_all_same_bits(got, wanted)
 
 
-def test_other_shapes_and_no_classes_are_refused():
+def test_different_shapes_and_slices_without_classes_are_refused():
     with pytest.raises(ValueError, match=r"q_logits has shape \(3,\); expected that of p_logits, \(2, 3\)"):
         fs.kl_divergence(np.ones((2, 3)), np.ones(3))
     with pytest.raises(ValueError, match="no classes"):
@@ -164,7 +164,7 @@ def test_other_shapes_and_no_classes_are_refused():
 
 
 def test_a_student_learns_what_its_teacher_says_of_scanned_digits():
-    """Distillation at temperature 2: without a label, the student ends as good as its teacher, or nearly."""
+    """Distillation at temperature 2: without labels, the student becomes nearly as accurate as its teacher."""
     datasets = pytest.importorskip("sklearn.datasets")
     images, labels = datasets.load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
@@ -195,7 +195,7 @@ def test_a_student_learns_what_its_teacher_says_of_scanned_digits():
 
 
 def test_a_slice_has_the_same_bits_whatever_path_its_neighbours_take(rng):
-    """Far slices, infinite divergences and such near 0, in a tile and among rows."""
+    """Slices that are far, or whose divergence is infinite or nearly 0, in tiles and in rows."""
     for classes in (10, 100):
         x = rng.normal(size=(32, classes)).astype(np.float32)
         y = rng.normal(size=(32, classes)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Every example in a docstring, and every Python block of the README and the site, runs and gives what it says."""
+"""Every example in a docstring, and every Python block of the README and the site, runs and gives what it shows."""
 
 import doctest
 import importlib.util
@@ -16,7 +16,7 @@ DOCUMENTS = [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/**/*.md"))]
 PAGES = [page for page in DOCUMENTS if "```python" in page.read_text(encoding="utf-8")]
 FUNCTIONS = sorted(n for n in fs.__all__ if callable(getattr(fs, n)))
 FUNCTIONS += [f"calibration.{name}" for name in ("brier_score", "fit_temperature", "reliability")]
-# Modules that need another library: their functions are the same in both.
+# Modules that need another library; both have the same functions.
 OTHERS = [(library, name) for library in ("dask", "xarray") for name in (
     "cross_entropy", "cross_entropy_grad", "cross_entropy_with_grad", "entropy", "kl_divergence", "log_softmax",
     "log_softmax_at", "log_softmax_top_k", "logsumexp", "softmax",
@@ -28,7 +28,7 @@ def found(name):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_examples_of_a_docstring_give_what_they_say(name):
+def test_the_examples_of_a_docstring_give_the_results_they_show(name):
     run_examples(found(name), name)
 
 
@@ -46,7 +46,7 @@ def test_a_docstring_has_the_sections_of_numpydoc(name):
 
 
 @pytest.mark.parametrize(("library", "name"), OTHERS)
-def test_docstrings_for_lazy_arrays_have_the_same_and_run(library, name):
+def test_docstrings_for_dask_and_xarray_have_sections_and_examples_that_run(library, name):
     pytest.importorskip("dask.array")
     module = pytest.importorskip(f"fastsoftmax.{library}")
     assert sorted(module.__all__) == [name for where, name in OTHERS if where == library]
@@ -58,7 +58,7 @@ def check_sections(function):
     sections = re.findall(r"^ *([A-Z][A-Za-z ]+)\n *-{4,}$", inspect.getdoc(function), re.MULTILINE)
     parameters = inspect.signature(function).parameters
     underlines = re.findall("-{4,}", inspect.getdoc(function))
-    assert len(underlines) == len(sections), "a heading that is none"
+    assert len(underlines) == len(sections), "an underline without a heading"
     needed = {"Examples"} | ({"Parameters", "Raises"} if parameters else {"Returns"})
     assert needed <= set(sections)
     for parameter in parameters:
@@ -100,7 +100,7 @@ def test_the_python_blocks_of_a_page_run_in_order(page, monkeypatch, tmp_path):
             exec(compile("\n" * line + code, str(page), "exec"), namespace)
 
 
-def test_no_block_of_a_page_is_of_a_kind_that_does_not_run():
+def test_blocks_of_pages_are_python_shell_or_directives():
     """Python blocks run in the test above; shell commands do not. Names in braces are directives, not code."""
     for page in DOCUMENTS:
         kinds = re.findall(r"^```(\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -117,7 +117,7 @@ def test_the_figures_of_the_readme_are_those_of_the_results():
     assert {name: figure for figure, name in figures} == {"SciPy": measured["SciPy"], "NumPy": measured["reference"]}
 
 
-# What the docstrings advise
+# Advice of the docstrings
 
 
 def test_probabilities_in_float64_are_good_for_multinomial(rng):
@@ -137,8 +137,8 @@ def test_a_sum_divided_by_the_count_is_the_mean_or_0_if_all_are_ignored(rng):
     assert fs.cross_entropy(logits, ignored, ignore_index=3, reduction="sum") / 1 == 0
 
 
-def test_weights_of_samples_are_an_upstream(rng):
-    """The gradient of the weighted sum, against central differences of it."""
+def test_upstream_takes_weights_of_samples(rng):
+    """The gradient is that of the weighted sum, by central differences."""
     logits, targets, weights = rng.normal(0, 3, (3, 4)), np.array([0, 3, 2]), np.array([0.5, 0.0, 2.0])
     grad = fs.cross_entropy_grad(logits, targets, reduction="none", upstream=weights)
     for place in np.ndindex(logits.shape):
@@ -148,6 +148,6 @@ def test_weights_of_samples_are_an_upstream(rng):
         np.testing.assert_allclose(grad[place], (above - below) / 2e-5, rtol=0, atol=1e-9)
 
 
-def test_the_weights_of_logsumexp_are_no_third_argument():
+def test_the_weights_of_logsumexp_are_keyword_only():
     with pytest.raises(TypeError, match="positional"):
         fs.logsumexp([1.0, 2.0], None, [1.0, -1.0])

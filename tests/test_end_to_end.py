@@ -10,7 +10,7 @@ HIDDEN, EPOCHS, SAMPLES, RATE, MOMENTUM = 64, 40, 32, 0.1, 0.9
 
 @pytest.fixture(scope="module")
 def digits():
-    """Images with pixels in [0, 1], and what they show."""
+    """Images with pixels in [0, 1], and their labels."""
     datasets = pytest.importorskip("sklearn.datasets")
     images, labels = datasets.load_digits(return_X_y=True)
     return (images / 16).astype(np.float32), labels
@@ -44,7 +44,7 @@ class Network:
 
 
 def trained(images, labels, classes, **options):
-    """A network trained on three quarters of the images, and which are left; the loss must have fallen on the way."""
+    """A network trained on three quarters of the images, and the indices of the rest; asserts that the loss fell."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(images))
     training, test = order[len(order) // 4 :], order[: len(order) // 4]
@@ -78,14 +78,14 @@ def test_two_digits_are_told_apart(digits):
     assert held_out_accuracy(images[chosen], (labels[chosen] == 8).astype(np.int64), 2) >= 0.96
 
 
-def test_two_digits_and_none_of_them_are_told_apart(digits):
+def test_two_digits_and_all_others_are_told_apart(digits):
     images, labels = digits
     three = np.select([labels == 3, labels == 8], [0, 1], 2)
     assert held_out_accuracy(images, three, 3) >= 0.96
 
 
-def test_a_network_that_is_too_sure_is_calibrated_by_one_number(digits):
-    """Trained long on few images until its loss is nearly 0, it is as sure of those that it gets wrong."""
+def test_one_number_calibrates_an_overconfident_network(digits):
+    """Trained on few images until its loss is nearly 0, the network is as confident where it is wrong."""
     images, labels = digits
     rng = np.random.default_rng(3)
     training, calibration, test = np.split(rng.permutation(len(images)), [60, 900])
@@ -93,7 +93,7 @@ def test_a_network_that_is_too_sure_is_calibrated_by_one_number(digits):
     for _ in range(300):
         for batch in np.array_split(rng.permutation(training), 2):
             network.step(images[batch], labels[batch])
-    scores = 3 * network.forward(images)[1]  # and too sure on purpose
+    scores = 3 * network.forward(images)[1]  # still more overconfident, on purpose
     temperature = fit_temperature(scores[calibration], labels[calibration])
     assert temperature > 2
     before = reliability(scores[test], labels[test])
@@ -104,12 +104,12 @@ def test_a_network_that_is_too_sure_is_calibrated_by_one_number(digits):
     assert losses[1] < losses[0] / 2
     briers = [brier_score(scores[test], labels[test], temperature=t) for t in (1, temperature)]
     assert briers[1] < briers[0]
-    # Which class is the likeliest does not change.
+    # The likeliest class of each image stays the same.
     assert before.count @ np.nan_to_num(before.accuracy) == pytest.approx(after.count @ np.nan_to_num(after.accuracy))
 
 
 def test_a_third_class_tells_what_is_neither_a_human_nor_a_dog(rng):
-    """Two classes share all probability, even for a car: calibrated on humans and dogs, the network is sure of it."""
+    """With two classes, even a car is one of them: a network calibrated on humans and dogs is sure that it is a dog."""
     centres = np.array([[-2.0, 0.0], [2.0, 0.0], [6.0, 5.0]])  # humans, dogs, and cars, which are on the dogs' side
     kinds = rng.integers(0, 3, 3000)
     points = centres[kinds] + rng.normal(size=(3000, 2))
@@ -132,9 +132,9 @@ def test_a_third_class_tells_what_is_neither_a_human_nor_a_dog(rng):
     temperature = fit_temperature(two(points[unseen]), kinds[unseen])
     assert reliability(two(points[unseen]), kinds[unseen], temperature=temperature).expected_error < 0.02
     cars = points[~half & ~known]
-    # Calibrated on what it knows, it takes each car for a dog, as sure as it is of dogs.
+    # Calibrated on humans and dogs, it takes cars for dogs, and is almost certain.
     assert np.mean(fs.softmax(two(cars), temperature=temperature)[:, 1] > 0.99) > 0.95
-    # "None of them" takes the probability, and what is left for human and dog is small.
+    # The class "none of them" takes the probability, and leaves little for human and dog.
     probabilities = fs.softmax(three(cars), temperature=fit_temperature(three(points[~half]), kinds[~half]))
     assert np.mean(probabilities[:, 2] > 0.9) > 0.95
     assert reliability(three(points[~half]), kinds[~half]).expected_error < 0.02
@@ -143,7 +143,7 @@ def test_a_third_class_tells_what_is_neither_a_human_nor_a_dog(rng):
 
 
 def test_digits_whose_stored_scores_have_little_entropy_are_read_better(digits, tmp_path):
-    """Scores wait in a file in half precision and are visited in chunks."""
+    """Scores are stored in a file in half precision, and read in chunks."""
     images, labels = digits
     network, test = trained(images, labels, 10)
     logits = network.forward(images[test])[1].astype(np.float16)
@@ -161,7 +161,7 @@ def test_digits_whose_stored_scores_have_little_entropy_are_read_better(digits, 
 
 
 def test_a_text_is_scored_by_stored_logits_a_chunk_at_a_time(tmp_path):
-    """Perplexity and entropy of a chain of tokens, whose logits are a file in half precision."""
+    """Perplexity and entropy of a chain of tokens, whose logits are stored in a file in half precision."""
     tokens, vocabulary = 2000, 500
     rng = np.random.default_rng(1)
     path = tmp_path / "logits.npy"

@@ -1,4 +1,4 @@
-"""The kernels' own exp and log1p, of every target: the bounds that their comments state."""
+"""The kernels' own exp and log1p keep the bounds that their comments state, on every target."""
 
 import numpy as np
 import precision
@@ -14,7 +14,7 @@ each_wide_dtype = pytest.mark.parametrize("dtype", FLOATING[2:], ids=str)
 
 
 def kernel_exp(x, target):
-    """The kernels' exponential, and the factor that it has."""
+    """The kernels' exponentials, and the constant factor in them."""
     out = np.empty_like(x)
     factor = _core.exp(x, out, target)
     return out, factor
@@ -27,7 +27,7 @@ def kernel_log1p(x, dtype, target):
 
 
 def worst_of_every_float32(target, low, high):
-    """The largest relative error of exp over all float32 of [low, high] and of [-high, -low], in 2^-24."""
+    """The largest relative error of exp over all float32 of [low, high] and of [-high, -low], in units of 2^-24."""
     first, last = map(int, np.array([low, high], np.float32).view(np.uint32))
     chunk = 1 << 16
     worst = 0.0
@@ -42,7 +42,7 @@ def worst_of_every_float32(target, low, high):
 
 @each_target
 def test_exp_of_every_float32_is_right_to_little_more_than_its_rounding(target):
-    """The relative error, of which an error of softmax is made."""
+    """The relative error counts, because it becomes that of softmax."""
     assert worst_of_every_float32(target, 2.0**-24, 83.0) <= 1.09
     r = np.concatenate([2.0 ** np.arange(-149, -24), [0]]).astype(np.float32)
     one, _ = kernel_exp(np.zeros(1, np.float32), target)
@@ -55,7 +55,7 @@ def test_exp_of_float64_is_right_to_little_more_than_its_rounding(target, rng):
     info = np.finfo(np.float64)
     low, high = np.log(info.smallest_normal) + 4, np.log(info.max) - 0.5
     eighths = np.arange(low / np.log(2), high / np.log(2), 0.125) * np.log(2)
-    changes = eighths + np.log(2) / 16  # where the reduction does
+    changes = eighths + np.log(2) / 16  # where the reduction changes
     x = np.concatenate(
         [
             rng.uniform(low, high, 200_000),
@@ -74,8 +74,8 @@ def test_exp_of_float64_is_right_to_little_more_than_its_rounding(target, rng):
 
 @each_target
 @each_wide_dtype
-def test_exp_below_the_smallest_normal_number_is_right_to_that(target, dtype):
-    """Kernels scale their exponentials, so that what is lost here is far below the smallest result."""
+def test_exp_below_the_smallest_normal_number_is_off_by_less_than_that(target, dtype):
+    """Kernels scale their exponentials, so that errors of this size are far below the smallest result."""
     info = np.finfo(dtype)
     low = np.log(info.smallest_normal)
     x = np.linspace(2 * low, low + 0.5, 100_001).astype(dtype)

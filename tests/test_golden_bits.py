@@ -1,4 +1,4 @@
-"""The same bits on every machine: those of `golden_bits.json`."""
+"""Results have the bits of `golden_bits.json` on every machine."""
 
 import json
 

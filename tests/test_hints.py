@@ -1,4 +1,4 @@
-"""What `hints.py` says of calls is what type checkers tell, and what the calls do."""
+"""Calls return the types, and refuse the arguments, that `hints.py` states; type checkers agree."""
 
 import importlib.util
 import re
@@ -29,7 +29,7 @@ def is_what_it_says(value: object, hint: Any) -> bool:
     return isinstance(value, get_origin(hint) or hint)
 
 
-def test_calls_return_what_their_hints_say_and_refuse_what_they_refuse(monkeypatch):
+def test_calls_return_and_refuse_as_their_hints_say(monkeypatch):
     checked = []
 
     def assert_type(value, hint):
@@ -43,11 +43,11 @@ def test_calls_return_what_their_hints_say_and_refuse_what_they_refuse(monkeypat
 
 
 @pytest.mark.parametrize("checker", [["mypy", "--follow-imports=silent"], ["basedpyright"]], ids=lambda words: words[0])
-def test_type_checkers_tell_the_types_and_refuse_the_calls(checker):
+def test_type_checkers_infer_the_types_and_refuse_the_calls(checker):
     if importlib.util.find_spec(checker[0]) is None:
         pytest.skip(f"needs {checker[0]}")
     if not (ROOT / "pyproject.toml").exists():
-        pytest.skip("no pyproject.toml beside the tests, which configures the checkers")
+        pytest.skip("needs pyproject.toml, which configures the checkers")
     command = [sys.executable, "-m", *checker, HINTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

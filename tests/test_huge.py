@@ -1,7 +1,6 @@
-"""More than 2^31 and 2^32 elements, classes and slices: beyond what 32 bits count.
+"""More than 2^31 and 2^32 elements, classes and slices, which 32 bits cannot count.
 
-Nothing but `python -m pytest -m huge` runs these tests. What is to come out is known exactly, not from another
-computation of that size.
+Only `python -m pytest -m huge` runs these tests. Their results are known without another computation of that size.
 """
 
 from pathlib import Path
@@ -30,7 +29,7 @@ def needs(gibibytes):
 
 
 def places(n):
-    """Elements at the ends and on both sides of what 32 bits count."""
+    """The first and last of n elements, and those on both sides of the limits of 32 bits."""
     return [p for p in (0, SIGNED - 1, SIGNED, UNSIGNED - 1, UNSIGNED, n - 1) if p < n]
 
 
@@ -48,7 +47,7 @@ def test_the_logsumexp_of_n_equal_numbers_is_log_n_more(dtype):
     assert within_an_ulp(fs.entropy(np.broadcast_to(dtype(3), N)), np.log(N))
 
 
-def test_the_last_of_so_many_classes_is_picked():
+def test_the_last_class_beyond_32_bits_is_picked():
     x = np.broadcast_to(np.float32(3), N)
     wanted = np.float32(-np.log(N))
     assert fs.log_softmax_at(x, N - 1) == wanted
@@ -58,7 +57,7 @@ def test_the_last_of_so_many_classes_is_picked():
     assert fs.log_softmax_top_k(x, 1, where=np.arange(N) == N - 1)[1] == N - 1
 
 
-def test_the_last_of_so_many_classes_is_drawn():
+def test_the_last_class_beyond_32_bits_is_drawn():
     x = np.broadcast_to(np.float32(3), N)
     assert fs.sample(x, GivenNumbers([1 - 2.0**-53])) == N - 1
     assert fs.sample(x, GivenNumbers([0.0]), where=np.arange(N) == N - 1) == N - 1
@@ -75,7 +74,7 @@ def test_every_class_of_a_long_slice_counts(n):
         x[places(n)] = 0
         x[place] = 200
         assert fs.logsumexp(x) == 200
-    # The last one is ahead: its loss is what all others add.
+    # The last class is ahead: its loss is what all others add to the sum.
     np.testing.assert_allclose(fs.cross_entropy(x, np.array(n - 1)), (n - 1) * np.exp(-200.0), 1e-15)
 
 
@@ -93,7 +92,7 @@ def test_every_class_of_a_long_slice_has_its_probability():
 
 
 def all_equal(x, value):
-    """Without a temporary of its size."""
+    """Whether all elements have the value; needs no temporary array of that size."""
     value = np.asarray(value, x.dtype)
     flat = x.reshape(-1)
     return all((flat[i : i + 2**26] == value).all() for i in range(0, flat.size, 2**26))
@@ -120,7 +119,7 @@ def test_the_class_of_a_target_may_be_beyond_32_bits():
         fs.cross_entropy(logits, np.array(N))
 
 
-def test_classes_along_the_first_axis_are_as_far_apart_as_need_be():
+def test_classes_along_the_first_axis_may_lie_beyond_32_bits():
     classes, slices = 2**27 + 5, 17
     needs(2 * classes * slices / 2**30)
     x = np.full((classes, slices), -np.inf, np.float16)
@@ -139,7 +138,7 @@ def test_rows_beyond_32_bits_of_elements_are_right():
     slices, classes = SIGNED // 1000 + 8, 1000
     needs(4 * slices * classes / 2**30)
     x = np.zeros((slices, classes), np.float32)
-    row = SIGNED // classes  # with an element on each side
+    row = SIGNED // classes  # has elements on both sides of SIGNED
     x[[0, row, row + 1, -1], 648] = 1000
     x[row, SIGNED % classes - 1] = 1000
     fs.softmax(x, out=x)
@@ -152,7 +151,7 @@ def test_rows_beyond_32_bits_of_elements_are_right():
     assert all_equal(x, one)
 
 
-def test_each_of_so_many_slices_is_right():
+def test_slices_beyond_32_bits_are_right():
     needs(4 * N / 2**30)
     x = np.zeros((N, 2), np.float16)
     x[places(N), 1] = 60
@@ -162,7 +161,7 @@ def test_each_of_so_many_slices_is_right():
     assert all_equal(x, 0.5)
 
 
-def test_one_class_each_of_so_many_slices_has_probability_one():
+def test_slices_of_one_class_beyond_32_bits_have_probability_1():
     needs(2 * N / 2**30)
     x = np.full((N, 1), 7, np.float16)
     fs.softmax(x, out=x)
@@ -177,7 +176,7 @@ def test_one_class_each_of_so_many_slices_has_probability_one():
     assert all_equal(logsums, 0)
 
 
-def test_each_of_so_many_slices_diverges():
+def test_slices_beyond_32_bits_have_their_divergence():
     x = np.broadcast_to([0.0, 1.0], (N, 2))
     y = np.broadcast_to([1.0, 0.0], (N, 2))
     one = fs.kl_divergence(x[0], y[0])
@@ -185,7 +184,7 @@ def test_each_of_so_many_slices_diverges():
     np.testing.assert_allclose(fs.kl_divergence(x, y, reduction="sum"), one * N, 1e-15)
 
 
-def test_the_loss_of_so_many_samples_is_their_sum_and_mean():
+def test_samples_beyond_32_bits_count_in_the_sum_and_mean_of_losses():
     needs(N / 2**30)
     logits = np.broadcast_to([0.0, 1.0], (N, 2))
     targets = np.ones(N, np.int8)

@@ -1,4 +1,4 @@
-"""The layers of the core by themselves, and what each of them knows."""
+"""The layers of the core by themselves, and which other layers each of them knows."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def program(tmp_path_factory):
 
 @pytest.fixture
 def run(environment, emulator):
-    environment.pop("LD_PRELOAD", None)  # this process's sanitizer
+    environment.pop("LD_PRELOAD", None)  # it holds the sanitizer of this process
 
     def runs(program, *arguments):
         done = subprocess.run([*emulator, program, *arguments], env=environment, capture_output=True, text=True)
@@ -49,7 +49,7 @@ def plan(program):
 
 
 @pytest.mark.parametrize("promise", PROMISES)
-def test_a_plan_keeps(promise, plan, run):
+def test_a_plan_keeps_its_promise(promise, plan, run):
     run(plan, promise)
 
 
@@ -58,7 +58,7 @@ def test_numbers_of_a_slice_go_along_an_axis_of_their_own_and_nowhere_else(progr
 
 
 def code_of(file):
-    """Its text without comments and strings."""
+    """The text of a file without comments and strings."""
     return re.sub(r'//[^\n]*|"(?:\\.|[^"\\])*"', "", file.read_text())
 
 
@@ -89,7 +89,7 @@ def test_a_layer_knows_only_those_below(layer, known):
 
 
 @needs_sources
-def test_what_is_above_the_kernels_sees_only_their_table():
+def test_layers_above_the_kernels_include_only_their_table():
     included = {name for file in CPP.glob("*.?pp") for name in re.findall(r'#include "(kernels/.*)"', file.read_text())}
     assert included == {"kernels/kernels.hpp"}
 

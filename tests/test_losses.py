@@ -1,4 +1,4 @@
-"""cross_entropy, its gradient, and both at once: the twin in `reference`, then each argument's own promise."""
+"""The losses agree with the twin in `reference`, and each of their arguments keeps its promise."""
 
 from itertools import product
 
@@ -39,7 +39,7 @@ def case():
 @pytest.mark.core
 @each_dtype
 @each_call
-def test_agrees_with_the_reference_on_the_zoo_along_every_axis(call, dtype):
+def test_losses_agree_with_the_reference_on_the_zoo_along_every_axis(call, dtype):
     for _, x in zoo(dtype):
         for axis in range(-x.ndim - 1, x.ndim + 1):
             inside = x.ndim and -x.ndim <= axis < x.ndim
@@ -49,7 +49,7 @@ def test_agrees_with_the_reference_on_the_zoo_along_every_axis(call, dtype):
 @pytest.mark.core
 @each_dtype
 @each_call
-def test_agrees_with_the_reference_for_every_size(call, dtype):
+def test_losses_agree_with_the_reference_for_every_size(call, dtype):
     for size in SIZES:
         for shape in [(3, size), (size, 3)]:
             inputs = Inputs.normal(shape, dtype)
@@ -70,7 +70,7 @@ OPTIONS = {
 @each_reduction
 @pytest.mark.parametrize("targets", ["indices", "probabilities"])
 @each_dtype
-def test_agrees_with_the_reference_for_every_combination_of_arguments(dtype, targets, reduction, shape):
+def test_losses_agree_with_the_reference_for_every_combination_of_arguments(dtype, targets, reduction, shape):
     for chosen in product(*OPTIONS.values()):
         options = dict(zip(OPTIONS, chosen, strict=True))
         upstream = "upstream" if reduction == "none" else -1.5
@@ -92,7 +92,7 @@ def test_agrees_with_the_reference_for_every_combination_of_arguments(dtype, tar
             assert_agrees(call, inputs.move(axis), axis)
 
 
-# One visit of the row for all three functions.
+# All three functions
 
 
 @each_reduction
@@ -194,7 +194,7 @@ def test_probabilities_may_have_another_floating_dtype_than_the_logits(dtype, ca
         assert fs.cross_entropy_grad(logits.astype(given), probabilities, 1).dtype == given
 
 
-def test_one_hot_probabilities_are_the_index(case):
+def test_one_hot_probabilities_give_the_result_of_the_index(case):
     logits, targets = case
     one_hot = np.moveaxis(np.eye(7)[targets], -1, 1)
     by_index = fs.cross_entropy_with_grad(logits, targets, 1)
@@ -247,7 +247,7 @@ def test_weights_may_lie_anywhere_in_memory(layout, case):
 @pytest.mark.parametrize("weight", [1e300, 1e-60, 1e-300])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @each_dtype
-def test_a_common_factor_of_the_weights_leaves_the_mean_whatever_its_size(dtype, label_smoothing, weight):
+def test_a_common_factor_of_the_weights_leaves_the_mean_unchanged_whatever_its_size(dtype, label_smoothing, weight):
     for shape in [(40, 5), (7, 50), (2, 40_000)]:
         a = Inputs.normal(shape, dtype)
         for axis in (0, 1):
@@ -311,7 +311,7 @@ def test_weights_that_sum_to_zero_give_a_mean_and_gradient_of_nan(case):
 @pytest.mark.core
 @pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf])
 @each_reduction
-def test_what_an_ignored_sample_holds_never_reaches_the_result(hidden, reduction):
+def test_the_values_of_an_ignored_sample_never_reach_the_result(hidden, reduction):
     for shape in [(40, 5), (4, 300), (3, 5000)]:
         a = Inputs.normal(shape, np.float32)
         a.indices[1::2] = -7
@@ -347,7 +347,7 @@ def test_an_ignored_class_is_still_part_of_the_distribution(case):
 
 
 @each_reduction
-def test_upstream_scales_the_gradient_and_leaves_the_loss(reduction, case):
+def test_upstream_scales_the_gradient_and_not_the_loss(reduction, case):
     logits, targets = case
     options = {"axis": 1, "reduction": reduction, "label_smoothing": 0.1}
     loss, grad = fs.cross_entropy_with_grad(logits, targets, **options)
@@ -411,7 +411,7 @@ def test_upstream_and_temperature_of_any_size_keep_every_entry_of_the_gradient(d
 @pytest.mark.parametrize(
     ("dtype", "upstream"), [(np.float32, 1e30), (np.float32, 1e40), (np.float64, 1e250), (np.float64, 1e300)]
 )
-def test_a_large_upstream_raises_a_subnormal_probability_without_its_rounding(dtype, upstream, classes):
+def test_a_large_upstream_scales_a_subnormal_probability_before_it_is_rounded(dtype, upstream, classes):
     x = np.full((2, classes), -np.inf, dtype)
     x[:, :3] = 0, -1, 0.99 * np.log(np.finfo(dtype).smallest_subnormal)
     for a, axis in [(x, 1), (x.T.copy(), 0)]:
@@ -449,7 +449,7 @@ def test_out_turns_the_logits_into_their_gradient_in_place(dtype, axis, reductio
             assert_same_bits(x, wanted[1])
 
 
-def test_another_overlap_of_out_is_computed_as_if_there_were_none(rng):
+def test_out_that_overlaps_an_input_receives_the_result_of_a_new_array(rng):
     values = rng.normal(size=(12, 12))
     targets, mass = rng.integers(0, 10, 10), fs.softmax(rng.normal(size=(10, 10)))
     wanted = fs.cross_entropy_grad(values[:10, :10].copy(), targets)
@@ -490,7 +490,7 @@ def test_an_empty_batch_has_mean_nan_and_sum_zero(dtype):
         assert fs.cross_entropy(logits, given, reduction="none").shape == (0,)
 
 
-# A stated bound for what the reference can only be near to.
+# Bounds in ULP, which a comparison with the reference is too coarse for.
 
 
 @pytest.mark.skipif(not precision.SUFFICES, reason="longdouble has fewer than 64 bits here")
@@ -543,7 +543,7 @@ def test_a_loss_that_vanishes_in_float_counts_beside_a_large_weight_and_in_a_sum
 
 @each_reduction
 @each_dtype
-def test_loss_and_gradient_beside_the_hessian_are_those_without(dtype, reduction):
+def test_the_hessian_leaves_loss_and_gradient_unchanged(dtype, reduction):
     for shape in [(40, 2), (37, 10), (20, 300), (2, 20_000)]:
         a = Inputs.normal(shape, dtype)
         for axis in (1, 0):
@@ -591,7 +591,7 @@ def test_two_outs_that_overlap_are_refused():
     got = fs.cross_entropy_with_grad_hess(x.copy(), targets, out=(None, place[:3]))
     assert got[2].base is place
     assert_all_same_bits(got, wanted)
-    # The logits themselves for the Hessian, or a part of them.
+    # The Hessian may replace the logits, or overlap them.
     for k in (0, 1):
         room = np.ones((4, 4))
         assert_all_same_bits(fs.cross_entropy_with_grad_hess(room[:3], targets, out=(None, room[k : k + 3])), wanted)
