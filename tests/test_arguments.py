@@ -235,7 +235,7 @@ def unread(*args, **kwargs):
 
 
 def array_like(*without, **attributes):
-    """An object that NumPy can convert, with these attributes and no others; `without` leaves out defaults."""
+    """An object that NumPy can convert, with these attributes and the default ones, except those in `without`."""
     attributes = {
         "__array__": lambda self, dtype=None, copy=None: X,
         "__getitem__": unread,

@@ -93,7 +93,7 @@ def test_the_temperature_is_that_of_scikit_learn(rng, dtype, weighted):
     theirs.fit(logits, targets, sample_weight=weight)
     (calibrated,) = theirs.calibrated_classifiers_
     found = fit_temperature(logits, targets, sample_weight=weight)
-    # scikit-learn minimises by values of the loss, so it is exact only to the square root of their rounding.
+    # scikit-learn minimises by values of the loss, which is exact only to the square root of their rounding.
     tolerance = 1e-6 if dtype is np.float64 else 2e-3
     np.testing.assert_allclose(found, 1 / calibrated.calibrators[0].beta_, tolerance)
     probabilities = fs.softmax(logits, temperature=found)
@@ -340,7 +340,7 @@ def test_accuracy_and_confidence_are_those_of_scikit_learns_calibration_curve(rn
 
 
 def test_two_classes_have_the_binary_curve_of_scikit_learn(rng):
-    """The curve of class 1 is that of the samples in which class 1 has the larger score."""
+    """Over the samples in which class 1 has the larger score, its binary curve is that of the top labels."""
     calibration = pytest.importorskip("sklearn.calibration")
     logits, targets = samples(rng, (900, 2))
     top = logits[:, 1] > logits[:, 0]

@@ -312,7 +312,7 @@ def test_equal_calls_have_equal_names():
     assert fsd.softmax(lazy(X, CHUNKS[2])).name != fsd.softmax(lazy(X, CHUNKS[2]), temperature=2).name
 
 
-def test_split_every_is_how_many_sums_are_merged_at_a_time():
+def test_split_every_limits_the_sums_that_are_merged_at_a_time():
     x = lazy(X[0], (5, 1))
     sizes = {every: len(dict(fsd.logsumexp(x, -1, split_every=every).dask)) for every in (2, 11)}
     assert sizes[2] > sizes[11]

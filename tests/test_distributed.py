@@ -77,7 +77,7 @@ def test_softmax_takes_an_array_larger_than_the_memory_of_a_worker(cluster, tmp_
     softmax_on_disk(cluster(memory), tmp_path, shape, (32, 1 << 17), capsys)
 
 
-def test_a_worker_that_is_killed_half_way_costs_time_and_nothing_else(cluster, tmp_path, capsys):
+def test_a_worker_that_is_killed_half_way_costs_only_time(cluster, tmp_path, capsys):
     client = cluster(512 * MIB)
     victim = next(iter(client.run(os.getpid).values()))
 

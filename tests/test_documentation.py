@@ -68,7 +68,7 @@ def check_sections(function):
 def test_the_reference_has_a_page_for_each_function():
     page = ROOT / "docs" / "api.rst"
     if not page.exists():
-        pytest.skip("no docs beside the tests")
+        pytest.skip("needs docs/")
     modules = [f"{name}.{part}" for name in ("boosting", "calibration") for part in getattr(fs, name).__all__]
     public = {name for name in fs.__all__ if callable(getattr(fs, name))}
     assert sorted(re.findall(r"^   ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE)) == sorted(
@@ -110,7 +110,7 @@ def test_blocks_of_pages_are_python_shell_or_directives():
 def test_the_figures_of_the_readme_are_those_of_the_results():
     readme, results = ROOT / "README.md", ROOT / "bench" / "RESULTS.md"
     if not (readme.exists() and results.exists()):
-        pytest.skip("no README.md and bench beside the tests")
+        pytest.skip("needs README.md and bench/")
     one_thread = results.read_text(encoding="utf-8").partition("## 2 threads")[0]
     measured = dict(re.findall(r"ahead of (\w+) in .* cases: (\S+) times", one_thread))
     figures = re.findall(r"\*\*(\S+) times as\s+fast as (\w+)\*\*", readme.read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ def test_a_plan_keeps_its_promise(promise, plan, run):
     run(plan, promise)
 
 
-def test_numbers_of_a_slice_go_along_an_axis_of_their_own_and_nowhere_else(program, run):
+def test_transport_moves_the_numbers_of_a_slice_along_their_own_axis_and_nowhere_else(program, run):
     run(program("transport", "transport.cpp", "plan.cpp"))
 
 

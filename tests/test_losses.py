@@ -507,7 +507,7 @@ def test_a_reduced_loss_is_right_to_two_ulp(dtype):
 @pytest.mark.core
 @pytest.mark.parametrize("classes", [2, 10, 100])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_a_gradient_far_from_its_label_keeps_its_digits_however_small_its_factor(classes, axis):
+def test_the_gradient_of_an_unlikely_label_keeps_its_digits_however_small_its_factor(classes, axis):
     for gap, exponent in product((20.0, 30.0, 41.0), (0, -10, -20, -33, -60)):
         x = np.full((20, classes), -200, np.float32)
         x[:, 0], x[:, 1] = 0, -gap
@@ -527,7 +527,7 @@ def test_a_gradient_far_from_its_label_keeps_its_digits_however_small_its_factor
 @pytest.mark.core
 @pytest.mark.parametrize("classes", [2, 100])
 @pytest.mark.parametrize("offset", [0, -24])
-def test_a_loss_that_vanishes_in_float_counts_beside_a_large_weight_and_in_a_sum(classes, offset):
+def test_a_loss_that_vanishes_in_float_counts_with_a_large_weight_and_in_a_sum(classes, offset):
     x = np.full((1 << 12, classes), -np.inf, np.float32)
     x[:, 0], x[:, 1] = offset, offset - 109
     labels, weight = np.zeros(len(x), int), np.ones(classes)
@@ -599,7 +599,7 @@ def test_two_outs_that_overlap_are_refused():
 
 @pytest.mark.parametrize("classes", [3, 10, 100])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_two_classes_of_probability_half_have_their_hessian_whatever_the_label(dtype, classes):
+def test_two_classes_of_probability_half_have_the_right_hessian_whatever_the_label(dtype, classes):
     at = np.linspace(-800, 800, 201)
     x = np.repeat(at[:, np.newaxis] - 1000, classes, 1).astype(dtype)
     x[:, :2] = at[:, np.newaxis]
