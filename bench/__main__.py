@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _race(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]], console: Console) -> list[Path]:
-    """The files that were written."""
+    """Race the cases, print the tables and write the files. Returns the paths written."""
     from . import chart
 
     seconds = options.seconds or (0.6 if options.quick else 3.0)
@@ -72,7 +72,7 @@ def _race(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]
 
 
 def _busy(options: argparse.Namespace, selected: Sequence[tuple[str, cases.Case]], console: Console) -> list[Path]:
-    """Likewise."""
+    """Like `_race`, for the cases beside other work."""
     from . import chart
 
     run = busy.measure(selected, max(options.threads), options.seconds or (2.0 if options.quick else 20.0))
@@ -120,9 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         type=lambda text: [int(number) for number in text.split(",")],
         default=[fastsoftmax.get_num_threads()],
         metavar="N[,N]",
-        help="threads for each contender, one table for each number (default: as many as fastsoftmax takes)",
+        help="number of threads of every library; one table for each number (default: that of fastsoftmax)",
     )
-    parser.add_argument("--case", metavar="PATTERN", help="only cases whose name holds PATTERN, or is it, with * and ?")
+    parser.add_argument(
+        "--case", metavar="PATTERN", help="only cases whose name contains PATTERN, or matches it if it has * or ?"
+    )
     parser.add_argument("--peers", action="store_true", help="race the other libraries that are installed, too")
     parser.add_argument(
         "--build",
@@ -136,26 +138,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--busy",
         action="store_true",
-        help="instead: one thread against as many as --threads says, alone and beside processes that want the cores",
+        help="no race: one thread against as many as --threads says, alone and beside processes that want the cores",
     )
     parser.add_argument(
         "--scale",
         action="store_true",
-        help="instead: logits on disk through dask.distributed, with one worker and two; needs distributed and zarr",
+        help="no race: logits on disk through dask.distributed, with one worker and two; needs distributed and zarr",
     )
     parser.add_argument(
         "--gigabytes",
         type=lambda text: [float(number) for number in text.split(",")],
         default=[1.0, 2.0, 4.0, 8.0],
         metavar="N[,N]",
-        help="with --scale: sizes of the logits; others take part in the smallest (default 1,2,4,8; 0.125 if quick)",
+        help="with --scale: sizes of the logits; other libraries get only the smallest (default 1,2,4,8; quick: 0.125)",
     )
     parser.add_argument(
         "--seconds",
         type=float,
         metavar="S",
-        help="time for each case (default 3, 0.6 if quick); with --busy, for each number of threads and load, of which "
-        "other libraries get a tenth (default 20, 2 if quick)",
+        help="time for each case (default 3; quick: 0.6); with --busy, time for each number of threads and load, a "
+        "tenth of it for other libraries (default 20; quick: 2)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and the machine to FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
@@ -185,6 +187,6 @@ def _build(text: str) -> Build:
 
 
 if __name__ == "__main__":
-    # Like Ctrl-C: the processes that were started end, too.
+    # SIGTERM ends the processes that were started, too, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -1,11 +1,11 @@
-"""`python -m bench.accuracy`: the errors of fastsoftmax and of others in ULP, and whether every bound is kept.
+"""`python -m bench.accuracy`: the errors of fastsoftmax and of other libraries in ULP, and whether every bound is kept.
 
-Bounds and what is right come from the tests: `tests/contract.py`, and `tests/precision.py`, which computes it in long
-double and is itself held against mpmath there. Families of logits are those of `tests/arrays.py`.
+The bounds are in `tests/contract.py`. The exact results are computed in long double by `tests/precision.py`, which the
+tests compare with mpmath. The families of logits are in `tests/arrays.py`.
 
-`log_softmax_top_k` has no rows because it gives bits of log_softmax, nor has `sample`: a class is right or wrong, and a
-draw within rounding of the end of a class may be either. For these see `tests/test_picks.py` and `test_sample.py`.
-Divergences and Hessians are not compared with others, which have them for means alone.
+`log_softmax_top_k` has no rows because it returns bits of log_softmax. `sample` has none because a class is right or
+wrong, and rounding may decide between two neighbouring classes. `tests/test_picks.py` and `tests/test_sample.py` check
+both. Divergences and Hessians are not compared with other libraries, whose functions return only means.
 """
 
 import argparse
@@ -47,7 +47,7 @@ OPERATIONS: tuple[Operation, ...] = (
     "cross_entropy",
     "cross_entropy_with_grad",
 )
-# Of all contenders.
+# Measured for all contenders.
 FUNCTIONS = (
     "softmax",
     "log_softmax",
@@ -57,7 +57,7 @@ FUNCTIONS = (
     "cross_entropy",
     "cross_entropy_grad",
 )
-PLAIN = (*FUNCTIONS[:3], "logsumexp, largest 0", *FUNCTIONS[3:])  # without arguments
+PLAIN = (*FUNCTIONS[:3], "logsumexp, largest 0", *FUNCTIONS[3:])  # without optional arguments
 WITH_ARGUMENTS = tuple(function for function in contract.BOUNDS if function not in PLAIN)
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -73,7 +73,7 @@ SHAPES: tuple[Slicing, ...] = (
     *((shape, 1) for shape in ENDS),
 )
 LONG_SHAPES: tuple[Slicing, ...] = (((1, 1_000_000), 1), ((70_001, 2), 0))
-LONG_FAMILIES = ("normal 1", "ahead by 20", "sorted")  # what takes long
+LONG_FAMILIES = ("normal 1", "ahead by 20", "sorted")  # of the long shapes, which take long
 QUICK_SHAPES: tuple[Slicing, ...] = (((200, 10), 1), ((4, 1000), 1), ((100, 20), 0))
 ARGUMENT_SHAPES: tuple[Slicing, ...] = (((8, 333), 1), ((40, 2), 1), ((40, 10), 1), ((3, 40), 0), ((333, 20), 0))
 QUICK_ARGUMENT_SHAPES: tuple[Slicing, ...] = (((40, 10), 1),)
@@ -89,14 +89,14 @@ ARGUMENT_CHECKS: tuple[Callable[..., contract.Checks], ...] = (
     contract.signed_sum,
 )
 
-# The loops are the benchmark's own, the code is that of a contender that counts, or only means are returned.
+# numba's loops are this benchmark's own, torch.compile uses the functions of torch, scikit-learn returns only means.
 LEFT_OUT = ("numba", "torch.compile", "scikit-learn")
 
 LEGEND = (
-    "Errors in ULP (the spacing of the dtype's numbers at the right result). Of a subnormal result, half a smallest "
-    "subnormal of rounding is not counted, a flush to zero is. logsumexp is counted in ULP of the larger of the result "
-    "and the maximum. A loss of half-precision logits is counted in ULP of the dtype in which it is returned. inf: NaN "
-    "or infinity instead of a number, or a number instead of 0."
+    "Errors are in ULP: the spacing of the dtype's numbers at the exact result. In subnormal results, a rounding error "
+    "of half the smallest subnormal is not counted; a flush to zero is. logsumexp is counted in ULP of the result or "
+    "of the maximum, whichever is larger. A loss of half-precision logits is counted in ULP of the dtype in which it "
+    "is returned. inf: NaN or infinity instead of a number, or a number instead of 0."
 )
 
 
@@ -143,7 +143,7 @@ class OnTarget:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few small shapes only")
-    parser.add_argument("--no-peers", action="store_true", help="fastsoftmax, its reference and SciPy alone")
+    parser.add_argument("--no-peers", action="store_true", help="only fastsoftmax, its reference and SciPy")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="only this dtype (may be repeated)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "ACCURACY.md", help="(%(default)s)")
     options = parser.parse_args(arguments)
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     dtype: str, name: str, shape: tuple[int, ...], axis: int, racers: Sequence[Contender]
 ) -> Iterator[tuple[str, str, Array]]:
-    """(function, contender, error of every entry)."""
+    """Yield (function, contender, error of every entry) for all operations on one array."""
     with np.errstate(all="ignore"):
         x = family(name, shape, dtype_of(dtype), axis)
         exact = Slices(x, axis)
@@ -214,7 +214,7 @@ def measure(
         for racer in racers:
             try:
                 with np.errstate(all="ignore"):
-                    call = racer.prepare(work)  # which holds the arrays that it fills
+                    call = racer.prepare(work)  # keeps the arrays that it fills alive
                     got = racer.arrays(call())
             except Unsupported:
                 continue
@@ -223,7 +223,7 @@ def measure(
 
 
 def _right(operation: Operation, work: Workload, exact: Slices) -> tuple[tuple[str, Any, Any], ...]:
-    """(function, right results, what they are counted in units of) for each array that the operation returns."""
+    """Return (function, exact result, numbers whose ULP are counted) for each array that the operation returns."""
     with np.errstate(all="ignore"):
         match operation:
             case "softmax":
@@ -235,7 +235,7 @@ def _right(operation: Operation, work: Workload, exact: Slices) -> tuple[tuple[s
             case "log_softmax_at":
                 return ((operation, -exact.cross_entropy(exact.one_hot(work.targets)), None),)
             case "logsumexp":
-                # The result may pass through 0; the maximum does not get more exact by that.
+                # The result may be near 0, but its error is relative to the maximum.
                 largest = np.abs(np.squeeze(exact.peak, exact.axis))
                 return ((operation, exact.logsumexp, np.maximum(np.abs(exact.logsumexp), largest)),)
             case _:
@@ -301,9 +301,9 @@ def _write(
 ) -> None:
     units = [f"- {name}: of {bound.unit}" for name, bound in contract.BOUNDS.items() if bound.unit != "the result"]
     arguments = (
-        "`temperature` from 0.001 to 1000; losses of class indices with `weight`, with `label_smoothing` (also "
-        "weighted), of class probabilities (also weighted and smoothed); divergences of scores that differ and of such "
-        "as nearly agree. What is not counted in ULP of the result:"
+        "`temperature` from 0.001 to 1000; losses of class indices with `weight`, or with `label_smoothing` (also "
+        "weighted); losses of class probabilities (also weighted and smoothed); divergences of scores that differ and "
+        "of scores that nearly agree. Errors are counted in ULP of the result, except for:"
     )
     parts = [
         "# Accuracy",

@@ -21,11 +21,11 @@ from . import machine
 from .cases import Array, Case, Operation, Workload
 from .contenders import Contender, Unsupported, contenders
 
-# What is right is defined in the tests, as for accuracy.py.
+# Exact results come from the tests, as in accuracy.py.
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from precision import SUFFICES, Slices, ulp_error
 
-# The colours can be told apart on a white background and on a dark one, and so can the texts.
+# Colours that can be told apart, and read, on a white background and on a dark one.
 INK = "#75808d"
 STYLES: dict[str, dict[str, Any]] = {
     "reference": {"color": "#8a949f", "marker": "^", "label": "NumPy"},
@@ -39,7 +39,7 @@ SCALES = np.logspace(-1, 4, 31)
 SCALED: tuple[Operation, ...] = ("softmax", "log_softmax")
 LEADS = np.linspace(0, 100, 51)
 CLASSES = 100
-LEAST = 1e-45  # where a 0 is drawn
+LEAST = 1e-45  # the height at which a 0 is drawn
 
 RC: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for racer in racers:
         racer.start(threads=1)
     step = 10 if options.quick else 1
-    libraries = [racer for racer in racers if racer.name != "reference"]  # whose softmax is written as SciPy's
+    libraries = [racer for racer in racers if racer.name != "reference"]  # computes softmax as SciPy does
     options.output.mkdir(parents=True, exist_ok=True)
     about = machine.describe(racers)
     with mpl.rc_context(RC):
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def errors(operation: Operation, racers: Iterable[Contender], scales: Array) -> Curves:
-    """The worst error in ULP for normally distributed logits of each scale."""
+    """Return the worst error in ULP for normally distributed logits of each scale."""
     normal = np.random.default_rng(0).standard_normal((400, CLASSES))
     curves: dict[str, list[float]] = {}
     for scale in scales:
@@ -93,7 +93,7 @@ def errors(operation: Operation, racers: Iterable[Contender], scales: Array) -> 
 
 
 def one_less_p(racers: Iterable[Contender], leads: Array) -> tuple[Array, Curves]:
-    """1 - p of a class that is ahead of the others by each lead; and as the gradient of its loss has it."""
+    """Return 1 - p of a class that leads by each of `leads`: the exact ones, and those in each contender's gradient."""
     x = np.zeros((len(leads), CLASSES), np.float32)
     x[:, 0] = leads
     work = Workload(Case("cross_entropy_with_grad", x.shape, reduction="none"), x)
@@ -106,7 +106,7 @@ def computed(work: Workload, racers: Iterable[Contender]) -> Iterable[tuple[str,
     for racer in racers:
         try:
             with np.errstate(all="ignore"):
-                call = racer.prepare(work)  # which holds the arrays that it fills
+                call = racer.prepare(work)  # keeps the arrays that it fills alive
                 yield racer.name, racer.arrays(call())
         except Unsupported:
             continue

@@ -1,5 +1,5 @@
-"""`python -m bench.boosting`: what a round of gradient boosting spends in its softmax objective, for XGBoost and
-LightGBM where they are installed. The usual objective is what their users write in NumPy."""
+"""`python -m bench.boosting`: how much of a round of gradient boosting the softmax objective takes, in XGBoost and
+LightGBM, where they are installed. The objective of fastsoftmax is timed beside the one that users write in NumPy."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ ROUNDS = 7
 
 
 def usual(scores: Array, data: Any) -> tuple[Array, Array]:
-    """XGBoost's derivatives up to 3.4; LightGBM's differ by a factor, which costs nothing more."""
+    """The objective in NumPy: derivatives as in XGBoost up to 3.4. LightGBM's differ by a factor, at no cost."""
     labels = data.get_label().astype(np.intp)
     probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -35,7 +35,7 @@ def usual(scores: Array, data: Any) -> tuple[Array, Array]:
 
 
 class Timed:
-    """An objective that keeps the times of its calls and those from one call to the next."""
+    """An objective that records how long each call takes, and the time from one call to the next."""
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
@@ -65,7 +65,7 @@ def timed(library: str, shape: tuple[int, int], objective: Objective) -> Timed:
         options |= {"base_score": 0.0, "max_depth": 6, "disable_default_eval_metric": True}
         module.train(options, module.DMatrix(features, labels), ROUNDS, obj=called)
     else:
-        # A bound method would be copied with its object.
+        # LightGBM copies its options: it would copy `called`, too, but does not copy a function.
         options |= {"verbose": -1, "objective": lambda scores, data: called(scores, data)}
         module.train(options, module.Dataset(features, labels), ROUNDS)
     return called

@@ -1,6 +1,6 @@
-"""Whether threads ever hurt: beside processes that want their cores, beside our own, and with work that is hardly worth
-them. Everything is timed with one thread and with several, by two processes that take turns of about a second, so that
-both see the same moods of the system's scheduler."""
+"""Measures whether threads ever hurt: beside processes that want the same cores, beside other processes of fastsoftmax,
+and in calls that are hardly worth sharing. Two processes, with one thread and with several, take turns of about a
+second, so that both meet the same moods of the system's scheduler."""
 
 import os
 import subprocess
@@ -28,9 +28,9 @@ from .race import OURS
 from .workers import Disagreement, Station, Worker, started
 
 TURN_SECONDS = 1.0
-OTHERS_SHARE = 0.1  # of the time that fastsoftmax is measured for
+OTHERS_SHARE = 0.1  # what other libraries get of fastsoftmax's time
 
-# Beside our own: how often, and how long one process computes each time.
+# Two processes of fastsoftmax: how often they are timed, and for how long.
 ROUNDS = 5
 TASK_SECONDS = 0.4
 
@@ -54,7 +54,7 @@ class Figures:
     median: float
     mean: float
     percentile: float  # the 99th
-    worst: float  # the mean of the turn, about a second, in which they took longest
+    worst: float  # the mean of the slowest turn, of about a second
 
     @classmethod
     def of(cls, turns: Sequence[Array]) -> "Figures":
@@ -82,17 +82,17 @@ class Beside:
 
 @dataclass
 class Together:
-    """Two processes that compute the same: side by side, over one process that does all of it; by how they start."""
+    """Two processes that compute the same side by side, compared with one that does the work of both."""
 
     case: Case
     calls: int  # of each of them
     seconds: float  # of the one process
-    ratios: dict[str, float]
+    ratios: dict[str, float]  # of their time to that of the one, by how the two were started
 
 
 @dataclass
 class Gain:
-    """How many times as long one thread takes, if calls follow each other and if each comes after a pause."""
+    """How many times as long one thread takes as several, in calls that follow each other and in calls after pauses."""
 
     case: Case
     following: float
@@ -105,7 +105,7 @@ class BusyRun:
     seconds: float
     about: dict[str, Any]
     beside: list[Beside]
-    absent: dict[str, dict[str, str]]  # why, by the names of contender and case
+    absent: dict[str, dict[str, str]]  # reasons, by the names of contender and case
     together: list[Together]
     gains: list[Gain]
 
@@ -128,7 +128,7 @@ def measure(asked: Sequence[tuple[str, Case]], threads: int, seconds: float) -> 
             progress.advance(task)
 
         for racer in racers:
-            # Two processes at a time, so that there is nobody else who might want a core.
+            # Only these two processes run, so that no other one wants a core.
             with started((racer, 1), (racer, threads)) as pair:
                 for group, case in selected:
                     begin(f"{racer.name}: {case.name}")
@@ -161,7 +161,7 @@ def measure(asked: Sequence[tuple[str, Case]], threads: int, seconds: float) -> 
 
 
 def loads() -> list[int]:
-    """How many processes spin: none, one less than there are cores, as many."""
+    """The numbers of processes that spin: none, one fewer than there are cores, as many as there are."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return sorted({0, cores - 1, cores})
 
@@ -189,11 +189,11 @@ def spinning(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     with ExitStack() as stack:
         for _ in range(count):
             process = subprocess.Popen([sys.executable, "-c", SPIN, str(os.getpid())], stdout=subprocess.PIPE)
-            stack.enter_context(process)  # which waits for its end
+            stack.enter_context(process)  # leaving the stack waits for its end
             stack.callback(process.kill)
             assert process.stdout is not None
             if not process.stdout.readline():
-                raise RuntimeError("a process that was to spin did not start")
+                raise RuntimeError("a spinning process did not start")
             processes.append(process)
         yield processes
 
@@ -216,7 +216,7 @@ def together(case: Case, pair: Sequence[Worker]) -> Together:
 
 
 def of_pools(alone: Together) -> dict[str, float]:
-    """The same ratios for two processes that multiprocessing or joblib has started."""
+    """The ratios of `Together` for two processes that multiprocessing or joblib starts."""
     tasks = [(alone.case, alone.calls)] * 2
     with Pool(2) as pool:
         seconds = {f"multiprocessing, {get_start_method()}": _of_tasks(lambda: pool.starmap(_compute, tasks, 1))}
@@ -229,7 +229,7 @@ def of_pools(alone: Together) -> dict[str, float]:
 
 
 def _of_tasks(run: Callable[[], Any]) -> float:
-    """Median seconds, once the processes have what they need."""
+    """The median seconds of `run`, after a first run in which the processes prepare the case."""
     run()
     return median(_clock(run) for _ in range(ROUNDS))
 
@@ -246,7 +246,7 @@ def _compute(case: Case, calls: int) -> None:
 
 @cache
 def _prepared(case: Case) -> Station:
-    """In a pool's process, with the number of threads that it has from the start."""
+    """The station of a pool's process, with the number of threads that it has from the start."""
     station = Station(ours(), fastsoftmax.get_num_threads())
     station.prepare(case, False)
     return station

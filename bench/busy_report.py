@@ -1,4 +1,4 @@
-"""What came out beside other work: tables for the terminal and in Markdown, and everything in JSON."""
+"""The results beside other work: tables for the terminal and in Markdown, and all figures in JSON."""
 
 import json
 import os
@@ -19,16 +19,16 @@ FIGURES = ("median", "mean", "percentile")
 
 def legend(run: BusyRun) -> str:
     return (
-        f"Each contender has a process of its own with one thread and, in a second process, {run.threads}. Both take "
-        "turns of a second, alone and beside processes of other programs that never rest, as many as there are "
-        "cores and one less. Times are those of single calls in µs, 99 % is the 99th percentile, worst the mean in the "
-        f"worst turn; 1: and {run.threads}: are the numbers of threads. fastsoftmax is timed for {run.seconds:g} "
-        f"seconds with each number of threads, the others for {run.seconds * OTHERS_SHARE:g}, two turns at least."
+        f"Each library runs in two processes, one with one thread and one with {run.threads}. They take turns of a "
+        "second, alone and beside processes of other programs that never rest: one fewer than there are cores, and as "
+        "many. Times are of single calls, in µs; 99 % is the 99th percentile, worst the mean of the slowest turn, and "
+        f"1: and {run.threads}: are the numbers of threads. fastsoftmax is timed for {run.seconds:g} seconds with each "
+        f"number of threads, other libraries for {run.seconds * OTHERS_SHARE:g}, but for at least two turns."
     )
 
 
 def tables(run: BusyRun, plain: bool = False) -> Iterator[tuple[str, str, Table]]:
-    """(heading, what it shows, the table)."""
+    """Yield (heading, what the table shows, table)."""
     if run.beside:
         yield "Beside processes that spin", legend(run), beside(run, plain)
     if run.together:
@@ -39,13 +39,13 @@ def tables(run: BusyRun, plain: bool = False) -> Iterator[tuple[str, str, Table]
 
 
 TOGETHER = (
-    "Two processes of fastsoftmax that compute the same at the same time, each with its default number of threads: how "
-    "many times as long they take as one process that does the work of both, whose time is in ms. A forked process "
-    "has one thread, and joblib gives its processes a share of the cores each."
+    "Two processes of fastsoftmax compute the same at the same time, each with its default number of threads. The "
+    "table has how many times as long they take as one process that does the work of both, and the time of that "
+    "process. A forked process has one thread, and joblib gives each of its processes a share of the cores."
 )
 GAIN = (
-    "Of fastsoftmax, on an idle machine: how many times as long one thread takes (median), if calls follow each other "
-    f"and if each comes after {PAUSE_SECONDS * 1e3:g} ms of sleep."
+    "How many times as long a call of fastsoftmax takes with one thread (median, on an idle machine): for calls that "
+    f"follow each other, and for calls that each come after {PAUSE_SECONDS * 1e3:g} ms of sleep."
 )
 
 

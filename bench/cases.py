@@ -1,4 +1,4 @@
-"""The named cases: an operation, a shape, an axis and a dtype each, and the arrays that it works on."""
+"""The cases, each an operation with a shape, an axis and a dtype, and the arrays that they work on."""
 
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -40,13 +40,13 @@ SIGNATURES = _core.signatures()
 # beyond a few MB an allocation costs page faults that would hide the computation.
 PREALLOCATE_BYTES = 4 * 2**20
 
-# The limits of smaller cases are not those of a loop but of a call.
+# Smaller cases are limited by the call, not by a loop.
 CALL_ELEMENTS = 1000
 
 # How many classes a piece has.
 PIECE = 16_384
 
-# What draws leave.
+# How draws are truncated.
 TOP_K = 50
 TOP_P = 0.9
 
@@ -62,8 +62,8 @@ class Case:
     axis: int = -1
     dtype: str = "float32"
     reduction: Literal["mean", "none"] = "mean"  # of a loss
-    k: int = 0  # of the largest
-    # Where the result goes: to a new array, to one that exists, over the logits, or as its size suggests.
+    k: int = 0  # how many of the largest
+    # Where the result goes: a new array, an existing one, or that of the logits; if empty, its size decides.
     result: Literal["", "new", "out=", "in place"] = ""
     keywords: bool = False  # whether fastsoftmax is called with all arguments by name
 
@@ -86,7 +86,7 @@ class Case:
         return " ".join(words)
 
     def matches(self, pattern: str) -> bool:
-        """Whether the name holds `pattern`; with * or ? in it, whether it is one."""
+        """Whether the name contains `pattern`, or matches it if it has * or ?."""
         if any(sign in pattern for sign in "*?"):
             return fnmatch(self.name, pattern)
         return pattern.lower() in self.name.lower()
@@ -186,12 +186,12 @@ class Workload:
             self.features = rng.standard_normal((case.shape[0], FEATURES), np.float32)
             self.weights = rng.standard_normal((case.classes, FEATURES), np.float32) / np.float32(math.sqrt(FEATURES))
             return
-        # As spread as the logits of a trained network.
+        # Their spread is that of a trained network's logits.
         logits = rng.standard_normal(case.shape, np.float32) * np.float32(4) if x is None else x
         self.x: Array = logits.astype(self.dtype, copy=False)
         self._logits = self.x.copy() if case.in_place else self.x
         if case.signature["second"]:
-            # The gradient of a result; or scores that others resemble, as a student's do its teacher's.
+            # The gradient of a result, or scores that resemble the logits, as a student's resemble its teacher's.
             dy = rng.standard_normal(case.shape, np.float32)
             self.dy: Array = (logits + dy if case.diverges else dy).astype(self.dtype, copy=False)
 
@@ -209,7 +209,7 @@ class Workload:
 
     @cached_property
     def preallocates(self) -> bool:
-        """Whether contenders that can write to an array that is given to them do so."""
+        """Whether contenders that can write to a given array do so."""
         if self.case.result:
             return self.case.result != "new"
         fits = self.case.operation not in ("cross_entropy", "kl_divergence", "vocabulary_step", "log_softmax_top_k")
@@ -218,7 +218,7 @@ class Workload:
 
     @cached_property
     def out(self) -> Array:
-        """The logits, or zeros written out, so that every page exists."""
+        """The logits, or an array into which zeros were written, so that every page exists."""
         return self.x if self.case.in_place else np.full(self.result_shape, 0, self.dtype)
 
     @cached_property
@@ -430,7 +430,7 @@ BUSY: dict[str, list[Case]] = {
         Case("softmax", (1, 16_777_216)),
     ],
 }
-# Where several threads begin to pay, and to how many times as much.
+# From which size on several threads pay, and how much they gain.
 SIZES = (10_000, 20_000, 40_000, 60_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
 GAINS: dict[str, list[Case]] = {
     "Gain": [
@@ -448,7 +448,7 @@ def select(
     groups: Mapping[str, Sequence[Case]] = GROUPS,
     quick_ones: Container[Case] = QUICK,
 ) -> Iterator[tuple[str, Case]]:
-    """(group, case) of every case asked for, in the order of the table."""
+    """Yield (group, case) for every case asked for, in the order of the table."""
     for group, cases in groups.items():
         for case in cases:
             if (case in quick_ones or not quick) and (pattern is None or case.matches(pattern)):

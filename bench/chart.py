@@ -1,4 +1,4 @@
-"""The picture: a line per case, a dot per contender, nanoseconds per element from left (fast) to right."""
+"""The pictures. The main one has a line per case and a dot per contender; nanoseconds per element grow to the right."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +20,13 @@ from .report import names, threads
 from .workers import Timing
 
 INK, FAINT, GRID, LOST = "#1f2933", "#7b8794", "#e4e7eb", "#c5383f"
-NEUTRAL = "#808a94"  # has contrast with a light ground and with a dark one
+NEUTRAL = "#808a94"  # readable on a light ground and on a dark one
 SELF: dict[str, Any] = {"color": "#0b69c7", "marker": "o", "markersize": 8.5, "markeredgecolor": "white"}
 LIMITS: dict[str, dict[str, Any]] = {
     name: {"color": color, "marker": "|", "markersize": 9, "markeredgewidth": 1.4}
     for name, color in {"move": FAINT, "exp": INK}.items()
 }
-MOST_NAMED = 4  # rivals, in the title
+MOST_NAMED = 4  # rivals in the title, by name
 OTHERS: tuple[dict[str, Any], ...] = tuple(
     {"color": color, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
     for color, marker in zip(
@@ -79,7 +79,7 @@ def _draw_all(path: Path, run: Run) -> list[Path]:
 
 
 def draw_busy(path: Path, run: BusyRun) -> list[Path]:
-    """Likewise, how many times as long several threads take as one: their medians, means and 99th percentiles."""
+    """Write the picture of how many times as long several threads take as one: medians, means and 99th percentiles."""
     loads = sorted({each.spinning for each in run.beside})
     cases = list(dict.fromkeys(each.case for each in run.beside))
     rows = [(load, case) for load in loads for case in cases]
@@ -173,7 +173,7 @@ def _finish(figure: Any, path: Path, title: str, about: dict[str, Any], ground: 
 
 
 def _layout(groups: Sequence[str]) -> tuple[list[float], dict[str, float]]:
-    """The heights of the rows, each with its group, and of the headings between them."""
+    """The heights of the rows, one for each entry of `groups`, and of the heading above each group."""
     heights: list[float] = []
     headings: dict[str, float] = {}
     height = 0.0

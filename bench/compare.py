@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .race import OURS
 
-LEAST_NOISE = 1.03  # two runs of the same code differ by about as much in their quietest cases
+LEAST_NOISE = 1.03  # two runs of the same code differ by about this factor in their quietest cases
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _timings(path: Path, contender: str) -> dict[tuple[str, int], tuple[float, f
 
 
 def table(old: Path, new: Path) -> Table:
-    """From what got slower most to what got faster most."""
+    """All changes, from the case that got slower most to the one that got faster most."""
     grid = Table("case", box=box.SIMPLE_HEAD, title=f"{new.name} beside {old.name}")
     for heading in ("threads", "old µs", "new µs", "new / old", "noise", ""):
         grid.add_column(heading, justify="right")

@@ -1,4 +1,4 @@
-"""Who computes a case: fastsoftmax itself, its definition in NumPy, and SciPy. Others are in peers.py."""
+"""The contenders, which compute cases: fastsoftmax, its reference in NumPy, and SciPy. The others are in peers.py."""
 
 import copyreg
 import sys
@@ -19,10 +19,10 @@ from .cases import CHUNK, PIECE, TOP_K, TOP_P, Array, Workload
 
 Call = Callable[[], Any]
 
-# Ends the names of those that run beside their likes with more threads, to see what these bring.
+# Ends the names of contenders that also run with one thread, to see what more threads gain.
 ONE_THREAD = ", 1 thread"
 
-# Contenders are started in processes of their own; a module goes there by its name.
+# Contenders are sent to processes of their own; a module is sent by its name.
 copyreg.pickle(ModuleType, lambda module: (import_module, (module.__name__,)))
 
 
@@ -31,7 +31,7 @@ class Unsupported(Exception):
 
 
 class Contender(ABC):
-    """A library. What it prepares (tensors, compiled graphs, output arrays) is not timed; the call is."""
+    """A library. Only its call is timed, not what it prepares: tensors, compiled graphs, output arrays."""
 
     name: str
     package: str
@@ -53,10 +53,10 @@ class Contender(ABC):
 
     @abstractmethod
     def prepare(self, work: Workload) -> Call:
-        """A call without arguments that computes the case once; or raise `Unsupported`."""
+        """Return a call without arguments that computes the case once, or raise `Unsupported`."""
 
     def arrays(self, result: Any) -> tuple[Array, ...]:
-        """What the call returned, as arrays: one, or for a loss with gradient both."""
+        """Convert what the call returned to arrays: one, or several for a loss with its gradient."""
         return tuple(np.asarray(part) for part in result) if isinstance(result, tuple) else (np.asarray(result),)
 
 
@@ -212,7 +212,7 @@ class Scipy(Contender):
 
     @staticmethod
     def _top(x: Array, k: int) -> Array:
-        """The largest along the last axis; of equal ones any may come first, so that their indices do not matter."""
+        """The k largest along the last axis. Their indices are computed but not returned: ties may have any order."""
         from scipy import special
 
         largest = np.argpartition(x, -k)[..., -k:]

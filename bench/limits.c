@@ -1,8 +1,9 @@
-// The loops of limits.py. Each touches the memory that a case has to touch, and does there what cannot be left out.
+// The loops of limits.py. Each reads and writes the memory that a case has to, and computes only what no softmax can
+// leave out.
 //
-// The exponentials take the fewest terms whose error stays below one ULP of the dtype, and look neither for overflow
-// nor for NaN. They do without -ffast-math, which would fold their rounding away and, in a shared library, switch off
-// subnormals in the whole process.
+// The polynomials of the exponentials have the fewest terms with an error below one ULP of the dtype. There is no check
+// for overflow or NaN. -ffast-math is not used: it would optimise their rounding away and, in a shared library, switch
+// off subnormals in the whole process.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -16,8 +17,9 @@
 #define SHARED(clauses) PRAGMA(omp parallel for clauses schedule(static) num_threads(threads) if (parallel : threads > 1))
 #define SHARED_SUM SHARED(simd reduction(+ : sum))
 
-// 2^n 2^f with n + f = x log2(e): to add 1.5 2^23 (of float64, 1.5 2^52) rounds to n and leaves it in the lowest bits,
-// whence it is shifted into the exponent. The polynomials are those of the least relative error on [-0.5, 0.5].
+// exp(x) = 2^n 2^f with n + f = x log2(e). Adding 1.5 * 2^23 (float64: 1.5 * 2^52) rounds to n and leaves it in the
+// lowest bits, from where it is shifted into the exponent. The polynomials have the least relative error on
+// [-0.5, 0.5].
 #define EXPONENTIAL(name, number, bits, digits, polynomial)                                         \
     static inline number name(number x) {                                                           \
         const number log2e = (number)1.4426950408889634, magic = (number)((bits)3 << (digits - 2)); \
@@ -107,7 +109,7 @@ static inline void narrow_bfloat16(const float* wide, uint16_t* y) {
 #endif
 }
 
-// Whole groups of lanes: what is left of a case at its end does not count.
+// These compute whole groups of lanes. The few numbers left at the end of a case make no difference to its time.
 #define HALF_LOOPS(dtype)                                                                          \
     void exp_##dtype(const uint16_t* x, uint16_t* y, ptrdiff_t count, int threads) {               \
         SHARED()                                                                                   \
@@ -137,8 +139,8 @@ HALF_LOOPS(float16)
 HALF_LOOPS(bfloat16)
 #endif
 
-// Memory, in words. Each word is changed on its way: a plain copy would become a call of memcpy, whose stores bypass
-// the cache when the array is large, which can be slower.
+// Loops that move memory, in words. They change each word, because compilers turn a plain copy into a call of memcpy,
+// whose stores bypass the cache if the array is large. That can be slower.
 uint32_t move_1_to_0(const uint32_t* x, ptrdiff_t count, int threads) {
     uint32_t sum = 0;
     SHARED_SUM

@@ -1,4 +1,4 @@
-"""What no contender can beat: the time that the machine needs for the bytes of a case, and for its exponentials."""
+"""Limits that no contender can beat: the time to move the bytes of a case, and to exponentiate its numbers."""
 
 import ctypes
 import os
@@ -14,19 +14,19 @@ import numpy as np
 from .cases import Array, Workload
 from .contenders import Call, Contender, Unsupported
 
-# Below this, waking another thread costs more than it brings.
+# With fewer, waking another thread costs more than it gains.
 ELEMENTS_PER_THREAD = 2**15
 
 
 @cache
 def loops() -> ctypes.CDLL | None:
-    """limits.c, compiled for this machine; None without a compiler that can."""
+    """Compile limits.c for this machine; None if there is no compiler that can."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None
     flags = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
     if platform.machine() in ("x86_64", "AMD64"):
-        flags.append("-mprefer-vector-width=512")  # half as wide is the compilers' default
+        flags.append("-mprefer-vector-width=512")  # the compilers' default is half as wide
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "limits.so"
         source = Path(__file__).with_name("limits.c")
@@ -44,11 +44,11 @@ class Limit(Contender):
         return loops() is not None
 
     def call(self, function: str, work: Workload, arrays: list[Array]) -> Call:
-        """One with converted arguments, as ctypes takes as long for a conversion as for the call."""
+        """A call with converted arguments, because ctypes takes as long to convert them as to call."""
         threads = max(1, min(self.threads, work.case.elements // ELEMENTS_PER_THREAD))
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         loop = partial(getattr(loops(), function), *pointers, ctypes.c_ssize_t(arrays[0].size), ctypes.c_int(threads))
-        self._arrays = arrays  # the memory that the pointers of the latest case lead to
+        self._arrays = arrays  # keeps the memory that the pointers of the latest case point to
         return loop
 
 
@@ -79,7 +79,7 @@ class Exp(Limit):
         case = work.case
         if case.operation in ("softmax_grad", "log_softmax_grad", "vocabulary_step"):
             raise Unsupported(f"{case.operation} is not about its exponentials")
-        # In place, its results are soon NaN, for which the loop takes as long.
+        # In place, numbers are soon NaN. The loop takes the same time for these.
         x = work.x.copy() if case.in_place else work.x
         y = x if case.in_place else np.zeros_like(x)
         if case.is_call:

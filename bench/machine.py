@@ -1,4 +1,4 @@
-"""Where a benchmark was run: without it, no time means anything."""
+"""The machine, compiler and versions of a benchmark, without which its times mean nothing."""
 
 import os
 import platform
@@ -35,7 +35,7 @@ def describe(contenders: Sequence[Contender]) -> dict[str, Any]:
 
 
 def sentence(machine: dict[str, Any]) -> str:
-    """The same in one line."""
+    """The machine and the compiler in one line."""
     threads = machine["threads"]
     return (
         f"{machine['cpu']}, {machine['system']}, {threads} thread{'s' if threads > 1 else ''}, "
@@ -44,7 +44,7 @@ def sentence(machine: dict[str, Any]) -> str:
 
 
 def paragraph(machine: dict[str, Any]) -> str:
-    """All that a written result says of where it comes from."""
+    """The machine, the versions and the date, as they stand in a written result."""
     return f"{sentence(machine)}; {versions(machine)}; {machine['date']}."
 
 
@@ -60,7 +60,7 @@ def _cpu() -> str:
         )
         name = fields.get("model name", "")
         if "cpu family" in fields:
-            # Virtual machines often hide the model's name; family and model tell the microarchitecture.
+            # Virtual machines often hide the name of the model; family and model identify the microarchitecture.
             name += f" (family {fields['cpu family']}, model {fields['model']})"
         if name:
             return name

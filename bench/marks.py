@@ -1,4 +1,4 @@
-"""What fastsoftmax holds itself to, and the cases in which it does not get there."""
+"""The marks that fastsoftmax should reach, and the cases that miss them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,8 +13,8 @@ from .race import OURS, CaseResult, Run
 
 FEW = 32  # classes
 CALL_SECONDS = 1e-6
-# How many times as long as another operation of the same scores: logsumexp, of two arrays where two are read, or the
-# loss with its gradient.
+# How many times as long as another operation on the same scores: logsumexp (a divergence reads two arrays, and may take
+# 1.5 times as long for each), or the loss with its gradient.
 LOGSUMEXP: Operation = "logsumexp"
 LOSS: Operation = "cross_entropy_with_grad"
 OF_ANOTHER: dict[str, tuple[Operation, float]] = {
@@ -29,31 +29,32 @@ OF_ANOTHER: dict[str, tuple[Operation, float]] = {
 }
 # The noise in a ratio of two loops that take the same time.
 NOISE = 0.05
-# From here on, several threads have to be worth while.
+# From this many elements on, several threads have to pay.
 SHARED_ELEMENTS = 2**18
 
-# How many times as long as with one thread a call may take, beside other processes that want the cores, and
-# without them.
+# How many times as long as with one thread a call may take with several: beside other processes that want the cores,
+# and alone.
 BESIDE = {"median": 1.1, "mean": 1.2, "percentile": 1.5}
 ALONE = 1.03
 # (elements, factor): from this many elements on, several threads on an idle machine have to be this many times as fast
-# as one; below the others, they must not lose.
+# as one. On fewer elements, they must not lose.
 GAINS = ((1_000_000, 1.8), (100_000, 1.5), (0, 1 / ALONE))
 
 LEGEND = (
-    "Wanted: 1.5 times as fast as the fastest other, 3 times with up to 32 classes or a class axis that is not the "
-    "last; at most 1.4 times the time of exp, 2 times with up to 99 classes or such an axis; a call on fewer than 1000 "
-    "numbers in 1 µs or 1.3 times the time of np.exp; entropy and the k largest in at most 1.5 times the time of "
-    "logsumexp, log-probabilities at indices in 1.1 times, sample in 1.3, with top_k or top_p in 3, a divergence in "
-    "1.5 times that of both arrays; a Hessian beside loss and gradient in 1.3 times their time; with two threads "
-    "1.8 times as fast as with one, or as much as exp gains if that is less, and with any number never slower. "
-    "[NOTES.md](NOTES.md) says what bounds the cases of each kind, and what was tried."
+    "The marks: 1.5 times as fast as the fastest other library, and 3 times with up to 32 classes or a class axis that "
+    "is not the last; at most 1.4 times the time of exp, and 2 times with up to 99 classes or such an axis; a call on "
+    "fewer than 1000 numbers in at most 1 µs, or 1.3 times the time of np.exp if that is longer; entropy and the k "
+    "largest in at most 1.5 times the time of logsumexp, log-probabilities at indices in 1.1 times, sample in 1.3 "
+    "times, with top_k or top_p in 3 times, a divergence in 1.5 times that of both arrays; a Hessian beside loss and "
+    "gradient in at most 1.3 times their time; two threads 1.8 times as fast as one, or as many times as exp gains if "
+    "that is less, and no number of threads slower than one. [NOTES.md](NOTES.md) says what bounds the cases of each "
+    "kind, and what was tried."
 )
 BUSY_LEGEND = (
-    "Wanted of fastsoftmax: beside processes that spin, at most 1.1 times the median with one thread, 1.2 times the "
-    "mean and 1.5 times the 99th percentile; alone, never more than 1.03 times; two processes side by side in no "
-    f"longer than one that does the work of both, within {NOISE:.0%}; a gain of 1.8 from a million elements on, 1.5 "
-    "from 100,000."
+    "The marks for several threads of fastsoftmax: beside processes that spin, at most 1.1 times the median of one "
+    "thread, 1.2 times its mean and 1.5 times its 99th percentile; alone, at most 1.03 times its median; two processes "
+    f"side by side take no longer than one that does the work of both, within {NOISE:.0%}; a gain of 1.8 from a "
+    "million elements on, and of 1.5 from 100,000 on."
 )
 
 
@@ -76,7 +77,10 @@ def table(runs: Sequence[Run], plain: bool = False) -> Table:
 
 
 def missed(result: CaseResult, another: CaseResult | None = None) -> Iterator[tuple[str, float, float]]:
-    """(mark, what is wanted, what was found). `another`: the other operation on the same scores, if it was raced."""
+    """Yield (mark, wanted, found) for each mark that a case misses.
+
+    `another` is the result of the operation that the case is compared with (`OF_ANOTHER`), if it was raced.
+    """
     case, timings = result.case, result.timings
     fastest = result.rivals[0]
     lead = 3.0 if case.classes <= FEW or case.strided else 1.5
@@ -104,7 +108,7 @@ def missed(result: CaseResult, another: CaseResult | None = None) -> Iterator[tu
 
 
 def missed_when_busy(run: BusyRun) -> Iterator[tuple[str, str, float, float]]:
-    """(case, mark, what is wanted, what was found)."""
+    """Yield (case, mark, wanted, found) for each mark that is missed."""
     for beside in run.beside:
         for figure, most in BESIDE.items() if beside.spinning else [("median", ALONE)]:
             if beside.name == OURS and (found := beside.ratio(figure)) > most:

@@ -1,4 +1,4 @@
-"""All cases with one number of threads."""
+"""Measures all cases with one number of threads."""
 
 import sys
 from collections.abc import Sequence
@@ -40,11 +40,11 @@ def measure(
 
 
 def console_of(stream: TextIO) -> Console:
-    """A table is as wide as it is: no terminal, no reason to fold it."""
+    """A console that folds wide tables only on a terminal."""
     return Console(file=stream) if stream.isatty() else Console(file=stream, width=250)
 
 
 def bar(console: Console) -> Progress:
-    """Redrawn when asked to, so that none of its threads wakes up while something is timed."""
+    """A progress bar that is redrawn only on request, so that no thread of it wakes up while something is timed."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, auto_refresh=False)

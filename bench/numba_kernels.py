@@ -1,6 +1,6 @@
-"""The kernels of the contender numba. They leave out what makes fastsoftmax exact, as hand-written ones do.
+"""The kernels of the contender numba. Like most hand-written kernels, they lack the steps that make fastsoftmax exact.
 
-Each is written out in full: with common parts as functions, those with a logarithm took up to a fifth longer.
+Each is written out in full: with common parts in functions, kernels with a logarithm took up to a fifth longer.
 """
 
 import math
@@ -16,12 +16,12 @@ Kernel = Callable[..., Any]
 BLOCK = 256  # neighbouring slices at a time where the class axis is not the last: their sums stay in the cache
 
 _jit: Callable[[Kernel], Kernel] = njit(parallel=True, fastmath=True, cache=False, error_model="numpy")
-# The same for functions that the kernels call.
+# For functions that the kernels call.
 _jit_part: Callable[[Kernel], Kernel] = njit(fastmath=True, error_model="numpy")
 
 
 def exp(x: Any) -> Any:
-    """exp(x) for x <= 0. LLVM turns a loop over this into vectors, one over math.exp into calls of libm."""
+    """exp(x) for x <= 0. LLVM vectorises a loop over this function; a loop over math.exp becomes calls of libm."""
 
 
 @_jit_part

@@ -1,4 +1,4 @@
-"""Other libraries, raced with `--peers` where they are installed. Arrays in, arrays out; conversions are not timed."""
+"""Other libraries, raced with `--peers` where they are installed. Conversions from and to NumPy are not timed."""
 
 import os
 import sys
@@ -73,7 +73,7 @@ class Torch(Contender):
             case "cross_entropy_with_grad_hess":
                 return partial(self._with_hessian, x, targets.unsqueeze(case.axis), case.axis)
             case _:
-                # torch wants the classes second.
+                # torch expects the classes on axis 1.
                 x = x.movedim(case.axis, 1) if x.ndim > 1 else x
                 loss_of = partial(functional.cross_entropy, x, targets, reduction=case.reduction)
                 if case.operation == "cross_entropy":
@@ -180,7 +180,7 @@ class Torch(Contender):
 
 
 class TorchCompiled(Torch):
-    """The functions that make the results of `Torch`, compiled for each shape; without `out=`."""
+    """The functions of `Torch`, compiled for each shape; without `out=`."""
 
     name = "torch.compile"
 
@@ -219,7 +219,7 @@ class TorchCompiled(Torch):
     def _compiled(function: Callable[..., Any], *arguments: Any) -> Call:
         import torch
 
-        torch.compiler.reset()  # or it would make its code general after a few shapes
+        torch.compiler.reset()  # otherwise torch compiles code for any shape after a few shapes
         return partial(torch.compile(function, dynamic=False), *arguments)
 
 
@@ -288,7 +288,7 @@ class OnnxModels:
         if node is None or case.dtype not in types:
             raise Unsupported(f"ONNX has no {case.operation} for {case.dtype}")
         if case.has_loss and case.axis % len(case.shape) != 1:
-            raise Unsupported("ONNX has its classes second")
+            raise Unsupported("ONNX expects the classes on axis 1")
         dtype = types[case.dtype]
         inputs = [helper.make_tensor_value_info("x", dtype, case.shape)]
         axis = case.axis % len(case.shape)
@@ -320,13 +320,13 @@ class OnnxModels:
 
 
 class Jax(Contender):
-    """Compiled by XLA; the clock stops when the result is there."""
+    """Compiled by XLA; the clock stops when the result is ready."""
 
     name = "JAX"
     package = "jax"
 
     def start(self, threads: int) -> None:
-        # The size of XLA's pool, read when it is loaded; no flag of XLA's changes it.
+        # XLA reads the size of its pool from here when it is loaded, and has no flag for it.
         os.environ["NPROC"] = str(threads)
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         import jax
@@ -352,7 +352,7 @@ class Jax(Contender):
         return lambda: jax.block_until_ready(compiled(*inputs))
 
     @staticmethod
-    @cache  # XLA compiles for each shape and dtype that it meets, but once
+    @cache  # so that XLA compiles only once for each shape and dtype
     def _compiled(operation: Operation, axis: int, reduction: str, k: int) -> Callable[..., Any]:
         import jax
         import jax.numpy as jnp
@@ -447,7 +447,7 @@ class Jax(Contender):
             case "vocabulary_step":
                 function = jax.value_and_grad(step, argnums=(0, 1))
             case "softmax_in_pieces":
-                raise Unsupported("jax merges no totals")
+                raise Unsupported("jax has no function that merges totals")
         compiled: Callable[..., Any] = jax.jit(function)
         return compiled
 
@@ -459,7 +459,7 @@ class Jax(Contender):
 
 
 class Numba(Contender):
-    """Parallel, fastmath kernels as a skilled user writes them, over (outer, classes, inner)."""
+    """Parallel kernels with fastmath, as a skilled user writes them, over (outer, classes, inner)."""
 
     name = "numba"
     package = "numba"
@@ -583,7 +583,7 @@ class OpenVino(Contender):
 
         case = work.case
         if case.dtype not in ("float32", "float16"):
-            raise Unsupported(f"{case.dtype}: its arrays have no bfloat16, and it computes float64 in float32")
+            raise Unsupported(f"{case.dtype}: OpenVINO has no arrays of bfloat16, and computes float64 in float32")
         axis = case.axis % len(case.shape)
         x = ops.parameter(list(case.shape), openvino.Type(work.dtype))
         match case.operation:
@@ -615,7 +615,7 @@ class OpenVino(Contender):
 
 
 class ScikitLearn(Contender):
-    """Its loss of multinomial regression, which takes C-ordered rows and the targets as numbers of the same dtype."""
+    """The loss of its multinomial regression, which takes C-ordered rows, and targets as numbers of the same dtype."""
 
     name = "scikit-learn"
     package = "sklearn"
@@ -630,7 +630,7 @@ class ScikitLearn(Contender):
         if case.operation not in ("cross_entropy", "cross_entropy_with_grad") or case.reduction != "mean":
             raise Unsupported(f"scikit-learn has no {case.operation}")
         if len(case.shape) != 2 or case.strided or case.dtype not in ("float32", "float64"):
-            raise Unsupported(f"not of {case.name}")
+            raise Unsupported(f"scikit-learn has no loss for {case.name}")
         loss = HalfMultinomialLoss(n_classes=case.classes)
         samples = case.shape[0]
         arguments: dict[str, Any] = {
@@ -653,7 +653,7 @@ class ScikitLearn(Contender):
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Without what a library writes to standard error past Python."""
+    """Discard what a library writes to standard error past Python."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123

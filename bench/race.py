@@ -9,11 +9,11 @@ from .cases import Case
 from .contenders import Unsupported
 from .workers import Disagreement, Station, Timing, Worker
 
-LEAST_ROUNDS = 3  # unless one call is so slow that nobody waits for another
+LEAST_ROUNDS = 3  # unless a contender has used up SLOW_SECONDS before
 SLOW_SECONDS = 0.5
 MOST_ROUNDS = 51
 
-# Each contender has arrays of its own. Where all of them would be larger than this, one is timed after the other.
+# Each contender has arrays of its own. If all of them together exceed this, one contender is timed after the other.
 MOST_BYTES = 2 * 2**30
 
 OURS = "fastsoftmax"
@@ -25,8 +25,8 @@ class CaseResult:
     case: Case
     preallocated: bool
     timings: dict[str, Timing]  # by name, the limits among them
-    absent: dict[str, str]  # who did not race, and why
-    limits: tuple[str, ...]  # the names in `timings` of those that compute nothing, or another thing
+    absent: dict[str, str]  # contenders that did not race, and why
+    limits: tuple[str, ...]  # the names in `timings` that are no rivals: limits, and runs with one thread
 
     @property
     def rivals(self) -> list[str]:
@@ -54,7 +54,7 @@ class CaseResult:
 
 @dataclass
 class Run:
-    """All cases with one number of threads."""
+    """The results of all cases with one number of threads."""
 
     threads: int
     about: dict[str, Any]  # the machine
@@ -62,7 +62,7 @@ class Run:
 
 
 def race(group: str, case: Case, racers: Sequence[Worker], limits: Sequence[Worker], seconds: float) -> CaseResult:
-    """Compare, then time. `racers` holds fastsoftmax and the reference, which have to agree."""
+    """Compare the results, then time the calls. `racers` has fastsoftmax and the reference, which have to agree."""
     workers = [*racers, *limits]
     together = case.bytes_moved * len(workers) <= MOST_BYTES
     timings: dict[str, Timing] = {}
@@ -93,7 +93,7 @@ def race(group: str, case: Case, racers: Sequence[Worker], limits: Sequence[Work
 
 
 def _time(workers: Sequence[Worker], share: float) -> None:
-    """Rounds in which everyone has one turn, in changing order; who has used up its share of seconds sits out."""
+    """Sample in rounds: in each, every worker has a turn, in random order, unless it has used up its share of seconds."""
     order = list(workers)
     shuffle = random.Random(0).shuffle
     for worker in order:

@@ -1,4 +1,4 @@
-"""What came out: a table for the terminal, the same in Markdown, and everything in JSON."""
+"""The results: a table for the terminal, the same in Markdown, and all figures in JSON."""
 
 import json
 import re
@@ -17,29 +17,29 @@ from . import machine, marks
 from .contenders import ONE_THREAD
 from .race import OURS, CaseResult, Run
 
-# The parts of a written result.
+# The headings of the parts of a file of results.
 RACE = "Benchmark results"
 BUSY = "Beside other work"
 SCALE = "Larger than memory"
 
 LEGEND = (
-    "µs: median of a call of fastsoftmax; ns: of an element. rank: of fastsoftmax, among all that compute the case. Of "
-    "the others, the ratio: how many times as long as fastsoftmax they take. / exp and / move: how many times as long "
-    "as a limit fastsoftmax takes, a loop that reads, exponentiates and writes all elements (below 1000 of them: "
-    "np.exp) or one that only reads and writes them. gain: how many times as long fastsoftmax takes with one thread, "
-    "in brackets likewise exp. ·: every contender allocates its result; in other cases those that take out= write to "
-    "an array that exists."
+    "µs: median time of a call of fastsoftmax; ns: the same for one element. rank: the place of fastsoftmax among all "
+    "libraries that compute the case. In the column of another library: how many times as long as fastsoftmax it "
+    "takes. / exp and / move: how many times as long as a limit fastsoftmax takes; exp is a loop that reads, "
+    "exponentiates and writes all elements (np.exp for fewer than 1000), move a loop that only reads and writes them. "
+    "gain: how many times as long fastsoftmax takes with one thread; in brackets, the same for exp. ·: every library "
+    "allocates its result; in all other cases, libraries that take out= write to an existing array."
 )
 
 
 def names(results: Sequence[CaseResult]) -> list[str]:
-    """Who raced in any case, in the order of the race, fastsoftmax and the limits left out."""
+    """The contenders that raced in any case, in the order of the race, without fastsoftmax and the limits."""
     seen = dict.fromkeys(name for result in results for name in result.timings if name in result.rivals)
     return list(seen)
 
 
 def table(run: Run, plain: bool = False) -> Table:
-    """fastsoftmax in time, and everyone's ratio to it."""
+    """The table of all cases: the time of fastsoftmax, and the ratio of every other contender to it."""
     rivals = names(run.results)
     grid = Table(box=box.MARKDOWN if plain else box.SIMPLE_HEAD, pad_edge=plain, header_style="bold")
     grid.add_column("case", no_wrap=True)
@@ -94,10 +94,10 @@ def summary(run: Run) -> list[str]:
 
 
 def remarks(run: Run) -> list[str]:
-    """Who disagreed and was left out, and who was seen to use more threads than it was given."""
+    """Lines on contenders that were left out because they disagreed or failed, or that used more threads than given."""
     lines = []
     for result in run.results:
-        # What is merely not offered is not worth a line.
+        # That a library lacks an operation is not worth a line.
         lines += [
             f"{result.case.name}: {why}" for why in result.absent.values() if "disagrees" in why or "fails" in why
         ]
@@ -157,7 +157,7 @@ def write_markdown(path: Path, runs: Sequence[Run]) -> None:
 
 
 def write_part(path: Path, heading: str, text: str) -> None:
-    """One of the parts of the results; the others stay as they are."""
+    """Write one of the parts of the results; the others stay as they are."""
     parts = {RACE: "", BUSY: "", SCALE: ""}
     if path.exists():
         for kept in re.split("^# ", path.read_text(), flags=re.MULTILINE)[1:]:
@@ -173,7 +173,7 @@ def threads(number: int) -> str:
 
 
 def markdown(grid: Table) -> str:
-    """A table with `box.MARKDOWN` as text, its columns but the first flush right."""
+    """A table with `box.MARKDOWN` as text, all columns except the first flush right."""
     text = StringIO()
     Console(file=text, width=1000, color_system=None).print(grid)
     lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""`--scale`: logits on disk, more than the workers' memory, through dask: time, memory and bytes read."""
+"""`--scale`: the time, memory and bytes read of dask calls on logits on disk that exceed the workers' memory."""
 
 import os
 import shutil
@@ -32,12 +32,13 @@ GIGABYTE = 1 << 30
 MEMORY_OF_WORKER = 2 << 30
 
 WHAT = (
-    f"Float32 logits in zarr (uncompressed), {CLASSES} classes in chunks of {CLASSES_IN_CHUNK}, rows in chunks of "
-    f"{ROWS_IN_CHUNK}; GB: 2^30 bytes. softmax is stored as zarr, cross_entropy is one number. Each run has new worker "
-    f"processes of one thread and {MEMORY_OF_WORKER >> 30} GB. memory: the largest resident set of a worker, with its "
-    "libraries; read: what the workers read of files, in memory or not. NumPy: the expression in dask's arrays; SciPy: "
-    "its function of blocks that are rechunked to whole slices; plain: fastsoftmax without dask on mapped files, "
-    "with as many threads as there are workers. killed: for exceeding its memory, four times."
+    f"The logits are float32, in uncompressed zarr: {CLASSES} classes in chunks of {CLASSES_IN_CHUNK}, rows in chunks "
+    f"of {ROWS_IN_CHUNK}. GB: 2^30 bytes. softmax is stored as zarr, cross_entropy is one number. Each run has new "
+    f"worker processes with one thread and {MEMORY_OF_WORKER >> 30} GB. memory: the largest resident set of a worker, "
+    "libraries included; read: bytes that the workers read from files, from the disk or the system's cache. NumPy: its "
+    "expression on dask arrays; SciPy: its function on blocks that are rechunked to whole slices; plain: fastsoftmax "
+    "without dask on memory-mapped files, with as many threads as there are workers. killed: workers exceeded their "
+    "memory, four times."
 )
 
 
@@ -47,7 +48,7 @@ class Result:
     contender: str
     gigabytes: float
     workers: int
-    seconds: float  # NaN: workers were killed, by their limit of memory, until dask gave up
+    seconds: float  # NaN: workers were killed at their limit of memory, until dask gave up
     memory: int  # bytes
     read: int
 
@@ -91,7 +92,7 @@ OPERATIONS: dict[str, dict[str, Callable[[da.Array, Any], da.Array]]] = {
 
 
 def measure(gigabytes: Sequence[float], workers: Sequence[int], console: Console) -> list[Result]:
-    """Everyone on the smallest size; fastsoftmax and the plain call, with the most workers, on the others."""
+    """Measure all contenders on the smallest size; on others only fastsoftmax and plain calls, with most workers."""
     results = []
     for size in sorted(gigabytes):
         with tempfile.TemporaryDirectory() as name, dask.config.set({"distributed.logging.distributed": "error"}):
@@ -121,7 +122,7 @@ def measure(gigabytes: Sequence[float], workers: Sequence[int], console: Console
 
 
 def _write(folder: Path, gigabytes: float) -> tuple[int, Any]:
-    """The logits, as zarr and as one file."""
+    """Write the logits as zarr and as one file. Returns the number of rows and the targets."""
     rows = max(1, round(gigabytes * GIGABYTE / (4 * CLASSES)))
     chunks = (min(ROWS_IN_CHUNK, rows), CLASSES_IN_CHUNK)
     shape = (rows, CLASSES)
@@ -152,7 +153,7 @@ def _on_cluster(
             target = zarr.create_array(
                 *(str(folder / "result"),), shape=x.shape, chunks=x.chunksize, dtype="f4", compressors=None
             )
-            # A block may span several chunks of the file, but none is shared.
+            # No lock: a block may span several chunks of the file, but no two blocks share one.
             da.store(result.rechunk(x.chunks), target, lock=False)
         else:
             loss = float(result.compute())
@@ -192,14 +193,14 @@ def _bytes_read() -> int:
 
 
 def _fields(name: str) -> dict[str, str]:
-    """The fields of one of the files in which Linux describes this process."""
+    """The fields of a file in which Linux describes this process."""
     return dict(line.split(":", 1) for line in Path("/proc/self", name).read_text().splitlines())
 
 
 def _plain(
     folder: Path, rows: int, targets: Any, operation: str, contender: str, workers: int
 ) -> tuple[float, int, int, float | None]:
-    """Memory is that of whole files in the system's cache, and not counted."""
+    """Time a plain call on mapped files. Its memory is the system's cache of the files, and is not counted."""
     x, out = _mapped(folder, rows), _mapped(folder, rows, "result", "w+")
     begin = time.perf_counter()
     loss = None
@@ -213,7 +214,7 @@ def _plain(
 
 
 def _check(folder: Path, rows: int, contender: str) -> None:
-    """The first and the last row of a stored softmax."""
+    """Check the first and the last row of a stored softmax."""
     path = folder / "result"
     got = _mapped(folder, rows, "result") if contender == "plain" else zarr.open_array(str(path), mode="r")
     for row in (0, rows - 1):

@@ -1,4 +1,4 @@
-"""A process for each contender: where pools of others wait for work in the same one, their threads spin beside it."""
+"""A process for each contender: in a common one, the threads of the others' pools would spin while they wait."""
 
 import gc
 import threading
@@ -21,16 +21,16 @@ from .contenders import Call, Contender, definition
 
 SAMPLE_SECONDS = 2e-4  # a sample repeats its call until it lasts this long
 
-# Before a sample, calls find their arrays in the cache and their threads awake, as they are when many calls follow each
+# Calls for this long before a sample bring arrays into the cache and wake the threads, as when many calls follow each
 # other. Threads of some libraries, ours among them, stay awake only then.
 WARM_SECONDS = 1e-3
 
-# The other threads of a process that waits may spin for a while.
+# After a call, other threads of the process may spin for a while: `rest` looks this often whether they do.
 LOOK_SECONDS = 2e-3
 MOST_LOOKS = 50
 
-# How far two results may lie apart, relative to each and to the largest (or 1): some sum millions of classes in float32
-# one after another and lose three digits, and those that sum in half precision several per cent.
+# How far two results may be apart, relative to each number and to the largest (or 1). Some libraries sum millions of
+# classes in float32 one after another and lose three digits; those that sum in half precision lose several per cent.
 TOLERANCES = {"float64": (1e-9, 1e-12), "float32": (2e-3, 2e-5), "float16": (5e-2, 2e-2), "bfloat16": (1e-1, 1e-1)}
 
 Arguments = TypeVarTuple("Arguments")
@@ -47,12 +47,12 @@ class Timing:
 
     repeats: int
     samples: list[float] = field(default_factory=list)
-    wall: float = 0.0  # of all turns, with the calls before a sample
-    cpu: float = 0.0  # of all threads, meanwhile
+    wall: float = 0.0  # of all turns, with the calls that precede a sample
+    cpu: float = 0.0  # of all threads in that time
 
     @property
     def cores(self) -> float:
-        """How many were busy on average."""
+        """How many cores were busy on average."""
         return self.cpu / self.wall
 
     @property
@@ -65,7 +65,7 @@ class Timing:
 
 
 class Station:
-    """In the process of a contender: the contender, and the case that it is about to compute."""
+    """A contender and the case that it computes, in the process of the contender."""
 
     call: Call
     timing: Timing
@@ -76,13 +76,13 @@ class Station:
         self.contender = contender
 
     def prepare(self, case: Case, compare: bool) -> bool:
-        """Make the arrays and the call, and compare its result with the reference's. Returns whether results go to
-        arrays that exist, where the contender offers it."""
+        """Make the arrays and the call and, if `compare`, compare its result with the reference's. Returns whether
+        contenders that can write to a given array do so."""
         self.release()
         self.work = Workload(case)
         self.call = self.contender.prepare(self.work)
         if compare:
-            # Copied, as the reference may write to the same array.
+            # Copied, because the reference may write to the same array.
             got = tuple(np.array(part) for part in self.contender.arrays(self.call()))
             self.work.renew()
             if case.draws:
@@ -96,7 +96,7 @@ class Station:
         rest()
 
     def turn(self) -> float:
-        """Take one sample; the seconds spent so far."""
+        """Take one sample. Returns the seconds spent so far."""
         timing = self.timing
         with no_collection():
             start, cpu = time.perf_counter(), time.process_time()
@@ -122,7 +122,7 @@ class Station:
         return self.timing
 
     def calls(self, seconds: float, pause: float) -> Array:
-        """Seconds of each of the calls that take this long together, a pause before each."""
+        """Call again and again for `seconds`, after a pause each time. Returns the seconds of each call."""
         durations: list[float] = []
         with no_collection():
             self.warm()
@@ -146,13 +146,13 @@ class Worker:
 
     def __init__(self, contender: Contender, threads: int) -> None:
         self.name = contender.name
-        # Many libraries take their number of threads once and for all.
+        # A new process, because many libraries accept a number of threads only once.
         self._process = ProcessPoolExecutor(1, get_context("spawn"), _start, (contender, threads))
 
     def submit(self, task: Callable[[Station, Unpack[Arguments]], Result], *arguments: *Arguments) -> Future[Result]:
         try:
             return self._process.submit(_do, task, *arguments)
-        except BrokenProcessPool as reason:  # it has ended before; the result says so, as when it ends now
+        except BrokenProcessPool as reason:  # it ended earlier: the result raises this, as if it ended now
             broken: Future[Result] = Future()
             broken.set_exception(reason)
             return broken
@@ -195,27 +195,27 @@ def _do(task: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def limit_blas(threads: int) -> None:
-    """The matrix products of the vocabulary step use as many threads as everything else."""
+    """Let the matrix products of the vocabulary step use as many threads as everything else."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(threads, user_api="blas")
 
 
 def rest() -> None:
-    """Wait until the other threads of this process sleep, so that whoever is next has the machine."""
+    """Wait until the other threads of this process sleep, so that the next one has the machine to itself."""
     for _ in range(MOST_LOOKS):
         time.sleep(LOOK_SECONDS)
-        if not any(map(_runs, Path("/proc/self/task").glob("*/stat"))):  # where it exists; their times come late
+        if not any(map(_runs, Path("/proc/self/task").glob("*/stat"))):  # none without /proc; CPU times would tell late
             return
 
 
 def _runs(stat: Path) -> bool:
-    """Whether this is a thread that runs or would, but not the calling one."""
+    """Whether the thread runs or waits for a processor, and is not the calling one."""
     if stat.parent.name == str(threading.get_native_id()):
         return False
     try:
         return stat.read_text().rpartition(")")[2].split()[0] == "R"
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+    except (FileNotFoundError, ProcessLookupError):  # the thread has just ended
         return False
 
 
@@ -249,11 +249,11 @@ def _compare(name: str, got: tuple[Array, ...], wanted: tuple[Array, ...], dtype
 
 
 def _check_draws(name: str, drawn: Array, work: Workload) -> None:
-    """Each class drawn is among those that are left; of equal scores any may be."""
+    """Check that truncation leaves each class drawn. Among equal scores it may leave any."""
     case = work.case
     rows = np.moveaxis(work.x, case.axis, -1).reshape(-1, case.classes).astype(np.float64)
     if drawn.size != len(rows) or drawn.min() < 0 or drawn.max() >= case.classes:
-        raise Disagreement(f"{name} draws no class of each slice")
+        raise Disagreement(f"{name} does not draw one class of each slice")
     for row, c in zip(rows, drawn.reshape(-1), strict=True):
         larger = row[row > row[c]]
         if case.operation == "sample_top_k" and larger.size >= TOP_K:
