@@ -93,7 +93,7 @@ def race(group: str, case: Case, racers: Sequence[Worker], limits: Sequence[Work
 
 
 def _time(workers: Sequence[Worker], share: float) -> None:
-    """Sample in rounds: in each, every worker has a turn, in random order, unless it has used up its share of seconds."""
+    """Sample in rounds, in which every worker has a turn in random order until it has used up its share of seconds."""
     order = list(workers)
     shuffle = random.Random(0).shuffle
     for worker in order:

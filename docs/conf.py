@@ -26,7 +26,7 @@ default_role = (
 
 autodoc_typehints = "none"  # the docstrings tell the types, in fewer words
 numpydoc_show_class_members = False
-# The sites of other projects are not asked for their names: no network is needed.
+# Names of other projects are not looked up on their sites, so no network is needed.
 nitpick_ignore_regex = [("py:.*", r"(numpy|scipy|sklearn|torch)\..*")]
 
 RESULTS = Path(__file__).parents[1] / "bench" / "RESULTS.md"
@@ -68,7 +68,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 templates_path = ["_templates"]
 html_static_path = ["_static"]
-# Pages without others below them have nothing to list.
+# These have no pages below them, so their sidebar would be empty.
 html_sidebars = dict.fromkeys(("quickstart", "when_not", "design", "changelog"), ())
 html_css_files = ["site.css"]
 html_logo = html_favicon = "_static/logo.svg"

@@ -56,7 +56,7 @@ np.save(path, np.array([scores_after(context) for context in contexts], np.float
 
 # %%
 # A memory map: the file is read while the log-probabilities are computed. These are
-# float32, as the sum of many needs more digits than float16 has.
+# float32, because the sum of many needs more digits than float16 has.
 
 scores = np.load(path, mmap_mode="r")
 tokens = np.array([number[character] for character in text])
