@@ -5,7 +5,7 @@ tests compare with mpmath. The families of logits are in `tests/arrays.py`.
 
 `log_softmax_top_k` has no rows because it returns bits of log_softmax. `sample` has none because a class is right or
 wrong, and rounding may decide between two neighbouring classes. `tests/test_picks.py` and `tests/test_sample.py` check
-both. Divergences and Hessians are not compared with other libraries, whose functions return only means.
+both. Divergences and Hessians are not compared with other libraries, which are raced for means only.
 """
 
 import argparse
@@ -89,7 +89,7 @@ ARGUMENT_CHECKS: tuple[Callable[..., contract.Checks], ...] = (
     contract.signed_sum,
 )
 
-# numba's loops are this benchmark's own, torch.compile uses the functions of torch, scikit-learn returns only means.
+# numba's loops are this benchmark's own, torch.compile uses torch's functions, scikit-learn is raced for means only.
 LEFT_OUT = ("numba", "torch.compile", "scikit-learn")
 
 LEGEND = (

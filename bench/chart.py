@@ -109,7 +109,7 @@ def draw_busy(path: Path, run: BusyRun) -> list[Path]:
 
 
 def _draw_everyday(path: Path, run: Run) -> list[Path]:
-    """Some calls beside NumPy, SciPy and torch, readable on a light ground and on a dark one."""
+    """Write the picture of some calls beside NumPy, SciPy and torch, readable on a light ground and on a dark one."""
     by_case = {result.case: result for result in run.results}
     results = [by_case[case] for case in EVERYDAY if case in by_case]
     if not results:

@@ -574,7 +574,7 @@ class OpenVino(Contender):
 
     def start(self, threads: int) -> None:
         super().start(threads)
-        # With this module, `import openvino` reports its use over the network, from a forked process.
+        # If it finds this module, `import openvino` reports its use over the network, from a forked process.
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
     def prepare(self, work: Workload) -> Call:

@@ -1,4 +1,4 @@
-"""`--scale`: the time, memory and bytes read of dask calls on logits on disk that exceed the workers' memory."""
+"""`--scale`: dask calls on logits on disk that exceed the workers' memory: their time, memory and bytes read."""
 
 import os
 import shutil
