@@ -1413,9 +1413,8 @@ class Case {
             }
             if (!held || !std::isfinite(from_above)) continue;
             const Real wanted = scale * total * s.softmax(k) * s.others(k);
-            check("Hessian", out.type, b, c, got, wanted,
-                  bound(out.type, 3, 0.52L) + rounded_factor(loss, out.type), wanted,
-                  vanished(scale * total, scale * largest_weight_, computed));
+            check("Hessian", out.type, b, c, got, wanted, bound(out.type, 3, 0.52L) + rounded_factor(loss, out.type),
+                  wanted, vanished(scale * total, scale * largest_weight_, computed));
         }
     }
 
