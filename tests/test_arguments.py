@@ -723,7 +723,7 @@ def test_out_whose_strides_take_too_long_to_check_is_refused():
     strides = [419112, 634794, 745228, 2112874, 2174122, 4286694, 5019230, 5208116, 5467048, 5507772, 6379680]
     room = np.empty(2 * sum(strides) + 4, np.uint8)  # reserved, never touched
     out = np.lib.stride_tricks.as_strided(room[:4].view(np.float32), (3,) * 11, strides)
-    with pytest.raises(ValueError, match="too many ways in which they could"):
+    with pytest.raises(ValueError, match="finding out takes too long"):
         fs.softmax(np.zeros(out.shape, np.float32), out=out)
 
 

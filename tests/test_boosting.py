@@ -196,7 +196,7 @@ def test_the_examples_of_a_docstring_give_the_results_they_show(name):
         (
             ([0, 1], [1.0, 2.0]),
             ValueError,
-            r"y_pred has shape \(2,\); expected \(samples, classes\), as with num_class",
+            r"y_pred has shape \(2,\); expected \(samples, classes\) .*; set num_class",
         ),
         (([0, 0], [[1.0], [2.0]]), ValueError, r"y_pred has shape \(2, 1\)"),
         (([0], [[1j, 0]]), TypeError, "y_pred has dtype complex128"),
@@ -208,7 +208,7 @@ def test_the_examples_of_a_docstring_give_the_results_they_show(name):
         (
             ([0], [[1.0, 0], [0, 0]]),
             ValueError,
-            r"y_true has shape \(1,\); expected \(2,\), class indices, or \(2, 2\)",
+            r"y_true has shape \(1,\); expected \(2,\) for class indices, or \(2, 2\)",
         ),
         ((["a", "b"], [[1.0, 0], [0, 0]]), TypeError, "y_true has dtype"),
         (([0, 1], [[1.0, 0], [0, 0]], [1.0]), ValueError, r"sample_weight has shape \(1,\); expected \(2,\)"),

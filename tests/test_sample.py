@@ -240,7 +240,7 @@ def test_nothing_to_draw_from_is_refused():
     masked = np.ones((2, 3), bool)
     masked[1] = False
     for module in (fs, reference):
-        with pytest.raises(ValueError, match=r"x\[1, :\] has no class that where lets take part"):
+        with pytest.raises(ValueError, match=r"x\[1, :\] has no class for which where is True"):
             module.sample(np.where(masked, 0, np.nan), default_rng(0), where=masked)
         with pytest.raises(ValueError, match=r"x\[0, :\] has no classes"):
             module.sample(np.zeros((2, 0)), default_rng(0))

@@ -1,4 +1,4 @@
-"""softmax, logsumexp, entropy, gradients and cross-entropy losses for NumPy arrays, at the speed of memory."""
+"""Softmax, logsumexp, entropy, sampling, losses and gradients for NumPy arrays, computed by C++ kernels."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ __all__ = [
 if TYPE_CHECKING:
     from . import boosting, calibration, reference
 
-# Modules that are imported when they are asked for: `reference` takes as long as all the rest of this package.
+# Modules that are imported on first use: `reference` takes as long as the rest of the package.
 _MODULES = ("boosting", "calibration", "reference")
 
 

@@ -1,9 +1,9 @@
 """The types of the public functions, as type checkers and editors see them; `reference` has the same.
 
-They are in a stub because the overloads are longer than the code they describe. The first overload that fits counts;
-the one that keeps the dtype comes first, because an array of unknown dtype fits all. Three things cannot be told: that
-a 0-d array gives a scalar, since an overload for it would fit all arrays of unknown shape; bfloat16, which to ml_dtypes
-is a np.generic; float32 in an array.array or a memoryview, which to their types are sequences of numbers.
+They are in a stub because the overloads are longer than the code they describe. Type checkers take the first overload
+that fits. The one that keeps the dtype comes first, because an array of unknown dtype fits all. Three things cannot be
+expressed: that a 0-d array gives a scalar, since an overload for it would fit all arrays of unknown shape; bfloat16,
+which ml_dtypes types as a np.generic; float32 in an array.array or a memoryview, typed as sequences of numbers.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ _F = TypeVar("_F", bound=np.floating[Any])
 _Wide = TypeVar("_Wide", bound=np.float32 | np.float64)
 _Out = TypeVar("_Out", bound=NDArray[Any])
 
-# Finite, because a str is a sequence of sequences without end.
+# Not recursive, because a str, a sequence of str, would fit.
 _Numbers: TypeAlias = Sequence[float | Sequence[float | Sequence[float | Sequence[float]]]]
 _Float64Arrays: TypeAlias = NDArray[np.integer[Any] | np.bool] | _Numbers
 _Float64Scalar: TypeAlias = float | np.integer[Any] | np.bool
@@ -64,7 +64,7 @@ _Indices: TypeAlias = NDArray[np.integer[Any]] | Sequence[int | Sequence[int | S
 _Index: TypeAlias = int | np.integer[Any]
 _DType: TypeAlias = type[_F] | np.dtype[_F]
 
-# Without the formatter's line for each parameter, so that the overloads of a function can be seen together.
+# The formatter would give each parameter a line; this way the overloads of a function can be seen together.
 # fmt: off
 @overload
 def softmax(

@@ -1,4 +1,4 @@
-"""`python -m fastsoftmax` prints the configuration, `python -m fastsoftmax report` what stored logits are worth."""
+"""`python -m fastsoftmax` prints the configuration, `python -m fastsoftmax report` evaluates stored logits."""
 
 import sys
 from argparse import ArgumentParser
@@ -8,9 +8,9 @@ from ._runtime import show_config
 
 
 def main() -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     parser = ArgumentParser(
-        prog="python -m fastsoftmax", description="Without a command: version, compiler, SIMD targets, OpenMP, threads."
+        prog="python -m fastsoftmax", description="Without a command, print version, SIMD targets, OpenMP and threads."
     )
     commands = parser.add_subparsers(dest="command", metavar="report")
     _report.add_arguments(commands.add_parser("report", help=_report.SUMMARY, description=_report.SUMMARY))

@@ -1,8 +1,8 @@
-"""Every check and conversion of an argument: what leaves here, the core takes as it is.
+"""Checks and conversions of all arguments. The core takes the results without checking them again.
 
-All refusals are here, and all of them come before anything is written. Nothing here copies an input of full size,
-except what is not an array yet (a list) and the rare longdouble. On a few numbers the checks are most of the call: each
-looks first for the plain case (an exact ndarray, an int, None), where even calling a function would double its time.
+All refusals are here, and all of them come before anything is written. No input of full size is copied, except one that
+is not an array yet (a list) and the rare longdouble. In a call with few numbers most of the time goes to these checks:
+each looks first for the plain case (an exact ndarray, an int, None), inline, since a function call would take as long.
 """
 
 import reprlib
@@ -35,22 +35,23 @@ _SUPPORTED = "float16, bfloat16, float32, float64, an integer dtype or bool"
 
 _INDICES_OR_PROBABILITIES = "class indices (integers) or class probabilities (floating)"
 
-# Types, beside those of NumPy's scalars, that NumPy converts with nothing to lose.
+# Types, besides NumPy's scalars, that NumPy converts without losing anything.
 _PLAIN = frozenset({*_PYTHON_NUMBERS, complex, str, bytes, ndarray})
-_MOST_AXES = 64  # of NumPy's arrays
-# Modules with functions for arrays that are not in memory. Names, so that nothing is imported.
+_MOST_AXES = 64  # of a NumPy array
+# Types of arrays that may not be in memory, and the modules that accept them. Names, so that nothing is imported.
 _LAZY = {
     "dask.array.core.Array": "fastsoftmax.dask",
     "xarray.core.dataarray.DataArray": "fastsoftmax.xarray",
 }
 _ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
-# They mark an array that computes or gives access to its memory.
+# A type with one of these computes or gives access to its memory.
 _MEMORY_PROTOCOLS = ("__add__", "__array_interface__", "__array_struct__", "__arrow_c_array__", "__arrow_c_stream__")
 
-# An exact answer can take exponential time: past this effort, "perhaps" counts as an overlap, which costs a copy only.
+# Whether two arrays overlap can take exponential time to find out. Past this effort they count as overlapping, which
+# costs only a copy.
 _OVERLAP_EFFORT: Any = 1000  # Any, because NumPy's stubs know only 0 and -1
 
-# The dtype of a result by the dtype of its input, for those met so far: looking up is much faster than deciding.
+# Dtypes of results by those of inputs, for the dtypes seen so far: looking up is much faster than deciding.
 _result_dtypes: dict[DType, DType] = {}
 
 _ALL_AXES = tuple(tuple(range(ndim)) for ndim in range(_MOST_AXES + 1))
@@ -60,7 +61,7 @@ _ALL_AXES = tuple(tuple(range(ndim)) for ndim in range(_MOST_AXES + 1))
 
 
 def _is_bfloat16(dtype: DType) -> bool:
-    """Told by its name, so that ml_dtypes is never imported; a void of that name is something else."""
+    """Whether it is ml_dtypes' bfloat16, told by the name so as not to import ml_dtypes. A void of that name is not."""
     return (
         dtype.kind == "V"
         and dtype.itemsize == 2
@@ -70,11 +71,11 @@ def _is_bfloat16(dtype: DType) -> bool:
 
 
 def result_dtype(dtype: DType, name: str, expected: str = _SUPPORTED) -> DType:
-    """The dtype that the argument `name`, of this dtype, gives a result; TypeError if it is not supported."""
+    """The dtype of the result for an argument `name` of this dtype; TypeError if the dtype is not supported."""
     known = _result_dtypes.get(dtype)
     if known is not None:
         return known
-    if dtype.kind in "iub" or (dtype.kind == "f" and dtype.itemsize == 8):  # longdouble, too, where it is no longer
+    if dtype.kind in "iub" or (dtype.kind == "f" and dtype.itemsize == 8):  # also a longdouble of 8 bytes
         result = FLOAT64
     elif dtype.type in _FLOATS or _is_bfloat16(dtype):  # by type: a float8 is of kind f, too
         result = np.dtype(dtype.type)  # in native byte order, and the one object that NumPy itself uses for it
@@ -85,19 +86,19 @@ def result_dtype(dtype: DType, name: str, expected: str = _SUPPORTED) -> DType:
 
 
 def to_dtype(dtype: DTypeLike, own: DType, *inputs: DType) -> DType:
-    """The dtype asked for; `own` is what the inputs, of these dtypes, give by themselves."""
+    """The dtype asked for, if it is allowed; `own` is the default for inputs of these dtypes."""
     try:
         asked = np.dtype(dtype).newbyteorder("=")
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"dtype is {shown(dtype)}; expected {_allowed(own, inputs)}") from error
-    wider = asked.itemsize > own.itemsize  # known first, because it is the usual case
+    wider = asked.itemsize > own.itemsize  # first, because it is the usual case
     if asked == own or (asked in (FLOAT32, FLOAT64) and (wider or not _narrows(asked, inputs))):
         return np.dtype(asked.type)
     raise TypeError(f"dtype is {asked}; expected {_allowed(own, inputs)}")
 
 
 def _narrows(asked: DType, inputs: tuple[DType, ...]) -> bool:
-    """Whether a floating input is wider than the dtype asked for; integers may be."""
+    """Whether a floating input is wider than the dtype asked for. Integer inputs may be wider."""
     return any(given.kind not in "iub" and given.itemsize > asked.itemsize for given in inputs)
 
 
@@ -107,7 +108,7 @@ def _allowed(own: DType, inputs: tuple[DType, ...]) -> str:
 
 
 def joint_dtypes(x: Array, x_given: ArrayLike, b: Array, b_given: ArrayLike) -> tuple[DType, ...]:
-    """The dtype of `numpy.result_type(x, b)`, and those that it comes from: a Python number leaves it to the other."""
+    """The dtype `numpy.result_type(x, b)`, and the dtypes that decide it: that of a Python number does not."""
     if isinstance(b_given, _PYTHON_NUMBERS) and not isinstance(b_given, np.generic):
         return result_dtype(x.dtype, "x"), x.dtype
     if isinstance(x_given, _PYTHON_NUMBERS) and not isinstance(x_given, np.generic):
@@ -131,7 +132,7 @@ def to_array(value: ArrayLike, name: str) -> Array:
 
 
 def to_real_array(value: ArrayLike, name: str, expected: str = _SUPPORTED) -> Array:
-    """Like `to_array`, but a longdouble is welcome: it becomes a float64."""
+    """Like `to_array`, but longdouble is accepted and becomes float64."""
     array = value if type(value) is ndarray else _from_other(value, name)
     if array.dtype not in _result_dtypes:
         if array.dtype.kind == "f" and array.dtype.itemsize > 8:
@@ -142,9 +143,9 @@ def to_real_array(value: ArrayLike, name: str, expected: str = _SUPPORTED) -> Ar
 
 
 def _from_other(value: Any, name: str, columns: DType = FLOAT64, outer: tuple[int, ...] = ()) -> Array:
-    """`value` as NumPy converts it, as a plain array; refused if that loses a mask, reads a file or computes a graph.
+    """`value` as NumPy converts it to a plain array; refused if that loses a mask, reads a file or computes a graph.
 
-    Columns of numbers or bools without a common dtype in NumPy become `columns`.
+    Columns of numbers or bools that have no common dtype in NumPy are converted to the dtype `columns`.
     """
     if type(value) not in (list, tuple) and not _is_plain(type(value)):
         _check_memory(value, name)
@@ -168,10 +169,10 @@ def _converted(convert: Callable[[Any], Any], value: Any, name: str) -> Any:
 
 
 def _arrays_of(values: Any, name: str, outer: tuple[int, ...]) -> Any:
-    """The elements of a sequence, each that is not plain as an array; `outer` are the sequences that it is in."""
+    """The elements of a sequence, with all that are not plain as arrays; `outer` are the sequences around it."""
     if id(values) in outer:
         raise ValueError(f"{name} holds a {_type_of(values)} that holds itself")
-    if len(outer) == _MOST_AXES:  # deeper, it is NumPy that complains
+    if len(outer) == _MOST_AXES:  # NumPy itself refuses deeper ones
         return values
     elements = values if type(values) in (list, tuple) else _converted(list, values, name)
     others = {kind for kind in set(map(type, elements)) if not _is_plain(kind)}
@@ -193,7 +194,7 @@ def _is_plain(kind: type) -> bool:
 
 
 def _is_sequence(value: Any) -> bool:
-    """Whether NumPy takes it apart: it has elements, and is no array, buffer or text."""
+    """Whether NumPy would take its elements one by one: it has a length, and is not an array, a buffer or text."""
     kind = type(value)
     if kind in (list, tuple):
         return True
@@ -201,7 +202,7 @@ def _is_sequence(value: Any) -> bool:
         return False
     try:
         len(value)
-    except Exception:  # as NumPy; a sparse matrix has no length, for example
+    except Exception:  # as NumPy does; a sparse matrix has no length, for example
         return False
     return not any(hasattr(kind, protocol) for protocol in _ARRAY_PROTOCOLS) and not _is_buffer(value)
 
@@ -215,7 +216,7 @@ def _is_buffer(value: Any) -> bool:
 
 
 def _inside(value: Any) -> Any:
-    """The array in a pint quantity, or in an xarray object that is not simply on NumPy; else `value` itself."""
+    """The array in a pint quantity, or in an xarray object whose data may not be in memory; else `value` itself."""
     kind = value.__class__
     if issubclass(kind, ndarray):
         return value
@@ -235,9 +236,9 @@ def _check_mask(value: Any, name: str) -> None:
 
 
 def _carries_mask(value: Any) -> bool:
-    """Whether it is a masked array of NumPy's or another library's, or has a mask by the array interface.
+    """Whether it is a masked array, of NumPy or another library, or its array interface has a mask.
 
-    Its elements do not matter: with none masked it is refused all the same.
+    The elements do not matter: an array in which none is masked counts, too.
     """
     if isinstance(value, ndarray):
         return hasattr(value.__class__, "mask")
@@ -256,10 +257,10 @@ def _check_memory(value: Any, name: str) -> None:
 
 
 def _is_in_memory(value: Any) -> bool:
-    """Whether NumPy can convert it without reading a file or computing a graph, as far as it can be told.
+    """Whether NumPy can convert it without reading a file or computing a graph, as far as one can tell.
 
-    No protocol says so. It cannot if `value` has a dask graph; or if it can be indexed like an array, but is in chunks,
-    or neither computes nor gives access to its memory, as is the case with all handles on files.
+    No protocol says so. It is False if `value` has a dask graph; or if it can be indexed like an array, but is in
+    chunks, or neither computes nor gives access to its memory, which is true of all handles on files.
     """
     kind = value.__class__
     if issubclass(kind, ndarray):
@@ -274,7 +275,7 @@ def _is_in_memory(value: Any) -> bool:
 
 
 def _has_columns_of(value: Any, kinds: str) -> bool:
-    """Whether it is a DataFrame of nothing but such dtypes, NumPy's or not, or one of its columns."""
+    """Whether it is a DataFrame or a column with dtypes, NumPy's or not, of these kinds only."""
     if not hasattr(type(value), "to_numpy"):
         return False
     dtypes = getattr(value, "dtypes", None)
@@ -306,12 +307,12 @@ def _type_of(value: Any) -> str:
 
 
 def to_any_array(value: ArrayLike, name: str) -> Array:
-    """`value` as a plain array of any dtype, if NumPy converts it with nothing lost, read or computed."""
+    """`value` as a plain array of any dtype; refused if converting it loses, reads or computes something."""
     return value if type(value) is ndarray else _from_other(value, name, _BOOL if name == "where" else FLOAT64)
 
 
 def to_mask(where: ArrayLike, shape: tuple[int, ...]) -> Array:
-    """`where` as a view of `shape`."""
+    """`where` as an array of bools, broadcast to `shape`."""
     mask = where if type(where) is ndarray else _from_other(where, "where", _BOOL)
     if mask.dtype != _BOOL:
         raise TypeError(f"where has dtype {mask.dtype}; expected bool")
@@ -329,15 +330,15 @@ def _broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
 
 
 def shown(value: object) -> str:
-    """`value` for a message, shortened, however long or deep it is."""
+    """`value` for a message, shortened if it is long or deeply nested."""
     try:
         return reprlib.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # an integer of more digits than Python converts to text
         return f"a number with too many digits, or holds one ({type(value).__name__})"
 
 
 def _number(value: Any, name: str) -> float:
-    """`value` as a float; an integer beyond the floats is inf."""
+    """`value` as a float; an integer beyond the range of floats becomes inf."""
     if isinstance(value, (ndarray, np.generic)):
         real = value.ndim == 0 and (value.dtype.kind in "iuf" or _is_bfloat16(value.dtype))
         real = real and not _carries_mask(value)
@@ -393,7 +394,7 @@ def to_reduction(reduction: Any) -> str:
 
 
 def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes of a slice, sorted and not negative. The one element of a 0-d array is a slice of no axes."""
+    """The axes of a slice, sorted and not negative. Empty for a 0-d array: its element is a slice without axes."""
     if type(axis) is int and -ndim <= axis < ndim:
         return (axis % ndim,)
     if axis is None:
@@ -409,10 +410,10 @@ def to_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 def to_axis(axis: SupportsIndex, ndim: int) -> int:
     """One axis, not negative."""
     number = to_integer(axis, "axis")
-    # NumPy's own check takes no integer beyond 32 bits, and its error has no text for one with thousands of digits.
+    # NumPy's own check accepts no integer beyond 32 bits, and its error cannot print one with thousands of digits.
     if not -ndim <= number < ndim:
         small = abs(number) < 1 << 63
-        raise AxisError(number, ndim) if small else AxisError(f"axis is {shown(number)}; there are {ndim}")
+        raise AxisError(number, ndim) if small else AxisError(f"axis {shown(number)} is out of bounds; ndim is {ndim}")
     return number % ndim
 
 
@@ -430,10 +431,10 @@ def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: Flag 
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: DType) -> None:
-    """Refuse an `out` that cannot take the result."""
+    """Refuse an `out` that cannot hold the result."""
     if not issubclass(type(out), ndarray) or _carries_mask(out):
         raise TypeError(f"out is a {type(out).__name__}; expected a numpy.ndarray without a mask")
-    out = np.asarray(out)  # the attributes of a subclass may be others than those of its memory
+    out = np.asarray(out)  # the attributes of a subclass may not be those of its memory
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; expected {shape}")
     if out.dtype != dtype:
@@ -445,15 +446,15 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: DType) -> None:
         raise ValueError("out is read-only; expected a writeable array")
     if _overlaps_itself(out):
         raise ValueError(
-            f"out has elements that overlap each other, or too many ways in which they could (shape {out.shape}, "
-            f"strides {out.strides}); expected each element to have its own memory"
+            f"out has elements that overlap each other, or strides for which finding out takes too long (shape "
+            f"{out.shape}, strides {out.strides}); expected each element to have its own memory"
         )
 
 
 def _overlaps_itself(array: Array) -> bool:
     if array.flags.forc or array.size < 2:
         return False
-    # Sufficient: with the strides in rising order, each steps over all that the earlier ones reach.
+    # No overlap, for certain: in rising order, each stride steps over everything that the smaller ones reach.
     reach = array.itemsize
     for stride, extent in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride < reach:
@@ -461,12 +462,13 @@ def _overlaps_itself(array: Array) -> bool:
         reach += stride * (extent - 1)
     else:
         return False
-    # Exact: two elements that overlap differ in some axis, and shifted along that axis one of the two comes to lie at
-    # 0. For strides made to be hard it could take as good as forever: "perhaps" after a time like that of the result.
+    # The exact answer: two elements that overlap differ in some axis, and still overlap if both are shifted along it
+    # until one is at 0. For contrived strides this could take nearly forever: after about the time that the result
+    # takes, they count as overlapping.
     for k in range(array.ndim):
         along = np.moveaxis(array, k, 0)
         try:
-            # NumPy takes any number, its stubs two.
+            # NumPy accepts any number, its stubs only two.
             if np.shares_memory(along[:1], along[1:], max_work=array.size):  # type: ignore[arg-type]
                 return True
         except TooHardError:
@@ -475,7 +477,7 @@ def _overlaps_itself(array: Array) -> bool:
 
 
 def hess_outs(out: Any) -> tuple[Any, Any]:
-    """The two elements of an `out` for gradient and Hessian, which do not overlap."""
+    """The two elements of an `out` for gradient and Hessian; refused if they overlap."""
     if out is None:
         return None, None
     if not isinstance(out, tuple) or len(out) != 2:
@@ -492,8 +494,8 @@ def work_array(
     in_place: tuple[Array, ...],
     inputs: tuple[object, ...] = (),
 ) -> Array | None:
-    """Where the core is to compute: in a checked `out`, as a plain array; None, for a new array, if `out` overlaps one
-    of `inputs`, or one of `in_place` without being the very same view.
+    """The array for the core to write to: the checked `out` as a plain array, or None for a new one if `out` overlaps
+    one of `inputs`, or one of `in_place` without being exactly the same view.
     """
     if _core.is_plain_out(out, shape, dtype, in_place, inputs):
         return out
@@ -519,7 +521,7 @@ def _same_view(out: Array, given: Array) -> bool:
 
 
 def delivered(result: Array, out: Any) -> Array:
-    """`out`, holding the result."""
+    """`out`, after the result is copied to it unless it is there already."""
     given: Array = out
     plain = np.asarray(given)
     if not _same_view(plain, result):
@@ -589,7 +591,7 @@ def logsumexp_arguments(
 def one_pass_arguments(
     x: ArrayLike, axis: SupportsIndex, temperature: Any, where: ArrayLike | None, dtype: DTypeLike | None
 ) -> tuple[Array, int, float, Array | None, DType]:
-    """As `transform_arguments`, but there is one axis."""
+    """Like `transform_arguments`, for functions of one axis."""
     array = x if type(x) is ndarray else to_array(x, "x")
     own = _result_dtypes.get(array.dtype) or result_dtype(array.dtype, "x")
     ndim = array.ndim
@@ -601,7 +603,7 @@ def one_pass_arguments(
 
 
 def to_indices(given: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
-    """Class indices for scores of this shape: some along `axis`, or one a slice without it."""
+    """Class indices for scores of this shape: any number along `axis`, or one for each slice, without that axis."""
     indices = given if type(given) is ndarray else _to_new_indices(given, "indices")
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices has dtype {indices.dtype}; expected an integer dtype")
@@ -615,14 +617,14 @@ def to_indices(given: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
 
 
 def check_indices(indices: Array, classes: int, origin: tuple[int, ...] | None = None) -> None:
-    """`origin` is where `indices` begin in an array that they are a block of."""
+    """Refuse indices outside [0, classes). If they are a block of a larger array, `origin` is its place there."""
     position = _core.find_invalid_index(indices, classes, None)
     if position is not None:
         raise ValueError(f"{_at(indices, 'indices', position, origin)}; expected a class index in [0, {classes})")
 
 
 def check_targets(targets: Array, classes: int, ignore_index: int | None, origin: tuple[int, ...] | None) -> None:
-    """Check class indices as targets, likewise."""
+    """Refuse targets that are neither in [0, classes) nor `ignore_index`; `origin` as for `check_indices`."""
     ignored = None if ignore_index is None else _as_element(ignore_index, targets.dtype)
     position = _core.find_invalid_index(targets, classes, ignored)
     if position is not None:
@@ -650,7 +652,7 @@ def divergence_arguments(
     where: ArrayLike | None,
     reduction: Any,
 ) -> tuple[Array, Array, int, float, Array | None, str, DType, DType]:
-    """The arguments of the divergences, and the dtypes of divergence and gradient, in the order of the core."""
+    """The arguments of the divergences, then the dtypes of divergence and gradient, in the core's order."""
     p = p_logits if type(p_logits) is ndarray else to_array(p_logits, "p_logits")
     q = q_logits if type(q_logits) is ndarray else to_array(q_logits, "q_logits")
     result_dtype(p.dtype, "p_logits")
@@ -734,11 +736,11 @@ def to_bins(bins: Any, strategy: Any) -> int:
 def boosting_arguments(
     y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Array, Array, Array | None]:
-    """Scores, class indices or probabilities, and a factor for each sample."""
+    """The scores, the class indices or probabilities, and the weights of the samples or None."""
     scores = to_array(y_pred, "y_pred")
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(
-            f"y_pred has shape {scores.shape}; expected (samples, classes), as with num_class, the number of classes"
+            f"y_pred has shape {scores.shape}; expected (samples, classes) with at least 2 classes; set num_class"
         )
     labels = to_real_array(y_true, "y_true")
     if labels.ndim == 1 and labels.dtype.kind not in "iu":  # both libraries keep labels as floats
@@ -750,8 +752,8 @@ def boosting_arguments(
         labels = indices
     if labels.shape not in (scores.shape[:1], scores.shape):
         raise ValueError(
-            f"y_true has shape {labels.shape}; expected {scores.shape[:1]}, class indices, or {scores.shape}, class "
-            "probabilities, as y_pred"
+            f"y_true has shape {labels.shape}; expected {scores.shape[:1]} for class indices, or {scores.shape}, the "
+            "shape of y_pred, for class probabilities"
         )
     if labels.ndim == 1:
         position = _core.find_invalid_index(labels, scores.shape[1], None)
@@ -777,7 +779,7 @@ def _to_sample_weight(given: ArrayLike, batch: tuple[int, ...]) -> Array:
 def _to_new_indices(given: ArrayLike, name: str) -> Array:
     indices = _from_other(given, name)
     if indices.size == 0 and isinstance(given, (list, tuple)):
-        indices = indices.astype(np.intp)  # NumPy reads an empty list as float64; for an empty batch it is indices
+        indices = indices.astype(np.intp)  # NumPy makes an empty list float64; here it is an empty batch
     return indices
 
 
@@ -788,8 +790,8 @@ def _to_probabilities(targets: Array, shape: tuple[int, ...], axis: int, ignore_
     if targets.shape != shape:
         if targets.shape == reduced_shape(shape, (axis,)):
             raise ValueError(
-                f"targets has dtype {targets.dtype} and the shape of class indices, {targets.shape}; those must be "
-                f"integers: numpy.asarray(targets, int); class probabilities have the shape of logits, {shape}"
+                f"targets has dtype {targets.dtype} and the shape of class indices, {targets.shape}, but class indices "
+                f"must be integers: numpy.asarray(targets, int); class probabilities have the shape of logits, {shape}"
             )
         raise ValueError(f"targets, class probabilities, has shape {targets.shape}; expected {shape}, as logits")
     if ignore_index is not None:
@@ -804,7 +806,7 @@ def _refuse_indices(
     if position < 0:
         if targets.shape == shape:
             raise ValueError(
-                f"targets has dtype {targets.dtype} and the shape of class probabilities, that of logits, {shape}; "
+                f"targets has dtype {targets.dtype} and the shape of class probabilities, that of logits, {shape}, but "
                 f"those must be floating: numpy.asarray(targets, float); class indices have shape {batch}"
             )
         raise ValueError(
@@ -825,7 +827,7 @@ def _refuse_target(
 
 
 def _as_element(value: int, dtype: DType) -> int | None:
-    """An integer as an element of `dtype`, None if it holds no such value; beyond int64 it wraps."""
+    """An integer as an element of `dtype`, wrapped if beyond int64; None if `dtype` cannot hold it."""
     bits = 8 * dtype.itemsize
     low, high = (-(1 << (bits - 1)), 1 << (bits - 1)) if dtype.kind == "i" else (0, 1 << bits)
     if not low <= value < high:
@@ -847,7 +849,7 @@ def to_weight(given: ArrayLike, classes: int) -> Array:
 
 
 def to_upstream(upstream: ArrayLike | None, reduction: str, batch: tuple[int, ...]) -> float | Array:
-    """A float, or an array of the loss's shape where nothing is reduced."""
+    """`upstream` as a float, or without reduction as an array of the loss's shape."""
     if upstream is None:
         return 1.0
     if type(upstream) is float:
@@ -872,7 +874,7 @@ def sample_arguments(
     min_p: Any,
     where: ArrayLike | None,
 ) -> tuple[Array, tuple[int, ...], int | None, float, int | None, float, float, Array | None]:
-    """The arguments of sample, in the order in which the core takes them, which wants `rng` besides."""
+    """The arguments of sample except `rng`, in the order in which the core takes them."""
     array = x if type(x) is ndarray else to_array(x, "x")
     if array.dtype not in _result_dtypes:
         result_dtype(array.dtype, "x")
@@ -893,7 +895,7 @@ def sample_arguments(
 
 
 def _to_count(value: Any, name: str, least: int) -> int:
-    """An integer from `least` on; one beyond 63 bits counts as the largest of these."""
+    """`value` as an integer, at least `least`; one beyond 63 bits becomes the largest of 63 bits."""
     count = to_integer(value, name)
     if count < least:
         raise ValueError(f"{name} is {shown(value)}; expected an integer of at least {least}")
@@ -901,13 +903,13 @@ def _to_count(value: Any, name: str, least: int) -> int:
 
 
 def refuse_slice(x: Array, axes: tuple[int, ...], mask: Array | None, position: int) -> NoReturn:
-    """Say why there is nothing to draw from in the slice at `position` of the batch."""
+    """Raise an error that says why nothing can be drawn from the slice at `position` of the batch."""
     place = iter(np.unravel_index(position, reduced_shape(x.shape, axes)))
     index = tuple(slice(None) if k in axes else int(next(place)) for k in range(x.ndim))
     scores = x[index] if mask is None else x[index][mask[index]]
     with np.errstate(all="ignore"):
         if scores.size == 0:
-            found = "no classes" if mask is None or mask[index].size == 0 else "no class that where lets take part"
+            found = "no classes" if mask is None or mask[index].size == 0 else "no class for which where is True"
         elif np.isnan(scores).any():
             found = "a NaN"
         elif (scores == inf).any():
@@ -916,5 +918,5 @@ def refuse_slice(x: Array, axes: tuple[int, ...], mask: Array | None, position: 
             found = "nothing but -inf"
     shown_index = ", ".join(":" if k in axes else str(i) for k, i in enumerate(index))
     raise ValueError(
-        f"x{f'[{shown_index}]' if index else ''} has {found}; expected finite scores or -inf, and one finite at least"
+        f"x{f'[{shown_index}]' if index else ''} has {found}; expected scores that are finite or -inf, not all -inf"
     )

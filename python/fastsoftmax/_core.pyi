@@ -1,11 +1,11 @@
-"""The compiled core: every argument is already checked and converted by `_arguments`.
+"""The compiled core. Its callers have checked and converted every argument, with `_arguments`.
 
-The class-shaped arrays of one call (`x`, `out`, `where`, `y`, `dy`, `b`, ...) all have one shape; broadcasting is done
-by zero strides. Any strides, alignment and byte order will do, no array is copied. Element types: bool, every integer,
-float16, bfloat16, float32, float64 in; the four floating types out. `axes` are sorted and not negative. A call computes
-in float64 if the input or the output asks for it (float64, integers), else in float32. `out` may be the very same view
-as an input of the same type; any other overlap is the caller's to resolve. Without `out`, the result is a new array of
-the given dtype; a scalar if that is 0-d.
+All arrays with the class axis in a call (`x`, `out`, `where`, `y`, `dy`, `b`, ...) have the same shape; arrays that are
+broadcast have strides of 0. Any strides, alignment and byte order are allowed, and no array is copied. Inputs may be
+bool, any integer, float16, bfloat16, float32 or float64; outputs may be any of the four floating types. `axes` are
+sorted and not negative. A call computes in float64 if an input or the output asks for it (float64, integers), else in
+float32. `out` may be exactly the same view as an input of the same type; the caller must resolve any other overlap.
+Without `out`, the result is a new array of the given dtype, or a scalar if it is 0-d.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def entropy(
 ) -> Any: ...
 def log_softmax_at(
     x: _Array,
-    indices: _Array,  # integers: x's shape but for the extent along `axis`, or without that axis
+    indices: _Array,  # integers: x's shape with any extent along `axis`, or without that axis
     out: _Array | None,  # the shape of `indices`
     dtype: _DType,
     axis: int,
@@ -59,7 +59,7 @@ def log_softmax_at(
     where: _Array | None,
     /,
 ) -> Any:
-    """None if an index is outside [0, C): what was written does not count."""
+    """The log-probabilities; None if an index is outside [0, C), and then `out` may hold anything."""
 
 def log_softmax_top_k(
     x: _Array,
@@ -81,10 +81,10 @@ def sample(
     top_p: float,
     min_p: float,
     where: _Array | None,
-    rng: np.random.Generator,  # asked once, when all slices are found to have probabilities
+    rng: np.random.Generator,  # called once, after every slice is known to have probabilities
     /,
 ) -> Any:
-    """The classes drawn; or an int, the position of the first slice, in C order, that has no probabilities."""
+    """The classes drawn; or an int, the C-order position of the first slice that has no probabilities."""
 
 def softmax_grad(
     y: _Array,
@@ -111,18 +111,18 @@ def cross_entropy(
     targets: _Array,  # integers of the batch's shape, all in range or ignored; or probabilities of logits' shape
     axis: int,
     weight: _Array | None,  # float64, contiguous, shape (C,)
-    ignore_index: int | None,  # as int64: a uint64 beyond its range is wrapped, as the targets are
+    ignore_index: int | None,  # as int64: a uint64 beyond its range is wrapped, like the targets
     label_smoothing: float,
     temperature: float,
     reduction: str,
-    dtype: _DType,  # of the gradient; the loss is no half precision, but float32
+    dtype: _DType,  # of the gradient; the loss is float32 where this is half precision
     upstream: float | _Array,  # an array (any real element type, loss's shape) only with reduction "none"
     with_loss: bool,
     with_grad: bool,
     out: _Array | None,  # for the gradient
     /,
 ) -> tuple[Any, Any]:
-    """The loss and the gradient, None where not asked for."""
+    """The loss and the gradient; None for one that is not asked for."""
 
 def cross_entropy_with_grad_hess(
     logits: _Array,
@@ -136,7 +136,7 @@ def cross_entropy_with_grad_hess(
     dtype: _DType,
     upstream: float | _Array,
     out: _Array | None,
-    hess_out: _Array | None,  # beside the logits
+    hess_out: _Array | None,  # without overlap with the logits
     /,
 ) -> tuple[Any, _Array, _Array]: ...
 def kl_divergence(
@@ -153,10 +153,10 @@ def kl_divergence(
     out: _Array | None,  # for the gradient
     /,
 ) -> tuple[Any, Any]:
-    """The divergence and the gradient by `q_logits`, None where not asked for."""
+    """The divergence, and the gradient with respect to `q_logits` or None."""
 
-# Totals of pieces: arrays in C order of `Total` in cpp/kernels/kernels.hpp. They are never changed: results are new
-# ones. `in_double`: their sums are those of float64, as widened_totals makes them.
+# Totals of pieces: C-contiguous arrays of `Total` (cpp/kernels/kernels.hpp). They are never changed, results are new
+# arrays. `in_double`: the sums are those of float64, as from widened_totals.
 def updated_totals(
     totals: _Array,  # the batch's shape
     in_double: bool,
@@ -211,12 +211,12 @@ def is_plain_out(
     inputs: tuple[object, ...],
     /,
 ) -> bool:
-    """Whether `out` is for certain good to compute in: an exact ndarray of this shape and dtype, writeable, contiguous,
-    and beside all memory of the arrays among `inputs` and of those `in_place`, unless it is one of the latter itself.
+    """Whether the core can certainly write to `out`: an exact ndarray of this shape and dtype, writeable, contiguous,
+    and without overlap with the arrays in `inputs` and `in_place`, unless it is itself one of `in_place`.
     """
 
 def with_shortcut(function: _Function, /) -> _Function:
-    """The function, with its everyday call going straight to the core."""
+    """Wrap the function so that its everyday call goes straight to the core."""
 
 def set_num_threads(n: int, /) -> int: ...
 def set_num_threads_here(n: int, /) -> int: ...
@@ -230,10 +230,10 @@ def signatures() -> dict[str, dict[str, bool]]:
     """
 
 def exp(x: _Array, out: _Array, target: str, /) -> float:
-    """For tests: the kernels' own exponential on contiguous float32 or float64, in the named target.
+    """For tests: compute the kernels' own exponential of contiguous float32 or float64, with the named target.
 
-    It is as many times too large as is returned.
+    Returns the factor by which the results are too large.
     """
 
 def log1p(x: _Array, out: _Array, target: str, /) -> None:
-    """For tests: the kernels' own log(1 + x), x >= 0, of float64; to float32 by the short series, or to float64."""
+    """For tests: compute the kernels' own log(1 + x) of float64 x >= 0: float64, or float32 by the short series."""

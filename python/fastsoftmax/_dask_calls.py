@@ -33,7 +33,7 @@ def to_scores(x: Any, name: str, function: str) -> da.Array:
 
 
 def to_given(value: Any, name: str) -> Any:
-    """A dask array, a NumPy array, or a number of Python's, which leaves its dtype to others; or None."""
+    """`value` as a dask or NumPy array; None and Python numbers, which do not decide dtypes, stay as they are."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, da.Array):
@@ -43,7 +43,7 @@ def to_given(value: Any, name: str) -> Any:
 
 
 class Call:
-    """The arrays of a call: the scores, whose chunks count, and others by the axes of the scores that theirs are."""
+    """The arguments of a call: the scores, whose chunks decide, and others, whose axes are matched to theirs."""
 
     def __init__(self, given: dict[str, Any], axes: Index) -> None:
         self.given = {name: value for name, value in given.items() if value is not None}
@@ -74,7 +74,7 @@ class Call:
         return self.full if keepdims else self.batch
 
     def with_picks(self) -> Index:
-        """The axes of what is picked of each slice."""
+        """The labels of the axes of picks: those of the scores, with `PICKS` for the class axis."""
         return tuple(PICKS if label in self.axes else label for label in self.full)
 
     def index(self, name: str) -> Index:
@@ -93,7 +93,7 @@ class Call:
         return self.full[len(self.full) - array.ndim :]
 
     def stand_in(self, name: str) -> Any:
-        """An argument for checks that compute nothing: its dtype and its shape, in which what is unknown is 1."""
+        """For checks without computing: an array of the argument's dtype and shape, with 1 for unknown extents."""
         array: Any = self.given.get(name)
         known = not any(math.isnan(sum(chunks)) for chunks in self.chunks.values())
         if not hasattr(array, "ndim") or (isinstance(array, np.ndarray) and known):
@@ -109,7 +109,7 @@ class Call:
         return np.broadcast_to(np.zeros((), array.dtype), [1 if math.isnan(n) else n for n in shape])
 
     def aligned(self, name: str) -> da.Array:
-        """An argument in the chunks of the scores; where it is broadcast or has an axis of its own, in one."""
+        """An argument in the chunks of the scores; one chunk along axes where it is broadcast or that are its own."""
         array = self.given[name]
         if name == self.scores:
             return array
@@ -227,14 +227,14 @@ class Call:
         )
 
     def count(self, reduction: str) -> float:
-        """The number of slices, if that is needed."""
+        """The number of slices, for a mean; otherwise 1."""
         if reduction != "mean":
             return 1.0
         count = math.prod(sum(self.chunks[label]) for label in self.batch)
         if math.isnan(count):
             raise ValueError(
-                f"{self.scores} has chunks of unknown sizes, of which there is no mean; expected known ones, as its "
-                "method compute_chunk_sizes() makes them, or reduction='sum'"
+                f"{self.scores} has chunks of unknown sizes, so it has no mean; expected known ones, as its method "
+                "compute_chunk_sizes() makes them, or reduction='sum'"
             )
         return float(count)
 
@@ -242,7 +242,7 @@ class Call:
 def _run(
     function: Callable[..., Any], names: Sequence[str], constants: dict[str, Any], threads: int, *blocks: Any
 ) -> Any:
-    """The task of a block."""
+    """Run the task of a block."""
     given = [only_block(block) for block in blocks]
     arguments = dict(zip(names, given, strict=False))
     if "origin" in constants:
@@ -312,5 +312,5 @@ def _as_dtype(dtype: DType, block: Any) -> Any:
         return np.asarray(block).astype(dtype, copy=False)
 
 
-# So that distributed knows what it keeps.
+# So that dask.distributed knows how much memory it takes.
 sizeof.register(fs.LogSumExp, lambda total: int(total.state.nbytes))

@@ -1,4 +1,4 @@
-"""Cross-entropy of `fastsoftmax.dask`, block by block; of slices in several chunks, from their sums."""
+"""Cross-entropy of `fastsoftmax.dask`: block by block, or from the sums of slices that are in several chunks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -95,7 +95,7 @@ class Loss:
         return {"axis": self.axis, "ignore_index": self.ignore_index}
 
     def _plain(self, function: Callable[..., Any], labels: Index, dtype: DType | type) -> da.Array:
-        """The plain function of each block, with nothing reduced."""
+        """Apply the plain function to each block, without reduction."""
         options = {"label_smoothing": self.smoothing, "temperature": self.temperature} | self._options()
         names, more = ["logits", "targets", "weight"], {}
         if function is not fs.cross_entropy:
@@ -125,7 +125,7 @@ class Loss:
         return reduced_losses(losses, self.reduction, self.divisor, self.dtype)
 
     def _by_index(self, split_every: SplitEvery) -> da.Array:
-        """The losses of class indices, of slices in several chunks."""
+        """The losses for class indices if slices are in several chunks."""
         call = self.call
         options = {"axis": self.axis, "temperature": self.temperature, "classes": self.classes, "dtype": self.dtype}
         function = partial(Picks.of_targets, ignore_index=self.ignore_index, **options)
@@ -137,7 +137,7 @@ class Loss:
         return call.map(function, call.batch, self.dtype, names=["targets", "weight"], more=more, at=call.batch)
 
     def _by_class(self, total: da.Array) -> da.Array:
-        """Likewise, where every class has a coefficient."""
+        """The losses if slices are in several chunks and every class has a coefficient."""
         terms = self._of_blocks(_loss_terms, FLOAT64, {"total": total}, summed=True)
         return cast(terms.sum(self.axis), self.dtype)
 
@@ -156,7 +156,7 @@ class Loss:
     def _of_blocks(
         self, function: Callable[..., Any], dtype: DType, more: dict[str, Any], summed: bool = False
     ) -> da.Array:
-        """A function of the blocks that is told what the coefficients of their classes are made of."""
+        """Apply a function to the blocks, with the arguments that determine the coefficients of their classes."""
         options = self._options() | {"label_smoothing": self.smoothing, "classes": self.classes}
         names, at = ["logits", "targets", "weight_of_class"], (self.axis, *self.call.batch)
         function = partial(function, **options)
@@ -194,7 +194,7 @@ def _sum_of_coefficients(
 
 
 def _weighed(targets: Array, logs: Array, weight: Array | None = None, *, dtype: DType, **options: Any) -> Any:
-    """The losses of class indices from the log-probabilities there."""
+    """The losses for class indices, from the log-probabilities of these classes."""
     counts = counted(targets, **options)
     with np.errstate(all="ignore"):
         return np.where(counts, _term(_weight_of_targets(targets, weight, **options), logs), 0.0).astype(dtype)
@@ -249,7 +249,7 @@ def _loss_terms(logits: Array, targets: Array, total: fs.LogSumExp, *, axis: int
 
 
 def _without_ignored(values: Array, targets: Array, axis: int, ignore_index: int | None) -> Array:
-    """0 for the samples that are ignored, also where they hold NaN."""
+    """The values, with 0 for ignored samples, also where they hold NaN."""
     return values if ignore_index is None else np.where(np.expand_dims(targets == ignore_index, axis), 0, values)
 
 

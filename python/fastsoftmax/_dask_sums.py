@@ -16,7 +16,7 @@ Index = tuple[int, ...]
 Origin = tuple[int | None, ...]  # where a block begins; None in axes of unknown chunk sizes
 
 
-# A class of sums has `merge`, as `LogSumExp` has it.
+# Sums are objects with a method `merge`, like `LogSumExp`.
 
 
 def unchanged(block: Any, axis: Any, keepdims: bool) -> Any:
@@ -24,7 +24,7 @@ def unchanged(block: Any, axis: Any, keepdims: bool) -> Any:
 
 
 def combined(blocks: Any, axis: Any, keepdims: bool) -> Any:
-    # A task must not change its arguments.
+    # A copy, because a task must not change its arguments.
     return reduce(lambda total, other: copy(total).merge(other), _flat(blocks))
 
 
@@ -47,7 +47,7 @@ def itself(total: fs.LogSumExp, keepdims: bool) -> fs.LogSumExp:
 def summed(
     *, axis: Index, temperature: float, dtype: DType, where: Array | None = None, **scores: Array
 ) -> fs.LogSumExp:
-    """The total of a block, as precise as results of this dtype ask."""
+    """The total of a block, with the precision that results of this dtype need."""
     (x,) = scores.values()
     if dtype == FLOAT64:
         x = x.astype(FLOAT64, copy=False)
@@ -103,7 +103,7 @@ def picked(
 
 
 def _check_picks(indices: Array, axis: int, ndim: int, classes: int, origin: Origin) -> None:
-    """`origin` is that of the batch."""
+    """Refuse indices outside [0, classes). `origin` is where the block begins in the batch axes."""
     if indices.ndim == ndim:
         origin = (*origin[:axis], 0, *origin[axis:])
     check_indices(indices, classes, known(origin))
@@ -114,7 +114,7 @@ def known(origin: Origin) -> Index | None:
 
 
 class Picks:
-    """A `LogSumExp`, and the scores of those picked classes that are in it."""
+    """A `LogSumExp`, and the scores of the picked classes that are among its pieces."""
 
     def __init__(self, total: fs.LogSumExp, scores: Array, found: Array, axis: int, kept: bool) -> None:
         self.total, self.scores, self.found, self.axis, self.kept = total, scores, found, axis, kept
@@ -168,14 +168,14 @@ class Picks:
 
 
 def within(labels: Array, start: Any, extent: int) -> tuple[Array, Array]:
-    """Class indices within a block that begins at `start`, 0 where they are elsewhere; and whether they are in it."""
+    """Class indices relative to the first class of a block, `start`, 0 if outside; and whether they are inside."""
     local = labels.astype(np.intp) - start
     inside = (local >= 0) & (local < extent)
     return np.where(inside, local, 0), inside
 
 
 def counted(targets: Array, classes: int, ignore_index: int | None, origin: Origin) -> Any:
-    """Which class indices, once they are checked, are not ignored."""
+    """Check the class indices; return which are not ignored."""
     check_targets(targets, classes, ignore_index, known(origin))
     return np.broadcast_to(True, targets.shape) if ignore_index is None else targets != ignore_index
 
@@ -183,7 +183,7 @@ def counted(targets: Array, classes: int, ignore_index: int | None, origin: Orig
 class Best:
     """A `LogSumExp`, and the k best of its classes: their scores and indices, and whether `where` lets them take part.
 
-    `first` are the first k that take part, and then the first that do not: the answer where the scores hold NaN.
+    `first` are the first k classes that take part, followed by others: the answer if the log-probabilities are NaN.
     """
 
     def __init__(self, total: fs.LogSumExp, best: "_Candidates", first: "_Candidates") -> None:
@@ -252,7 +252,7 @@ def divergence_terms(
     with np.errstate(all="ignore"):
         d = log_p - log_q
         series = np.zeros_like(d)
-        for n in range(18, 1, -1):  # d^2 times it is the sum of (-d)^n / n!
+        for n in range(18, 1, -1):  # d^2 times `series` is the sum of (-d)^n / n!
             series = 1.0 / math.factorial(n) - series * d
         terms = np.where(np.abs(d) < 1, p * d * d * series, p * d + (q - p))
         total: Array = np.where(p == 0, q, terms).sum(axis, keepdims=True)

@@ -1,4 +1,4 @@
-"""Reliability diagrams, drawn by matplotlib: imported only by what draws one."""
+"""Reliability diagrams, drawn with matplotlib. Imported only when one is drawn."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,13 @@ _ACCURACY, _OVER, _COUNT = "#0072B2", "#D55E00", "#999999"
 
 
 def draw(found: "Reliability", ax: Axes | None) -> Axes:
-    """Bars of the accuracy, the gaps to the confidence, the diagonal, and below the histogram of the counts."""
+    """Draw bars of the accuracy, the gaps to the confidence and the diagonal; below, a histogram of the counts."""
     if ax is None:
         from matplotlib import pyplot
 
         _, ax = pyplot.subplots(figsize=(5, 6), layout="constrained")
     _draw(found, ax)
-    # A constrained layout makes room for the histogram when it has seen it once.
+    # A constrained layout makes room for the histogram only after it has been drawn once.
     ax.figure.canvas.figure.draw_without_rendering()
     return ax
 
@@ -31,7 +31,7 @@ def _draw(found: "Reliability", ax: Axes) -> None:
     accuracy, gap = found.accuracy[filled], found.gap[filled]
     bars: dict[str, Any] = {"align": "edge", "linewidth": 0.8}
     ax.bar(left, accuracy, width, color=_ACCURACY, edgecolor="white", label="accuracy", **bars)
-    # From the accuracy to the mean confidence: nothing, if the model were calibrated.
+    # From the accuracy to the mean confidence: a calibrated model would have no gap.
     shown: dict[str, Any] = {"color": (_OVER, 0.25), "edgecolor": _OVER, "hatch": "///", "label": "gap to confidence"}
     ax.bar(left, gap, width, accuracy, **shown, **bars)
     ax.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")

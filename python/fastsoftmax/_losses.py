@@ -1,4 +1,4 @@
-"""Cross-entropy with its gradient: arguments checked, then one call of the core."""
+"""Cross-entropy, divergence and their gradients. Each function checks its arguments, then calls the core."""
 
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
@@ -29,7 +29,7 @@ def cross_entropy(
     temperature: SupportsFloat = 1.0,
     reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> Any:
-    """The cross-entropy of targets and softmax probabilities, from the logits.
+    """The cross-entropy of targets and the softmax of logits: its mean or sum over the samples, or one for each sample.
 
     Parameters
     ----------
@@ -43,31 +43,32 @@ def cross_entropy(
     weight : array_like, optional
         One factor for each class, finite and not negative, of any real dtype.
     ignore_index : int, optional
-        Samples with this class index have loss 0, whatever their logits hold, and leave the mean. It need not be in
-        range.
+        Samples with this target have loss 0, whatever their logits hold, and do not count in the mean. It need not be a
+        valid class index.
     label_smoothing : float, default 0.0
         In [0, 1]: the share of each target that is spread evenly over all classes.
     temperature : float, default 1.0
         Positive and finite; the loss is that of ``logits / temperature``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        What to return of the samples' losses. The mean over class indices is weighted: it divides by the sum of the
-        weights of the targets that count; over class probabilities it divides by the number of samples.
+        Whether to return the mean or the sum of the samples' losses, or each of them. With class indices the mean is
+        weighted: its divisor is the sum of the weights of the targets that count. With class probabilities it is the
+        number of samples.
 
     Returns
     -------
     scalar or ndarray
         The loss; with ``reduction="none"`` that of each sample, in the shape of `logits` without `axis`. Its dtype is
-        that of `logits`, float32 for half precision, float64 for integers. A 0-d result is a scalar.
+        that of `logits`, but float32 for half precision and float64 for integers. A 0-d result is a scalar.
 
     Raises
     ------
     TypeError
-        If `logits`, `targets` or `weight` has an unsupported dtype, is a masked array or not in memory, `targets` is
-        bool, `axis` or `ignore_index` is no integer, or `label_smoothing` or `temperature` is no number.
+        If `logits`, `targets` or `weight` has an unsupported dtype, is a masked array or is not in memory, `targets` is
+        bool, `axis` or `ignore_index` is not an integer, or `label_smoothing` or `temperature` is not a real number.
     ValueError
         If `targets` or `weight` has a wrong shape, an index is outside [0, C) and is not `ignore_index`, `ignore_index`
-        is given with class probabilities, a weight is negative or not finite, `label_smoothing`, `temperature` or
-        `reduction` is none of those allowed, or there are no classes.
+        is given with class probabilities, a weight is negative or not finite, `label_smoothing` or `temperature` is out
+        of range, `reduction` is not one of those above, or there are no classes.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 
@@ -84,14 +85,14 @@ def cross_entropy(
 
     as `torch.nn.functional.cross_entropy` defines it (label smoothing: C. Szegedy et al., "Rethinking the Inception
     Architecture for Computer Vision", 2016), except that a class whose weight or target probability is exactly 0
-    contributes 0 also where its log p is -inf.
+    contributes 0 even where its log p is -inf.
 
-    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN, whatever its weight, unless it is ignored; a
-    target whose logit is -inf gives +inf. The mean is NaN if there are no samples, if all are ignored, or if the
-    weights of those that count sum to 0. If all may be ignored and the loss is then to be 0, take ``reduction="sum"``
-    and divide by the number of samples that count, or by 1 if there are none.
+    A sample whose logits hold NaN or +inf, or nothing but -inf, has loss NaN whatever its weight, unless it is ignored.
+    A target whose logit is -inf gives +inf. The mean is NaN if there are no samples, if all are ignored, or if the
+    weights of those that count sum to 0. For a mean that is 0 if all samples are ignored, pass ``reduction="sum"`` and
+    divide by the number of samples that count, or by 1 if there are none.
 
-    To weight samples, multiply the losses that ``reduction="none"`` gives by the weights, and pass the weights to
+    To weight samples, multiply the losses from ``reduction="none"`` by the weights, and pass the weights to
     `cross_entropy_grad` as `upstream`, also with ``reduction="none"``.
 
     Examples
@@ -128,11 +129,12 @@ def cross_entropy_grad(
     logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
         As for `cross_entropy`.
     upstream : float or array_like, optional
-        The gradient of what follows with respect to the (reduced) loss, of any real dtype: a number, or, with
-        ``reduction="none"``, an array of the loss's shape, such as weights of the samples. None is 1.
+        A factor of the gradient: the derivative of the final result with respect to the (reduced) loss. A number, or
+        with ``reduction="none"`` also an array of any real dtype in the shape of the loss, such as weights of the
+        samples. None means 1.
     out : ndarray, optional
-        Receives the gradient: its shape and dtype, any strides. ``out=logits`` turns the logits into their gradient in
-        place.
+        Array to write the gradient to, of its shape and dtype, with any strides. ``out=logits`` replaces the logits by
+        their gradient in place.
 
     Returns
     -------
@@ -142,11 +144,11 @@ def cross_entropy_grad(
     Raises
     ------
     TypeError
-        As `cross_entropy`; or if `upstream` has an unsupported dtype, is a masked array or not in memory, or `out` is
-        no array or has another dtype.
+        As for `cross_entropy`; or if `upstream` has an unsupported dtype, is a masked array or is not in memory, or
+        `out` is not an ndarray or has a wrong dtype.
     ValueError
-        As `cross_entropy`; or if `upstream` has a wrong shape, or `out` has another shape, is read-only or has elements
-        that overlap each other.
+        As for `cross_entropy`; or if `upstream` has a wrong shape, or `out` has a wrong shape, is read-only, or has
+        elements that overlap each other.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 
@@ -160,12 +162,11 @@ def cross_entropy_grad(
 
         g_c = u (p_c sum_k a_k - a_c) / T
 
-    where u is `upstream`, divided by what the mean divides by. No factor overflows on the way to a result that does
-    not.
+    where u is `upstream`, for a mean divided by its divisor. No intermediate factor overflows unless the gradient does.
 
-    NaN or +inf in the logits of a sample, or nothing but -inf, gives NaN, whatever multiplies it. An ignored sample has
-    gradient 0, whatever its logits and `upstream` hold; so have all if all are ignored. If the weights of those that
-    count sum to 0, their mean has gradient NaN. Empty input gives an empty result.
+    A sample whose logits hold NaN or +inf, or nothing but -inf, has gradient NaN, even if a factor of it is 0. An
+    ignored sample has gradient 0, whatever its logits and `upstream` hold, even if all samples are ignored. If the
+    weights of the samples that count sum to 0, the gradient of their mean is NaN. Empty input gives an empty result.
 
     Examples
     --------
@@ -194,18 +195,16 @@ def cross_entropy_with_grad(
     upstream: ArrayLike | None = None,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
-    """The cross-entropy and its gradient with respect to the logits, for little more than the price of one of them.
+    """The cross-entropy and its gradient with respect to the logits, in little more time than one of them takes.
 
     Parameters
     ----------
     logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
         As for `cross_entropy`.
     upstream : float or array_like, optional
-        The gradient of what follows with respect to the (reduced) loss, of any real dtype: a number, or, with
-        ``reduction="none"``, an array of the loss's shape. None is 1. The loss does not depend on it.
+        As for `cross_entropy_grad`. The loss does not depend on it.
     out : ndarray, optional
-        Receives the gradient: its shape and dtype, any strides. ``out=logits`` turns the logits into their gradient in
-        place.
+        As for `cross_entropy_grad`.
 
     Returns
     -------
@@ -217,7 +216,7 @@ def cross_entropy_with_grad(
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        As `cross_entropy_grad`.
+        As for `cross_entropy_grad`.
 
     See Also
     --------
@@ -225,7 +224,8 @@ def cross_entropy_with_grad(
 
     Notes
     -----
-    Formulas, NaN, infinities and empty input: as in `cross_entropy` and `cross_entropy_grad`, bit for bit.
+    Both results are those of `cross_entropy` and `cross_entropy_grad`, bit for bit, also for NaN, infinities and empty
+    input.
 
     Examples
     --------
@@ -262,10 +262,10 @@ def cross_entropy_with_grad_hess(
     logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
         As for `cross_entropy`.
     upstream : float or array_like, optional
-        As for `cross_entropy_with_grad`: a factor of gradient and Hessian.
+        As for `cross_entropy_grad`: a factor of the gradient and the Hessian. The loss does not depend on it.
     out : tuple of two ndarrays or None, optional
-        Receive the gradient and the Hessian: their shape and dtype, any strides. They may not overlap each other.
-        ``out=(logits, None)`` turns the logits into their gradient in place.
+        Arrays to write the gradient and the Hessian to, of their shape and dtype, with any strides. The two must not
+        overlap. ``out=(logits, None)`` replaces the logits by their gradient in place.
 
     Returns
     -------
@@ -274,14 +274,14 @@ def cross_entropy_with_grad_hess(
     grad : ndarray
         As from `cross_entropy_grad`.
     hess : ndarray
-        The second derivatives by each of the logits, in their shape and dtype (float64 for integers).
+        The second derivative with respect to each logit, in the shape and dtype of `logits` (float64 for integers).
 
     Raises
     ------
     TypeError
-        As `cross_entropy_grad`; or if `out` is no tuple of two.
+        As for `cross_entropy_grad`; or if `out` is not a tuple of two.
     ValueError
-        As `cross_entropy_grad`; or if the two arrays in `out` overlap.
+        As for `cross_entropy_grad`; or if the two arrays in `out` overlap.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 
@@ -296,10 +296,10 @@ def cross_entropy_with_grad_hess(
 
         h_c = u p_c (1 - p_c) sum_k a_k / T^2
 
-    of which 1 - p_c does not cancel where p_c is near 1. NaN, ignored samples and empty input are as in
+    where 1 - p_c is computed without cancellation if p_c is near 1. NaN, ignored samples and empty input are as in
     `cross_entropy_grad`.
 
-    Boosting takes them as they are, or twice as large, as XGBoost does.
+    The objectives for gradient boosting in `fastsoftmax.boosting` use these derivatives.
 
     Examples
     --------
@@ -341,7 +341,7 @@ def _differentiate(
     out: Array | None,
     with_loss: bool,
 ) -> tuple[Any, Array]:
-    """(loss or None, gradient)."""
+    """The loss, or None without `with_loss`, and the gradient."""
     arguments = loss_arguments(logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction)
     if upstream is None:
         upstream = 1.0
@@ -364,39 +364,39 @@ def kl_divergence(
     where: ArrayLike | None = None,
     reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> Any:
-    """The Kullback-Leibler divergence of two softmax distributions, from their logits.
+    """The Kullback-Leibler divergence KL(p || q) of two softmax distributions, from their logits.
 
     Parameters
     ----------
     p_logits : array_like
         Scores of the distribution p, such as a teacher's: float16, bfloat16, float32, float64, integers or bool.
     q_logits : array_like
-        Scores of the distribution q that stands for it, such as a student's, in the shape of `p_logits`.
+        Scores of the distribution q that approximates p, such as a student's, in the shape of `p_logits`.
     axis : int, default -1
         The class axis.
     temperature : float, default 1.0
-        Positive and finite; p and q are those of ``p_logits / temperature`` and ``q_logits / temperature``.
+        Positive and finite; p and q are the softmax of ``p_logits / temperature`` and ``q_logits / temperature``.
     where : array_like of bool, optional
-        Broadcasts to the shape of `p_logits`. Entries that are False take no part in either distribution, whatever
-        they hold.
+        Mask that broadcasts to the shape of `p_logits`. Entries where it is False take no part in either distribution,
+        whatever the logits hold there.
     reduction : {"mean", "sum", "none"}, default "mean"
-        What to return of the divergences of all slices. The mean divides by their number.
+        Whether to return the mean or the sum of the divergences of all slices, or each of them.
 
     Returns
     -------
     scalar or ndarray
         The divergence; with ``reduction="none"`` that of each slice, in the shape of `p_logits` without `axis`. Its
-        dtype is that of ``numpy.result_type(p_logits, q_logits)``, float32 for half precision, float64 for integers. A
+        dtype is ``numpy.result_type(p_logits, q_logits)``, but float32 for half precision and float64 for integers. A
         0-d result is a scalar.
 
     Raises
     ------
     TypeError
-        If `p_logits` or `q_logits` has an unsupported dtype, is a masked array or not in memory, `where` is not
-        boolean, `axis` is no integer, or `temperature` is no number.
+        If `p_logits` or `q_logits` has an unsupported dtype, is a masked array or is not in memory, `where` is not
+        bool, `axis` is not an integer, or `temperature` is not a real number.
     ValueError
-        If the shapes differ, `where` does not broadcast, `temperature` or `reduction` is none of those allowed, or
-        there are no classes.
+        If `p_logits` and `q_logits` differ in shape, `where` does not broadcast to it, `temperature` is not positive
+        and finite, `reduction` is not one of those above, or there are no classes.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 
@@ -410,14 +410,14 @@ def kl_divergence(
 
         KL(p || q) = sum_c p_c d_c = sum_c p_c (exp(-d_c) - 1 + d_c),    d_c = log p_c - log q_c
 
-    in nats. The second form is computed: none of its terms is negative, so the result never is, and it keeps its digits
-    where p and q nearly agree: its error is at most 4 ULP of ``sum_c |p_c d_c|``, and 8 ULP of itself. It is as good as
-    the differences d_c of the given logits, which are taken without rounding: logits that were rounded before differ by
-    what that lost.
+    in nats. The second form is computed. None of its terms is negative, so the result never is, and it keeps its digits
+    where p and q nearly agree: the error is at most 4 ULP of ``sum_c |p_c d_c|``, and at most 8 ULP of the result. The
+    differences of the given logits are taken without rounding. If the logits themselves were rounded before, the
+    divergence is that of the rounded ones.
 
     A class of probability 0 under p contributes 0 to the first form. Where q is 0 and p is not, the divergence is +inf.
-    NaN or +inf in either slice, or nothing but -inf, gives NaN; nothing True in `where` gives 0. The mean of no slices
-    is NaN.
+    NaN or +inf in either slice, or nothing but -inf, gives NaN. A slice with no True entry in `where` gives 0. The mean
+    of no slices is NaN.
 
     Examples
     --------
@@ -449,11 +449,12 @@ def kl_divergence_with_grad(
     p_logits, q_logits, axis, temperature, where, reduction
         As for `kl_divergence`.
     upstream : float or array_like, optional
-        The gradient of what follows with respect to the (reduced) divergence, of any real dtype: a number, or, with
-        ``reduction="none"``, an array of the divergence's shape. None is 1. The divergence does not depend on it.
+        A factor of the gradient: the derivative of the final result with respect to the (reduced) divergence. A number,
+        or with ``reduction="none"`` also an array of any real dtype in the shape of the divergence. None means 1. The
+        divergence does not depend on it.
     out : ndarray, optional
-        Receives the gradient: its shape and dtype, any strides. ``out=q_logits`` turns the logits into their gradient
-        in place.
+        Array to write the gradient to, of its shape and dtype, with any strides. ``out=q_logits`` replaces the logits
+        by their gradient in place.
 
     Returns
     -------
@@ -465,11 +466,9 @@ def kl_divergence_with_grad(
     Raises
     ------
     TypeError
-        As `kl_divergence`; or if `upstream` has an unsupported dtype, is a masked array or not in memory, or `out` is
-        no array or has another dtype.
+        As for `kl_divergence`; and for `upstream` and `out` as for `cross_entropy_grad`.
     ValueError
-        As `kl_divergence`; or if `upstream` has a wrong shape, or `out` has another shape, is read-only or has elements
-        that overlap each other.
+        As for `kl_divergence`; and for `upstream` and `out` as for `cross_entropy_grad`.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 
@@ -479,9 +478,9 @@ def kl_divergence_with_grad(
 
     Notes
     -----
-    The gradient is ``u (q_c - p_c) / T``, with u `upstream`, divided by what the mean divides by: where q and p nearly
-    agree, as p_c (exp(-d_c) - 1), which does not cancel. Where the divergence is infinite, the gradient is not. The
-    rest is as in `kl_divergence`; masked entries have gradient 0.
+    The gradient is ``u (q_c - p_c) / T``, where u is `upstream`, for a mean divided by the number of slices. Where q
+    and p nearly agree, q_c - p_c is computed as p_c (exp(-d_c) - 1), which does not cancel. The gradient is finite also
+    where the divergence is infinite. Masked entries have gradient 0. Otherwise see `kl_divergence`.
 
     For distillation at a temperature T (G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015) pass
     ``upstream=T**2``, so that the gradient does not shrink as T grows.

@@ -1,4 +1,4 @@
-"""Log-probabilities of picked classes: arguments checked, then one call of the core."""
+"""Log-probabilities of picked classes. Each function checks its arguments, then calls the core."""
 
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -18,19 +18,19 @@ def log_softmax_at(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Any:
-    """The log-probabilities of the classes that `indices` names, as `log_softmax` gives them; no others are computed.
+    """The entries of `log_softmax` at the given class indices; no others are computed.
 
     Parameters
     ----------
     x, temperature, where, dtype
         As for `log_softmax`.
     indices : array_like
-        Class indices, of any integer dtype: in the shape of `x` except for its extent along `axis`, so many of each
-        slice; or in the shape of `x` without `axis`, one of each slice.
+        Class indices of any integer dtype. In the shape of `x` with any extent along `axis`, for several classes of
+        each slice; or in the shape of `x` without `axis`, for one class of each slice.
     axis : int, default -1
         The class axis of `x`.
     out : ndarray, optional
-        Receives the result: the shape of `indices` and the result's dtype, any strides.
+        Array to write the result to, of the shape of `indices` and the result's dtype, with any strides.
 
     Returns
     -------
@@ -40,10 +40,10 @@ def log_softmax_at(
     Raises
     ------
     TypeError
-        As for `log_softmax`; or if `indices` has no integer dtype, is a masked array or not in memory, or `axis` is no
-        integer.
+        As for `log_softmax`; or if `indices` does not have an integer dtype, is a masked array or is not in memory, or
+        `axis` is not an integer.
     ValueError
-        As for `log_softmax`; or if `indices` has another shape, or an index is outside [0, C), C the number of classes.
+        As for `log_softmax`; or if `indices` has a wrong shape, or an index is outside [0, C) for C classes.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 
@@ -53,16 +53,16 @@ def log_softmax_at(
 
     Notes
     -----
-    With `indices` of as many axes as `x`, the result is::
+    If `indices` has as many axes as `x`, the result is::
 
         numpy.take_along_axis(log_softmax(x, axis), indices, axis)
 
-    bit for bit, without an array of the size of `x`. A negative index is an error. The index of an entry that `where`
-    masks gives -inf. Scores that share a slice are read once for all of its indices.
+    bit for bit, but no array of the size of `x` is made. A negative index is an error. The index of a masked entry
+    gives -inf. The scores of a slice are read once for all of its indices.
 
     Examples
     --------
-    The probability that a model gives to a text is the product of those of its tokens:
+    The log-probability that a language model gives to a text is the sum of those of its tokens:
 
     >>> import numpy as np
     >>> import fastsoftmax as fs
@@ -102,12 +102,12 @@ def log_softmax_top_k(
     x, temperature, dtype
         As for `log_softmax`.
     k : int
-        How many classes: from 1 to as many as there are.
+        The number of classes to return, from 1 to all classes of `x`.
     axis : int, default -1
         The class axis of `x`.
     where : array_like of bool, optional
-        Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: they come last, with
-        -inf.
+        Mask that broadcasts to the shape of `x`. Entries where it is False take no part, whatever `x` holds there: they
+        come last, with -inf.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def log_softmax_top_k(
     Raises
     ------
     TypeError
-        As for `log_softmax`; or if `k` or `axis` is no integer.
+        As for `log_softmax`; or if `k` or `axis` is not an integer.
     ValueError
         As for `log_softmax`; or if `k` is less than 1 or more than the number of classes.
     numpy.exceptions.AxisError
@@ -131,13 +131,13 @@ def log_softmax_top_k(
 
     Notes
     -----
-    The order is that of the scores, also where rounding makes different scores equal log-probabilities; of equal scores
-    the one with the lowest index comes first. The log-probabilities are those of `log_softmax`, bit for bit.
+    Classes are ordered by score, also where rounding makes the log-probabilities of different scores equal. Among equal
+    scores, the lowest index comes first. The log-probabilities are those of `log_softmax`, bit for bit.
 
-    In a slice that holds NaN or +inf, or nothing but -inf, all log-probabilities are NaN: it gives the first `k`
-    indices that take part. Masked entries follow after all that take part, by rising index.
+    In a slice that holds NaN or +inf, or nothing but -inf, all log-probabilities are NaN, and the indices are the first
+    `k` that take part. Masked entries come after all others, in the order of their indices.
 
-    Nothing is sorted except the `k` largest, and no array of the size of `x` is made.
+    Only the `k` largest are sorted, and no array of the size of `x` is made.
 
     Examples
     --------

@@ -30,9 +30,9 @@ from ._arguments import (
     work_array,
 )
 
-# As `Total` in cpp/kernels/kernels.hpp, which says what they are.
+# The fields of `Total` in cpp/kernels/kernels.hpp, which explains them.
 _FIELDS = ["max", "rest", "rest_low", "sum", "sum_low", "weighed", "weighed_low"]
-# By the dtype of results, which names the last field, the number of classes.
+# The dtypes of states by the dtype of results, which is the name of the last field, the number of classes.
 _STATES: dict[str, DType] = {
     name: np.dtype([*((field, "f8") for field in _FIELDS), ("nonzero", "i8"), ("near_nonzero", "i8"), (name, "i8")])
     for name in ("float16", "bfloat16", "float32", "float64")
@@ -57,7 +57,7 @@ def _dtype_of(state: Array) -> DType:
         if name in _STATES and state.dtype.names == _STATES[name].names:
             return np.dtype(name)
     except TypeError:
-        raise TypeError("state is one of bfloat16, which NumPy knows once ml_dtypes is imported") from None
+        raise TypeError("state is of bfloat16, which NumPy knows only after ml_dtypes is imported") from None
     raise TypeError(f"state has dtype {shown(state.dtype)}; expected the state of a LogSumExp")
 
 
@@ -71,21 +71,22 @@ def _joint(a: DType, b: DType) -> DType:
 class LogSumExp:
     """The logsumexp of scores that come in pieces along the class axis, and the probabilities of each piece.
 
-    For scores larger than memory, in a class axis cut in chunks, or on several machines. It keeps a few numbers a slice
-    and none of the scores: visit the pieces once for `value`, and once more for their probabilities.
+    For scores that are larger than memory, cut in chunks along the class axis, or spread over several machines. It
+    keeps a few numbers for each slice and none of the scores: visit the pieces once for `value`, and once more for
+    their probabilities.
 
     Parameters
     ----------
     axis : int, tuple of ints or None, default -1
-        The axes of a slice, as for `softmax`. Along these, pieces may have any extents; the others are the batch, the
-        same in all pieces.
+        The axes of a slice, as for `softmax`. Along these, pieces may have any extent. The other axes are the batch,
+        which must be the same in all pieces.
     temperature : float, default 1.0
-        Positive and finite. Scores are divided by it.
+        Scores are divided by it. Positive and finite.
 
     Raises
     ------
     TypeError
-        If `axis` is a bool or a list, or `temperature` is no number.
+        If `axis` is a bool or a list, or `temperature` is not a real number.
     ValueError
         If `temperature` is not positive and finite.
 
@@ -95,17 +96,19 @@ class LogSumExp:
 
     Notes
     -----
-    Kept of a slice are the largest score and the sum of the exponentials of all others, apart, so that probabilities
-    near 1 and their logarithms near 0 have all digits, as those of `softmax` and `log_softmax` have. Results of pieces
-    have the same error bounds, wherever the slice is cut and in whatever order totals are merged. They have the same
-    bits, too, if pieces have one dtype, come in order, and all but the last have a multiple of 16,384 entries of the
-    slice; there are more than 56 in all; and the largest score has a size below 512 times the temperature (float64:
-    2048 times).
+    For each slice, the largest score is kept apart from the sum of the exponentials of all others, so that
+    probabilities near 1 and their logarithms near 0 have all digits, like those of `softmax` and `log_softmax`. The
+    results have the error bounds of one call with the whole array, wherever slices are cut and in whatever order totals
+    are merged. They also have the bits of that call if
 
-    The dtype of results is the `numpy.result_type` of all pieces. Sums are made as precisely as each piece's own dtype
-    asks: a wider `dtype` shows more digits of them, but cannot make them better.
+    - the pieces have one dtype and come in order,
+    - all but the last have a multiple of 16,384 entries of the slice, and all together more than 56,
+    - and the largest score is smaller in size than 512 times the temperature (float64: 2048 times).
 
-    A total can be copied and pickled. It must not be changed by several threads at a time.
+    The dtype of results is the `numpy.result_type` of all pieces. Each piece is summed with the precision of its own
+    dtype: a wider `dtype` shows more digits of the sums, but does not make them more accurate.
+
+    A total can be copied and pickled. Several threads must not change it at the same time.
 
     Examples
     --------
@@ -124,7 +127,7 @@ class LogSumExp:
            [0.    , 0.    ]])
     """
 
-    _core: Any = _core  # the reference has another
+    _core: Any = _core  # the reference has its own
 
     def __init__(self, axis: Axis = -1, *, temperature: SupportsFloat = 1.0) -> None:
         if isinstance(axis, tuple):
@@ -141,14 +144,14 @@ class LogSumExp:
 
     @classmethod
     def from_state(cls, state: ArrayLike, axis: Axis = -1, *, temperature: SupportsFloat = 1.0) -> "LogSumExp":
-        """A total that goes on from the `state` of another, which had this `axis` and `temperature`.
+        """A total that continues from the `state` of another one, which had this `axis` and `temperature`.
 
         Raises
         ------
         TypeError
-            If `state` is no state of a LogSumExp; as for `LogSumExp`.
+            As for `LogSumExp`; or if `state` is not the state of a LogSumExp.
         ValueError
-            If `axis` is None and `state` has axes; as for `LogSumExp`.
+            As for `LogSumExp`; or if `axis` is None and `state` has axes.
         """
         total = cls(axis, temperature=temperature)
         given = np.asarray(state)
@@ -164,14 +167,14 @@ class LogSumExp:
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
-        if self._state is not None:  # a buffer that was sent may begin at any address
+        if self._state is not None:  # a received buffer may be unaligned
             self._set(self._state.copy())
 
     @property
     def state(self) -> Array:
         """The statistics of each slice so far: a read-only structured array in the shape of the batch.
 
-        It can be stored and sent as bytes; `from_state` goes on with it. The name of its last field is the dtype of
+        It can be stored and sent as bytes; `from_state` continues from it. The name of its last field is the dtype of
         results.
 
         Raises
@@ -191,7 +194,7 @@ class LogSumExp:
         return _dtype_of(self.state)
 
     def _state_in(self, dtype: DType) -> tuple[Array, bool]:
-        """The state as results of this dtype need it, and whether that is in double."""
+        """The state as needed for results of this dtype, and whether that is in double."""
         state = self.state
         in_double = dtype == FLOAT64
         if in_double and _dtype_of(state) != FLOAT64:
@@ -206,19 +209,19 @@ class LogSumExp:
         if self._state is not None and batch != self._state.shape:
             raise ValueError(
                 f"x has shape {array.shape}, which leaves a batch of {batch} without axis {self._axis}; expected "
-                f"{self._state.shape}, that of the pieces before"
+                f"{self._state.shape}, the batch of the earlier pieces"
             )
         return array, axes, None if where is None else to_mask(where, array.shape)
 
     def update(self, x: ArrayLike, *, where: ArrayLike | None = None) -> "LogSumExp":
-        """Take the next piece.
+        """Add the next piece.
 
         Parameters
         ----------
         x : array_like
-            Scores, as for `softmax`, in the shape of the pieces before except for the extents along `axis`.
+            Scores, as for `softmax`, in the shape of the earlier pieces except along `axis`.
         where : array_like of bool, optional
-            Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold.
+            Mask that broadcasts to the shape of `x`. Entries where it is False take no part, whatever `x` holds there.
 
         Returns
         -------
@@ -228,7 +231,7 @@ class LogSumExp:
         Raises
         ------
         TypeError, ValueError, numpy.exceptions.AxisError
-            As for `softmax`; a ValueError, too, if the batch has another shape. The total is then as it was.
+            As for `softmax`; a ValueError also if the batch has another shape. The total is then unchanged.
         """
         array, axes, mask = self._checked(x, where)
         dtype = result_dtype(array.dtype, "x")
@@ -243,12 +246,12 @@ class LogSumExp:
         return self
 
     def merge(self, other: "LogSumExp") -> "LogSumExp":
-        """Take all pieces of another total, after one's own.
+        """Add all pieces of another total, after the pieces of this one.
 
         Parameters
         ----------
         other : LogSumExp
-            Of the same axis, temperature and batch. It stays as it is.
+            A total with the same axis, temperature and batch. It is not changed.
 
         Returns
         -------
@@ -258,9 +261,9 @@ class LogSumExp:
         Raises
         ------
         TypeError
-            If `other` is no LogSumExp.
+            If `other` is not a LogSumExp.
         ValueError
-            If it has another axis or temperature, or its pieces another batch.
+            If `other` has another axis, temperature or batch.
         """
         if not isinstance(other, LogSumExp):
             raise TypeError(f"other is {shown(other)}; expected a LogSumExp")
@@ -284,30 +287,31 @@ class LogSumExp:
         return self
 
     def _axes(self, ndim: int | None) -> Axis:
-        """The class axes, not negative where the number of all axes is known."""
+        """The class axes; not negative if the number of all axes is known."""
         return self._axis if ndim is None else to_axes(self._axis, ndim)
 
     def value(self, *, keepdims: Flag = False, dtype: DTypeLike | None = None) -> Any:
-        """The logsumexp of all pieces so far, of the scores divided by the temperature.
+        """The logsumexp of all pieces so far, with the scores divided by the temperature.
 
         Parameters
         ----------
         keepdims : bool, default False
             Keep the axes of a slice, with extent 1.
         dtype : dtype, optional
-            The result's: that of the pieces together, or a wider one of float32 and float64.
+            The dtype of the result: that of all pieces together (the default), or float32 or float64 if that is wider.
 
         Returns
         -------
         ndarray or scalar
-            In the shape of the batch. Of slices in which nothing has taken part: -inf.
+            In the shape of the batch. A slice in which no entry has taken part gives -inf.
 
         Raises
         ------
         TypeError
-            If `dtype` is another than those allowed, or `keepdims` has no truth value.
+            If `dtype` is not one of those allowed, or `keepdims` has no truth value.
         ValueError
-            If there is no piece yet; or with `keepdims`, for an `axis` of None, only a state and no piece.
+            If there is no piece yet; or if `keepdims` is True, `axis` is None, and the total comes from a state, which
+            does not tell the number of axes.
         """
         return self._concluded(self._core.logsumexp_of_totals, keepdims, dtype)
 
@@ -337,14 +341,15 @@ class LogSumExp:
         dtype: DTypeLike | None = None,
         out: Array | None = None,
     ) -> Array:
-        """The probabilities of a piece, or of any scores of the slices, as a part of the whole.
+        """The probabilities, within whole slices, of the scores of a piece, or of any scores.
 
         Parameters
         ----------
         x, where
-            As for `update`; what is masked has probability 0.
+            As for `update`; masked entries have probability 0.
         dtype : dtype, optional
-            The result's: that of all pieces and `x` together, or a wider one of float32 and float64.
+            The dtype of the result: that of all pieces and `x` together (the default), or float32 or float64 if that is
+            wider.
         out : ndarray, optional
             As for `softmax`.
 
@@ -356,7 +361,7 @@ class LogSumExp:
         Raises
         ------
         TypeError, ValueError, numpy.exceptions.AxisError
-            As for `softmax`; a ValueError, too, if the batch has another shape, or if there is no piece yet.
+            As for `softmax`; a ValueError also if the batch has another shape, or if there is no piece yet.
         """
         return self._part(self._core.softmax_of_part, x, where, dtype, out)
 
@@ -368,9 +373,9 @@ class LogSumExp:
         dtype: DTypeLike | None = None,
         out: Array | None = None,
     ) -> Array:
-        """The log-probabilities of a piece, or of any scores of the slices, as a part of the whole.
+        """The log-probabilities, within whole slices, of the scores of a piece, or of any scores.
 
-        As `LogSumExp.softmax`; what is masked has log-probability -inf.
+        Arguments and errors are those of `LogSumExp.softmax`; masked entries have log-probability -inf.
         """
         return self._part(self._core.log_softmax_of_part, x, where, dtype, out)
 
@@ -393,7 +398,7 @@ class LogSumExp:
         where: ArrayLike | None = None,
         dtype: DTypeLike | None = None,
     ) -> Any:
-        """The log-probabilities of the classes of a piece that `indices` names.
+        """The entries of `LogSumExp.log_softmax` at the given class indices within a piece.
 
         Parameters
         ----------
@@ -405,12 +410,12 @@ class LogSumExp:
         Returns
         -------
         ndarray or scalar
-            In the shape of `indices`: what `LogSumExp.log_softmax` gives there, bit for bit.
+            In the shape of `indices`: the values that `LogSumExp.log_softmax` gives there, bit for bit.
 
         Raises
         ------
         TypeError, ValueError, numpy.exceptions.AxisError
-            As for `log_softmax_at` and `LogSumExp.log_softmax`; a ValueError, too, if a slice has not one axis.
+            As for `log_softmax_at` and `LogSumExp.log_softmax`; a ValueError also if a slice has not exactly one axis.
         """
         array, axes, mask = self._checked(x, where)
         if len(axes) != 1:

@@ -1,4 +1,4 @@
-"""`python -m fastsoftmax report`: files in, a table, JSON or a picture out. Files are visited a chunk at a time."""
+"""`python -m fastsoftmax report`: reads files, a chunk at a time, and gives a table, JSON or a picture."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from ._arguments import Array, calibration_arguments, to_bins, to_temperature
 from ._scores import Chunk, Scores
 from .calibration import Bins, Reliability, fitted
 
-SUMMARY = "Loss, accuracy and calibration of logits and class indices that numpy.save wrote, of any size."
+SUMMARY = "Report loss, accuracy and calibration of logits of any size, stored by numpy.save with their class indices."
 
 _FIT = "fit"
 _TOP = 5
@@ -32,20 +32,20 @@ class _BadInput(Exception):
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The arguments of the command."""
+    """Add the arguments of the command."""
     parser.add_argument("logits", metavar="LOGITS.npy", type=Path, help="scores")
-    parser.add_argument("targets", metavar="TARGETS.npy", type=Path, help="class indices: the shape without the axis")
+    parser.add_argument("targets", metavar="TARGETS.npy", type=Path, help="class indices, without the class axis")
     parser.add_argument("--axis", type=int, default=-1, help="the class axis (default: the last)")
     parser.add_argument("--ignore-index", type=int, metavar="N", help="samples with this class index take no part")
-    parser.add_argument("--temperature", default="1", metavar="T|fit", help="of the probabilities (default: 1)")
-    parser.add_argument("--bins", type=int, default=15, metavar="N", help="of the confidence (default: 15)")
-    parser.add_argument("--dtype", choices=["bfloat16"], help="of the logits, where numpy.save does not keep it")
+    parser.add_argument("--temperature", default="1", metavar="T|fit", help="divides the logits (default: 1)")
+    parser.add_argument("--bins", type=int, default=15, metavar="N", help="bins of the confidence (default: 15)")
+    parser.add_argument("--dtype", choices=["bfloat16"], help="dtype of the logits, which numpy.save does not keep")
     parser.add_argument("--json", action="store_true", help="print JSON; NaN and infinity are null")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw reliability diagrams; needs matplotlib")
 
 
 def run(arguments: Namespace) -> int:
-    """Print, and draw, the report; returns the exit status."""
+    """Print the report, draw it if asked to, and return the exit status."""
     try:
         for text in _report(arguments):
             print(text)
@@ -89,7 +89,7 @@ def _report(arguments: Namespace) -> Iterator[str]:
 
 
 def _temperature(text: str) -> float | None:
-    """None: the fitted one."""
+    """The temperature given; None for the fitted one."""
     try:
         return None if text == _FIT else to_temperature(float(text))
     except ValueError as error:
@@ -108,7 +108,7 @@ def _opened(arguments: Namespace) -> Scores:
             raise _BadInput("--dtype bfloat16 needs ml_dtypes: pip install ml_dtypes")
         logits = logits.view(import_module("ml_dtypes").bfloat16)
     elif arguments.dtype is not None:
-        raise _BadInput(f"{arguments.logits}: dtype {logits.dtype}, which is not what numpy.save makes of bfloat16")
+        raise _BadInput(f"{arguments.logits}: dtype {logits.dtype}; expected |V2, as numpy.save stores bfloat16")
     try:
         to_bins(arguments.bins, "uniform")
         array, labels, axis, _, ignored, _ = calibration_arguments(
@@ -137,7 +137,7 @@ def _line(error: Exception) -> str:
 def _measured(
     scores: Iterable[Chunk], classes: int, temperature: float, bins: int
 ) -> tuple[dict[str, Any], Reliability]:
-    """All measures, by one visit of the scores."""
+    """All measures, and the reliability, from one visit of the scores."""
     samples, table = 0, Bins(bins)
     sums = dict.fromkeys(("loss", "accuracy", "top5_accuracy", "entropy", "brier_score"), 0.0)
     for chunk in scores:
@@ -191,7 +191,7 @@ class _Watched:
 
 @contextmanager
 def _progress(samples: int) -> Iterator[_Show]:
-    """A function that shows a text and how many samples are done, on a terminal."""
+    """Yield a function that shows, on a terminal, a text and how many samples are done."""
     if not sys.stderr.isatty():
         yield lambda text, done: None
     elif find_spec("rich") is None:
@@ -258,7 +258,7 @@ def _plot(path: Path, drawn: list[tuple[float, Reliability]]) -> None:
     for ax, (temperature, found) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         found.plot(ax)
         ax.set_title(f"temperature {temperature:.4g}\n{ax.get_title()}")
-    figure.draw_without_rendering()  # with the titles
+    figure.draw_without_rendering()  # makes room for the titles
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix[1:].lower(), dpi=150)
     part = path.with_name(path.name + ".part")

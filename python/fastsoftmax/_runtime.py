@@ -1,4 +1,4 @@
-"""Threads, and what this build and this machine are."""
+"""The number of threads, and facts about this build and this machine."""
 
 import sys
 from collections.abc import Iterator
@@ -12,24 +12,24 @@ from ._arguments import shown, to_integer
 
 
 def set_num_threads(n: SupportsIndex) -> None:
-    """Let no call of this process use more than `n` threads.
+    """Limit every call of this process to at most `n` threads.
 
     Parameters
     ----------
     n : int
-        At least 1. What OpenMP allows the calling thread (``OMP_NUM_THREADS``, threadpoolctl) is a limit all the same;
-        in a build without OpenMP that is the number of processors.
+        At least 1. The limit of OpenMP for the calling thread (``OMP_NUM_THREADS``, threadpoolctl) still applies; in a
+        build without OpenMP, the number of processors does.
 
     Raises
     ------
     TypeError
-        If `n` is no integer.
+        If `n` is not an integer.
     ValueError
         If `n` is less than 1.
 
     Notes
     -----
-    Results do not depend on the number of threads, bit for bit; small work never wakes a second one.
+    Results do not depend on the number of threads, bit for bit. Small calls never wake a second thread.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def set_num_threads(n: SupportsIndex) -> None:
 
 
 def _exchange_limit(n: SupportsIndex) -> int:
-    """Set the limit; returns the earlier one, which may be more than OpenMP allows at the moment."""
+    """Set the limit and return the earlier one, which may be more than OpenMP allows at the moment."""
     n = min(to_integer(n, "n"), 2**31 - 1)
     if n < 1:
         raise ValueError(f"n is {n}; expected at least 1")
@@ -69,9 +69,9 @@ def get_num_threads() -> int:
 
 @contextmanager
 def num_threads(n: SupportsIndex) -> Iterator[None]:
-    """A context in which `set_num_threads(n)` holds; the earlier limit comes back at its end.
+    """A context manager that sets the limit of `set_num_threads` to `n`, and restores the earlier limit at the end.
 
-    The limit is the process's, not the thread's: calls in other Python threads see it, too.
+    The limit is that of the process: it also applies to calls in other Python threads.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def num_threads(n: SupportsIndex) -> Iterator[None]:
     Raises
     ------
     TypeError, ValueError
-        As `set_num_threads`, on entering.
+        As for `set_num_threads`, on entering the context.
 
     Examples
     --------
@@ -121,17 +121,17 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     Parameters
     ----------
     mode : {"stdout", "dicts"}, default "stdout"
-        Print it, or return it as a dict.
+        Whether to print the configuration, or return it as a dict.
 
     Returns
     -------
     dict or None
-        None if it is printed.
+        The configuration; None if it is printed.
 
     Raises
     ------
     ValueError
-        If `mode` is another one.
+        If `mode` is neither of these.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     >>> sorted(fs.show_config(mode="dicts"))
     ['compiler', 'fastsoftmax', 'numpy', 'openmp', 'python', 'targets', 'threads']
     """
-    # An object that is no str may fail to compare with one.
+    # Comparing an object other than a str may fail.
     if not isinstance(mode, str) or mode not in ("stdout", "dicts"):  # type: ignore[redundant-expr]
         raise ValueError(f"mode is {shown(mode)}; expected 'stdout' or 'dicts'")
     core = _core.describe()

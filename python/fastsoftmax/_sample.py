@@ -1,4 +1,4 @@
-"""Draws of classes: arguments checked, then one call of the core."""
+"""Draws of classes. `sample` checks its arguments, then calls the core."""
 
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -21,44 +21,45 @@ def sample(
     min_p: SupportsFloat | None = None,
     where: ArrayLike | None = None,
 ) -> Any:
-    """Classes drawn by the probabilities that `softmax` gives, of all or of the most probable ones.
+    """Class indices drawn with the probabilities that `softmax` gives, from all classes or from the most probable.
 
     Parameters
     ----------
     x : array_like
         Scores (logits), float16, bfloat16, float32, float64, integers or bool.
     rng : numpy.random.Generator
-        Gives one ``rng.random()`` for each draw.
+        Source of random numbers, one ``rng.random()`` for each draw.
     axis : int, default -1
-        The axis of the classes.
+        The class axis.
     size : int, optional
-        Draws of each slice, with replacement, on a new last axis. By default one, without an axis.
+        The number of draws of each slice, with replacement, along a new last axis. By default one, without that axis.
     temperature : float, default 1.0
-        Positive and finite. The probabilities are those of `x` / `temperature`.
+        Positive and finite. The probabilities are those of ``x / temperature``.
     top_k : int, optional
-        Leave the `top_k` most probable classes, at least one; all of them if there are no more.
+        At least 1. Keep only the `top_k` most probable classes; all classes if there are no more.
     top_p : float, optional
-        In (0, 1]. Of what `top_k` leaves, leave the fewest most probable classes whose probabilities, which sum to 1
-        there, together reach `top_p`.
+        In (0, 1]. Of the classes that `top_k` keeps, renormalised, keep the fewest most probable ones whose
+        probabilities together reach `top_p`.
     min_p : float, optional
-        In [0, 1]. Of what `top_p` leaves, leave the classes whose probability is at least `min_p` times the largest.
+        In [0, 1]. Of the classes that `top_p` keeps, keep those whose probability is at least `min_p` times the
+        largest.
     where : array_like of bool, optional
-        Broadcasts to the shape of `x`. Classes that are False take no part, whatever their scores are.
+        Mask that broadcasts to the shape of `x`. Classes where it is False take no part, whatever their scores are.
 
     Returns
     -------
     ndarray of numpy.intp
-        Class indices, in the shape of `x` without `axis`, then `size`. A 0-d result is a scalar.
+        Class indices, in the shape of `x` without `axis`, followed by `size`. A 0-d result is a scalar.
 
     Raises
     ------
     TypeError
-        If the dtype of `x` is another one, `x` is a masked array or not in memory, `rng` is no generator, `axis`,
-        `size` or `top_k` is no integer, `temperature`, `top_p` or `min_p` is no number, or `where` is not bool.
+        If `x` has an unsupported dtype, is a masked array or is not in memory, `rng` is not a generator, `axis`, `size`
+        or `top_k` is not an integer, `temperature`, `top_p` or `min_p` is not a real number, or `where` is not bool.
     ValueError
         If `size` is negative, `top_k` is below 1, `temperature`, `top_p` or `min_p` is out of range, or `where` does
-        not broadcast to the shape of `x`. If a slice holds NaN or +inf, or nothing to draw from: nothing but -inf,
-        nothing True in `where`, no classes; `rng` is not used then.
+        not broadcast to the shape of `x`; or if a slice holds NaN or +inf, or no class can be drawn from it (nothing
+        but -inf, no True entry in `where`, no classes), and then `rng` is not used.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 
@@ -68,15 +69,15 @@ def sample(
 
     Notes
     -----
-    With p the probabilities of what is left, a draw is the first class c at which p_0 + ... + p_c exceeds its number
-    ``rng.random()``; draws take their numbers in C order, all at once, ``rng.random(n)``. So a seed gives the same
-    draws in every memory layout and on any number of threads, and on every machine that multiplies and adds in one
-    step. A class of probability 0 is never drawn.
+    With p the probabilities of the classes that are kept, a draw is the first class c at which p_0 + ... + p_c exceeds
+    its random number. The numbers of all n draws come from one ``rng.random(n)``, in C order. So a seed gives the same
+    draws in every memory layout, on any number of threads, and on every machine that has fused multiply-add. A class of
+    probability 0 is never drawn.
 
-    Classes of equal scores are taken by their index, the lowest first, where `top_k` or `top_p` leaves some of them;
-    `min_p` leaves all or none. `top_k` is that of A. Fan, M. Lewis, Y. Dauphin, "Hierarchical neural story generation",
-    2018; `top_p` that of A. Holtzman et al., "The curious case of neural text degeneration", 2020; `min_p` that of
-    M. Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs", 2024.
+    If `top_k` or `top_p` keeps only some of several classes with equal scores, it keeps those with the lowest indices;
+    `min_p` keeps all of them or none. `top_k` is from A. Fan, M. Lewis, Y. Dauphin, "Hierarchical neural story
+    generation", 2018; `top_p` from A. Holtzman et al., "The curious case of neural text degeneration", 2020; `min_p`
+    from M. Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs", 2024.
 
     The classes are never sorted, and neither probabilities nor random numbers of the size of `x` are stored.
 

@@ -12,8 +12,8 @@ from ._losses import cross_entropy_grad
 from ._picks import log_softmax_at, log_softmax_top_k
 from ._transforms import entropy
 
-# Elements of a chunk: its scores stay in a cache for the second visit, and its scratch of half a MB is memory that was
-# used before: pages that are new to the process cost more than the computation.
+# Elements of a chunk. So few that its scores stay in a cache for the second visit, and that its scratch memory, half a
+# MB, is reused: pages that are new to the process cost more than the computation.
 CHUNK = 1 << 16
 
 # The label of a sample that takes no part.
@@ -21,13 +21,13 @@ _NONE = -1
 
 
 def dot(a: Array, b: Array) -> float:
-    """Not by BLAS, whose threads would decide on last bits, and wait for each other on a busy machine."""
+    """The dot product, without BLAS: its threads would affect the last bits, and wait for each other on busy cores."""
     return float(np.einsum("i,i", a, b))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some samples. Measures are in float64, and only of samples that take part."""
+    """Some of the samples. Its methods compute in float64, and only for the samples that take part."""
 
     logits: Array
     labels: Array
@@ -36,12 +36,12 @@ class Chunk:
 
     @property
     def part(self) -> Array:
-        """Which samples take part; as an index it puts them in a row."""
+        """Which samples take part: a mask. Indexing with it gives an array of one axis."""
         return np.asarray(self.labels != _NONE)
 
     @property
     def targets(self) -> Array:
-        """The labels of those that take part."""
+        """The labels of the samples that take part."""
         return self.labels[self.part]
 
     def losses(self, temperature: float) -> Array:
@@ -59,7 +59,7 @@ class Chunk:
         return log_probabilities, classes
 
     def squared_error(self, temperature: float) -> float:
-        """The weighted sum of sum_c (p_c - y_c)^2: p - y is the gradient of the loss, which does not cancel."""
+        """The weighted sum of sum_c (p_c - y_c)^2; p - y is the gradient of the loss, computed without cancellation."""
         work = self.logits.astype(FLOAT64)
         upstream = np.zeros(self.labels.shape)
         upstream[self.part] = temperature * np.sqrt(self.weight)
@@ -71,7 +71,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of any size and layout, checked; they are read, a chunk at a time, each time they are iterated over."""
+    """Checked scores of any size and layout. Each iteration over them reads them again, a chunk at a time."""
 
     logits: Array
     targets: Array
@@ -110,7 +110,7 @@ def _pieces(array: Array, axis: int) -> Iterator[tuple[slice, ...]]:
             yield tuple(index)
             return
         step = max(1, CHUNK // max(1, inner))
-        for start in range(0, max(1, array.shape[axes[depth]]), step):  # one empty chunk, if there is nothing
+        for start in range(0, max(1, array.shape[axes[depth]]), step):  # one empty chunk if empty
             index[axes[depth]] = slice(start, start + step)
             if inner > CHUNK:
                 yield from cut(depth + 1)

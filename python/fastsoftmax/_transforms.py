@@ -1,4 +1,4 @@
-"""Probabilities, their logarithms, entropy and gradients: arguments checked, then one call of the core."""
+"""Probabilities, their logarithms, entropy and gradients. Each function checks its arguments, then calls the core."""
 
 from typing import Any, SupportsFloat
 
@@ -29,23 +29,24 @@ def softmax(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Probabilities from scores: non-negative, in proportion to ``exp(x / temperature)``, with sum 1 in each slice.
+    """The probabilities of scores: in proportion to ``exp(x / temperature)``, with sum 1 in each slice.
 
     Parameters
     ----------
     x : array_like
         Scores (logits), float16, bfloat16, float32, float64, integers or bool.
     axis : int, tuple of ints or None, default -1
-        The axes of a slice, whose entries are normalised together; None is all of them, () makes every element a slice.
+        The axes of a slice, whose entries are normalised together. None means all axes, () makes every element a slice.
     temperature : float, default 1.0
-        Positive and finite. The quotient `x / temperature` is not stored and not rounded to half precision.
+        Scores are divided by it. Positive and finite. The quotients are neither stored nor rounded to half precision.
     where : array_like of bool, optional
-        Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: their probability is 0.
+        Mask that broadcasts to the shape of `x`. Entries where it is False take no part, whatever `x` holds there, and
+        have probability 0.
     dtype : dtype, optional
-        The result's: that of `x`, or a wider one of float32 and float64; either for integers and bool. By default that
-        of `x`; float64 for integers and bool.
+        The dtype of the result: float32 or float64 if that is wider than `x`, either for integers and bool. By default
+        that of `x`; float64 for integers and bool.
     out : ndarray, optional
-        Receives the result: its shape and dtype, any strides. It may be `x`.
+        Array to write the result to, of the result's shape and dtype, with any strides. May be `x` itself.
 
     Returns
     -------
@@ -55,12 +56,12 @@ def softmax(
     Raises
     ------
     TypeError
-        If the dtype of `x` is another one, `x` is a masked array or not in memory, `axis` is a bool or a list,
-        `temperature` is no number, `where` is not bool, `dtype` is another than those allowed, or `out` is no array or
-        has another dtype.
+        If `x` has an unsupported dtype, is a masked array or is not in memory (see Notes), `axis` is a bool or a list,
+        `temperature` is not a real number, `where` is not bool, `dtype` is not one of those allowed, or `out` is not an
+        ndarray or has a wrong dtype.
     ValueError
         If an axis repeats, `temperature` is not positive and finite, `where` does not broadcast to the shape of `x`,
-        or `out` has another shape, is read-only or has elements that overlap each other.
+        or `out` has a wrong shape, is read-only, or has elements that overlap each other.
     numpy.exceptions.AxisError
         If an axis is out of range.
 
@@ -80,19 +81,20 @@ def softmax(
     A slice that holds NaN or +inf, or nothing but -inf, is NaN in every entry that takes part. Otherwise -inf has
     probability exactly 0. A slice with no True entry in `where` is 0. Empty input gives an empty result.
 
-    For `numpy.random.Generator.multinomial` ask for ``dtype=np.float64``: it refuses probabilities whose sum exceeds 1
-    by 1e-12, and sums of float32 miss 1 by more.
+    For `numpy.random.Generator.multinomial` pass ``dtype=np.float64``: it refuses probabilities whose sum exceeds 1 by
+    1e-12, and the sum of float32 probabilities may exceed 1 by more.
 
-    Every array argument of this package may be anything that `numpy.asarray` turns into numbers, provided that nothing
-    is lost and that nothing has to be read or computed for it:
+    Every array argument of this package may be anything that `numpy.asarray` turns into numbers, provided that no mask
+    is lost and that nothing has to be read from a file or computed for it:
 
-    - A masked array is refused, also one of another library, one in a list, and one that an object converts to.
-    - An array that is not in memory is refused. It is one if it has a dask graph; or if it can be indexed, but is in
-      chunks (zarr, blosc2), or neither computes nor gives access to its memory as a buffer, by the array interface or
-      by Arrow (h5py, h5netcdf, netCDF4, PyTables, nibabel's ``dataobj``). For an xarray object or a pint quantity, its
-      data decide. Pass ``x[...]``, or ``x.compute()`` where there is such a method. A `numpy.memmap` is taken.
-    - A DataFrame of numbers and bools that have no common dtype in NumPy is taken as ``x.to_numpy(float)``, in which
-      NA is NaN; as `where`, one of nullable bools as ``where.to_numpy(bool)``.
+    - Masked arrays are refused: those of NumPy and other libraries, those in a list, and those that an object converts
+      to.
+    - Arrays that are not in memory are refused: those with a dask graph, and those that can be indexed but are in
+      chunks (zarr, blosc2), or neither compute nor give access to their memory as a buffer, by the array interface or
+      by Arrow (h5py, h5netcdf, netCDF4, PyTables, nibabel's ``dataobj``). An xarray object or a pint quantity is judged
+      by the array in it. Pass ``x[...]``, or ``x.compute()`` if `x` has that method. A `numpy.memmap` is accepted.
+    - A DataFrame of numbers and bools without a common dtype in NumPy is converted by ``x.to_numpy(float)``, which
+      makes NA NaN; as `where`, a DataFrame of nullable bools by ``where.to_numpy(bool)``.
 
     Examples
     --------
@@ -118,23 +120,24 @@ def log_softmax(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Logarithms of the probabilities that `softmax` gives, accurate also where a probability is close to 0 or to 1.
+    """The logarithms of the probabilities that `softmax` gives, accurate also for probabilities close to 0 or 1.
 
     Parameters
     ----------
     x : array_like
         Scores (logits), float16, bfloat16, float32, float64, integers or bool.
     axis : int, tuple of ints or None, default -1
-        The axes of a slice, whose entries are normalised together; None is all of them, () makes every element a slice.
+        The axes of a slice, whose entries are normalised together. None means all axes, () makes every element a slice.
     temperature : float, default 1.0
-        Positive and finite. The quotient `x / temperature` is not stored and not rounded to half precision.
+        Scores are divided by it. Positive and finite. The quotients are neither stored nor rounded to half precision.
     where : array_like of bool, optional
-        Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold: their result is -inf.
+        Mask that broadcasts to the shape of `x`. Entries where it is False take no part, whatever `x` holds there, and
+        have log-probability -inf.
     dtype : dtype, optional
-        The result's: that of `x`, or a wider one of float32 and float64; either for integers and bool. By default that
-        of `x`; float64 for integers and bool.
+        The dtype of the result: float32 or float64 if that is wider than `x`, either for integers and bool. By default
+        that of `x`; float64 for integers and bool.
     out : ndarray, optional
-        Receives the result: its shape and dtype, any strides. It may be `x`.
+        Array to write the result to, of the result's shape and dtype, with any strides. May be `x` itself.
 
     Returns
     -------
@@ -143,15 +146,8 @@ def log_softmax(
 
     Raises
     ------
-    TypeError
-        If the dtype of `x` is another one, `x` is a masked array or not in memory, `axis` is a bool or a list,
-        `temperature` is no number, `where` is not bool, `dtype` is another than those allowed, or `out` is no array or
-        has another dtype.
-    ValueError
-        If an axis repeats, `temperature` is not positive and finite, `where` does not broadcast to the shape of `x`,
-        or `out` has another shape, is read-only or has elements that overlap each other.
-    numpy.exceptions.AxisError
-        If an axis is out of range.
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As for `softmax`.
 
     See Also
     --------
@@ -196,29 +192,31 @@ def logsumexp(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Any:
-    """The logarithm of a sum of exponentials, with no overflow on the way.
+    """The logarithm of the sum of the exponentials of `x`, computed without overflow.
 
     Parameters
     ----------
     x : array_like
-        Float16, bfloat16, float32, float64, integers or bool.
+        Exponents: float16, bfloat16, float32, float64, integers or bool.
     axis : int, tuple of ints or None, default None
-        The axes to sum over, of `x` and `b` broadcast together; None is all of them, () makes every element a slice.
+        The axes to sum over, those of `x` and `b` broadcast together. None means all axes, () makes every element a
+        slice.
     b : array_like, optional
-        Weights of the terms, of any real dtype that `x` may have, broadcast against `x`. They may be negative. A term
-        of weight 0 takes no part, whatever its `x` holds. A keyword only: SciPy's third argument is `b`, and
-        ``scipy.special.logsumexp(x, axis, b)`` is ``logsumexp(x, axis, b=b)``.
+        Weights of the terms, of any dtype that `x` may have; broadcast against `x`. They may be negative. A term of
+        weight 0 takes no part, whatever `x` holds there. Keyword only: ``scipy.special.logsumexp(x, axis, b)`` is
+        written ``logsumexp(x, axis, b=b)``.
     where : array_like of bool, optional
-        Broadcasts to the shape of `x` and `b`. Terms that are False take no part, whatever they hold.
+        Mask that broadcasts to the common shape of `x` and `b`. Terms where it is False take no part, whatever they
+        hold.
     keepdims : bool, default False
         Keep the axes summed over, with extent 1.
     return_sign : bool, default False
-        Return the sign of the sum, too, and the logarithm of its absolute value.
+        Return the logarithm of the absolute value of the sum, and the sign of the sum.
     dtype : dtype, optional
-        The result's: that of `x` (with an array `b`, of ``numpy.result_type(x, b)``), or one of float32 and float64
-        that is no narrower than a floating `x` or `b`. By default the former; float64 for integers and bool.
+        The dtype of the result: float32 or float64, not narrower than a floating `x` or `b`. By default that of `x`
+        (with an array `b`, of ``numpy.result_type(x, b)``); float64 for integers and bool.
     out : ndarray, optional
-        Receives the logarithm: the result's shape and dtype, any strides.
+        Array to write the logarithm to, of the result's shape and dtype, with any strides.
 
     Returns
     -------
@@ -230,11 +228,9 @@ def logsumexp(
     Raises
     ------
     TypeError
-        If the dtype of `x` or `b` is another one, one of them is a masked array or not in memory, `axis` is a bool or a
-        list, `where` is not bool, `dtype` is another than those allowed, or `out` is no array or has another dtype.
+        As for `softmax`, for `b` as for `x`; or if `keepdims` or `return_sign` has no truth value.
     ValueError
-        If an axis repeats, `b` does not broadcast with `x` or `where` to them, or `out` has another shape, is read-only
-        or has elements that overlap each other.
+        As for `softmax`; or if `x` and `b` do not broadcast against each other.
     numpy.exceptions.AxisError
         If an axis is out of range.
 
@@ -250,13 +246,13 @@ def logsumexp(
 
     as in `scipy.special.logsumexp`. Half precision is computed in float32 and rounded once.
 
-    Where terms cancel, digits are lost: besides its rounding, the result is off by up to
-    ``2^-55 (1 + sum_k |b_k| exp(x_k) / |sum_k b_k exp(x_k)|)``. There, terms of equal `x` count as one term with the
-    sum of their `b`. If large terms cancel exactly, the sum of the others is right, down to exp(-22000) times the
-    largest.
+    Where terms of opposite sign cancel, digits are lost: the error, besides the rounding of the result, is up to
+    ``2^-55 (1 + sum_k |b_k| exp(x_k) / |sum_k b_k exp(x_k)|)``, where terms of equal `x` count as one term with the
+    sum of their `b`. If large terms cancel exactly, the sum of the others is right as long as these exceed exp(-22000)
+    times the largest.
 
-    A slice that holds NaN gives NaN, else one that holds +inf gives +inf. An empty sum, and one in which all `x` are
-    -inf, gives -inf with sign 0. A negative sum gives NaN without `return_sign`.
+    A slice that holds NaN gives NaN; otherwise, one that holds +inf gives +inf. An empty sum, and one in which all `x`
+    are -inf, gives -inf with sign 0. A negative sum gives NaN without `return_sign`.
 
     Examples
     --------
@@ -291,20 +287,21 @@ def entropy(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Any:
-    """The entropy of the probabilities that `softmax` gives, in nats, accurate also where one class dominates.
+    """The entropy, in nats, of the probabilities that `softmax` gives, accurate also where one class dominates.
 
     Parameters
     ----------
     x, axis, temperature
         As for `softmax`.
     where : array_like of bool, optional
-        Broadcasts to the shape of `x`. Entries that are False take no part, whatever they hold.
+        Mask that broadcasts to the shape of `x`. Entries where it is False take no part, whatever `x` holds there.
     keepdims : bool, default False
         Keep the axes of a slice, with extent 1.
     dtype : dtype, optional
         As for `softmax`.
     out : ndarray, optional
-        Receives the entropy: the result's shape and dtype, any strides. It may be `x`, where the shapes allow.
+        Array to write the entropy to, of the result's shape and dtype, with any strides. May be `x` itself if the
+        shapes agree.
 
     Returns
     -------
@@ -314,7 +311,7 @@ def entropy(
     Raises
     ------
     TypeError, ValueError, numpy.exceptions.AxisError
-        As for `softmax`; a TypeError, too, if `keepdims` has no truth value.
+        As for `softmax`; a TypeError also if `keepdims` has no truth value.
 
     See Also
     --------
@@ -326,18 +323,18 @@ def entropy(
 
         entropy(x) = -sum_c p_c log p_c
 
-    (C. E. Shannon, "A mathematical theory of communication", 1948), where an entry of probability 0 adds 0. It lies
-    between 0 and the logarithm of the number of classes. Divided by log(2) it is in bits. Half precision is computed
-    in float32 and rounded once.
+    (C. E. Shannon, "A mathematical theory of communication", 1948), where an entry of probability 0 contributes 0. The
+    entropy lies between 0 and the logarithm of the number of classes; divide it by log(2) for bits. Half precision is
+    computed in float32 and rounded once.
 
-    The probabilities are not stored. The sum is computed without subtraction::
+    The probabilities are not stored. The entropy is computed as a sum of non-negative terms::
 
         log(S) + sum_c e_c (max - x_c) / (T S)        with e_c = exp((x_c - max) / T) and S = sum_c e_c
 
-    so that the entropy of a slice in which one class dominates has all its digits, however small it is.
+    so it has all its digits where one class dominates, however small it is.
 
-    A slice that holds NaN or +inf, or nothing but -inf, gives NaN. Otherwise -inf adds 0. A slice with no True entry in
-    `where`, and one without entries, gives 0.
+    A slice that holds NaN or +inf, or nothing but -inf, gives NaN. Otherwise -inf contributes 0. A slice with no True
+    entry in `where`, or without entries, gives 0.
 
     Examples
     --------
@@ -370,7 +367,7 @@ def softmax_grad(
     where: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
-    """The gradient through `softmax`: its vector-Jacobian product.
+    """The gradient with respect to `x` from the one with respect to ``y = softmax(x)``: a vector-Jacobian product.
 
     Parameters
     ----------
@@ -379,13 +376,13 @@ def softmax_grad(
     dy : array_like
         The gradient with respect to `y`, in its shape.
     axis : int, tuple of ints or None, default -1
-        That of the softmax.
+        As given to `softmax`.
     temperature : float, default 1.0
-        That of the softmax. The gradient is the one with respect to the unscaled `x`.
+        As given to `softmax`. The gradient is with respect to `x`, not to ``x / temperature``.
     where : array_like of bool, optional
-        That of the softmax. Entries that are False have gradient 0, whatever `y` and `dy` hold there.
+        As given to `softmax`. Entries where it is False have gradient 0, whatever `y` and `dy` hold there.
     out : ndarray, optional
-        Receives the gradient: its shape and dtype, any strides. It may be `y` or `dy`.
+        Array to write the gradient to, of its shape and dtype, with any strides. May be `y` or `dy`.
 
     Returns
     -------
@@ -395,11 +392,9 @@ def softmax_grad(
     Raises
     ------
     TypeError
-        If `y` or `dy` has an unsupported dtype, is a masked array or not in memory, `axis` is a bool or a list,
-        `temperature` is no number, `where` is not bool, or `out` is no array or has another dtype.
+        As for `softmax`, with `y` and `dy` in place of `x`.
     ValueError
-        If `y` and `dy` differ in shape, an axis repeats, `temperature` is not positive and finite, `where` does not
-        broadcast to the shape of `y`, or `out` has another shape, is read-only or has elements that overlap each other.
+        As for `softmax`; or if `y` and `dy` differ in shape.
     numpy.exceptions.AxisError
         If an axis is out of range.
 
@@ -413,8 +408,8 @@ def softmax_grad(
 
         dx_c = y_c (dy_c - sum_k y_k dy_k) / T
 
-    from the Jacobian d y_c / d x_k = y_c ((c == k) - y_k) / T. NaN in `y` or `dy` makes its slice NaN. Empty input
-    gives an empty result.
+    from the Jacobian d y_c / d x_k = y_c ((c == k) - y_k) / T. NaN in `y` or `dy` makes the whole slice NaN. Empty
+    input gives an empty result.
 
     Examples
     --------
@@ -438,7 +433,7 @@ def log_softmax_grad(
     where: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
-    """The gradient through `log_softmax`: its vector-Jacobian product.
+    """The gradient with respect to `x` from the one with respect to ``log_softmax(x)``: a vector-Jacobian product.
 
     Parameters
     ----------
@@ -447,13 +442,13 @@ def log_softmax_grad(
     dy : array_like
         The gradient with respect to `logp`, in its shape.
     axis : int, tuple of ints or None, default -1
-        That of the log_softmax.
+        As given to `log_softmax`.
     temperature : float, default 1.0
-        That of the log_softmax. The gradient is the one with respect to the unscaled `x`.
+        As given to `log_softmax`. The gradient is with respect to `x`, not to ``x / temperature``.
     where : array_like of bool, optional
-        That of the log_softmax. Entries that are False have gradient 0, whatever `logp` and `dy` hold there.
+        As given to `log_softmax`. Entries where it is False have gradient 0, whatever `logp` and `dy` hold there.
     out : ndarray, optional
-        Receives the gradient: its shape and dtype, any strides. It may be `logp` or `dy`.
+        Array to write the gradient to, of its shape and dtype, with any strides. May be `logp` or `dy`.
 
     Returns
     -------
@@ -462,15 +457,8 @@ def log_softmax_grad(
 
     Raises
     ------
-    TypeError
-        If `logp` or `dy` has an unsupported dtype, is a masked array or not in memory, `axis` is a bool or a list,
-        `temperature` is no number, `where` is not bool, or `out` is no array or has another dtype.
-    ValueError
-        If `logp` and `dy` differ in shape, an axis repeats, `temperature` is not positive and finite, `where` does not
-        broadcast to the shape of `logp`, or `out` has another shape, is read-only or has elements that overlap each
-        other.
-    numpy.exceptions.AxisError
-        If an axis is out of range.
+    TypeError, ValueError, numpy.exceptions.AxisError
+        As for `softmax_grad`.
 
     See Also
     --------
@@ -482,8 +470,8 @@ def log_softmax_grad(
 
         dx_c = (dy_c - exp(logp_c) sum_k dy_k) / T
 
-    from the Jacobian d logp_c / d x_k = ((c == k) - exp(logp_k)) / T. NaN in `dy` makes its slice NaN, NaN in `logp`
-    its entry. Empty input gives an empty result.
+    from the Jacobian d logp_c / d x_k = ((c == k) - exp(logp_k)) / T. NaN in `dy` makes the whole slice NaN, NaN in
+    `logp` only its own entry. Empty input gives an empty result.
 
     Examples
     --------

@@ -1,11 +1,12 @@
-"""Softmax objectives for gradient boosting, by one visit of the scores: for XGBoost and LightGBM.
+"""Softmax objectives for gradient boosting with XGBoost and LightGBM, computed in one visit of the scores.
 
-They train what the multi-class objective that is built into the installed version trains, and are where to start for
-one that is not: class weights, label smoothing, a temperature. Neither library is imported before a function of this
-module is called with its data.
+They train the same models as the multi-class objective that is built into the installed version. Start from them to
+write one that is not built in, with class weights, label smoothing or a temperature. Neither library is imported before
+a function of this module is called with its data.
 
-Both have to start from the same scores: built-in objectives begin with the frequencies of the classes, others with 0.
-Pass ``base_score=0`` to XGBoost, ``boost_from_average=False`` to LightGBM; or a ``base_margin`` or an ``init_score``.
+The models are the same only if both objectives start from the same scores: built-in ones begin with the frequencies of
+the classes, others with 0. Pass ``base_score=0`` to XGBoost, ``boost_from_average=False`` to LightGBM; or a
+``base_margin`` or an ``init_score``.
 """
 
 from importlib import import_module
@@ -19,7 +20,7 @@ from ._losses import cross_entropy_grad, cross_entropy_with_grad_hess
 
 __all__ = ["lightgbm", "lightgbm_sklearn", "xgboost", "xgboost_sklearn"]
 
-# The least second derivative in XGBoost; where p vanishes and lambda is 0, it decides the leaves.
+# The least second derivative that XGBoost uses. It decides the leaves where p vanishes and lambda is 0.
 _FLOOR = np.float32(1e-16)
 # Elements whose derivatives in float64 stay in a cache until they are rounded.
 _CHUNK = 1 << 17
@@ -28,14 +29,14 @@ _ABSOLUTE = (3, 5)
 
 
 def xgboost(predt: Array, dtrain: Any) -> tuple[Array, Array]:
-    """The objective ``multi:softprob``, for ``xgboost.train(..., obj=xgboost)``.
+    """Gradient and Hessian of the objective ``multi:softprob``, for ``xgboost.train(..., obj=xgboost)``.
 
     Parameters
     ----------
     predt : ndarray
         Scores, one column for each of the ``num_class`` classes.
     dtrain : xgboost.DMatrix
-        With labels, and weights or none. A matrix of labels, a column for each class, are class probabilities.
+        With labels and, if wanted, weights. Labels in a matrix, one column for each class, are class probabilities.
 
     Returns
     -------
@@ -45,7 +46,7 @@ def xgboost(predt: Array, dtrain: Any) -> tuple[Array, Array]:
     Raises
     ------
     TypeError, ValueError
-        As `xgboost_sklearn`.
+        As for `xgboost_sklearn`.
 
     See Also
     --------
@@ -73,14 +74,14 @@ def xgboost(predt: Array, dtrain: Any) -> tuple[Array, Array]:
 def xgboost_sklearn(
     y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None = None
 ) -> tuple[Array, Array]:
-    """The objective ``multi:softprob``, for ``xgboost.XGBClassifier(objective=xgboost_sklearn)``.
+    """Gradient and Hessian of ``multi:softprob``, for ``xgboost.XGBClassifier(objective=xgboost_sklearn)``.
 
     Parameters
     ----------
     y_true : array_like
         Class indices, of any real dtype; or class probabilities, in the shape of `y_pred`.
     y_pred : array_like
-        Scores, one column for each class, two at least.
+        Scores, one column for each class, at least two.
     sample_weight : array_like, optional
         A factor for each sample, finite and not negative.
 
@@ -89,16 +90,16 @@ def xgboost_sklearn(
     grad : ndarray
         ``w (p - y)``, with p = softmax(y_pred).
     hess : ndarray
-        That of the installed version: ``max(2 w p (1 - p), 1e-16)``, from 3.5 on ``max(|w (p - y)|, 1e-16)``.
+        As in the installed version: ``max(2 w p (1 - p), 1e-16)``, since XGBoost 3.5 ``max(|w (p - y)|, 1e-16)``.
 
     Raises
     ------
     ImportError
         If XGBoost is not installed.
     TypeError
-        If an argument has an unsupported dtype, is a masked array or not in memory.
+        If an argument has an unsupported dtype, is a masked array or is not in memory.
     ValueError
-        If an argument has a wrong shape, `y_true` holds no class index, or a weight is negative or not finite.
+        If an argument has a wrong shape, a label is not a class index, or a weight is negative or not finite.
 
     See Also
     --------
@@ -119,14 +120,14 @@ def _xgboost_version() -> tuple[int, ...]:
 
 
 def lightgbm(preds: Array, dataset: Any) -> tuple[Array, Array]:
-    """The objective ``multiclass``, for ``lightgbm.train({"objective": lightgbm, ...}, ...)``.
+    """Gradient and Hessian of the objective ``multiclass``, for ``lightgbm.train({"objective": lightgbm, ...}, ...)``.
 
     Parameters
     ----------
     preds : ndarray
         Scores, one column for each of the ``num_class`` classes.
     dataset : lightgbm.Dataset
-        With labels, and weights or none.
+        With labels and, if wanted, weights.
 
     Returns
     -------
@@ -136,7 +137,7 @@ def lightgbm(preds: Array, dataset: Any) -> tuple[Array, Array]:
     Raises
     ------
     TypeError, ValueError
-        As `lightgbm_sklearn`.
+        As for `lightgbm_sklearn`.
 
     See Also
     --------
@@ -161,7 +162,7 @@ def lightgbm(preds: Array, dataset: Any) -> tuple[Array, Array]:
 def lightgbm_sklearn(
     y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None = None
 ) -> tuple[Array, Array]:
-    """The objective ``multiclass``, for ``lightgbm.LGBMClassifier(objective=lightgbm_sklearn)``.
+    """Gradient and Hessian of ``multiclass``, for ``lightgbm.LGBMClassifier(objective=lightgbm_sklearn)``.
 
     Parameters
     ----------
@@ -178,7 +179,7 @@ def lightgbm_sklearn(
     Raises
     ------
     TypeError, ValueError
-        As `xgboost_sklearn`.
+        As for `xgboost_sklearn`.
 
     See Also
     --------
@@ -186,12 +187,12 @@ def lightgbm_sklearn(
 
     Notes
     -----
-    ``predict_proba`` of an estimator with an objective of one's own returns scores: `fastsoftmax.softmax` makes
-    probabilities of them.
+    With a custom objective, ``predict_proba`` of the estimator returns scores. `fastsoftmax.softmax` turns them into
+    probabilities.
     """
     scores, labels, weight = boosting_arguments(y_true, y_pred, sample_weight)
     samples, classes = scores.shape
-    # LightGBM wants float32, class after class, as it gives the scores; to memory goes nothing else.
+    # LightGBM wants float32, class after class like the scores. Only these arrays go to memory, not those in float64.
     grad, hess = np.empty_like(scores, np.float32), np.empty_like(scores, np.float32)
     step = max(1, _CHUNK // classes)
     dtype = result_dtype(scores.dtype, "y_pred")

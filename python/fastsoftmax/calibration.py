@@ -1,8 +1,8 @@
 """Are the probabilities right? Temperature scaling, reliability and Brier score, from logits and class indices.
 
-A network may be right in 90 % of the cases in which it gives 0.9, or in 60 %; its scores do not tell. Held-out samples
-do. All functions visit the logits a chunk at a time, whatever their size and layout, `numpy.memmap` included, and
-compute in float64.
+If a network gives its top class a probability of 0.9, it may be right in 90 % of these cases, or in 60 %. Its scores do
+not tell, but held-out samples do. All functions visit the logits a chunk at a time, whatever their size and layout,
+`numpy.memmap` included, and compute in float64.
 """
 
 import math
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Reliability", "brier_score", "fit_temperature", "reliability"]
 
-# The temperatures that are considered.
+# The bounds of the temperature.
 _COLDEST, _HOTTEST = 1e-3, 1e3
 # The temperatures tried on the way from 1 to a bound; the relative error of the result.
 _TRIED = (5.0, 40.0)
 _TOLERANCE = 2.5e-7
 # A relative difference between loss and entropy of up to this is rounding.
 _EQUAL = 2.0**-46
-# A confidence this close above an edge, relative to it, lies on it: it is rounded, as is the edge.
+# A confidence above an edge by up to this, relative to the edge, counts as on the edge, because both are rounded.
 _ON_EDGE = 2.0**-50
 
 
@@ -52,7 +52,7 @@ def fit_temperature(
     axis : int, default -1
         The class axis of `logits`.
     ignore_index : int, optional
-        Samples with this class index take no part, whatever their logits hold. It need not be in range.
+        Samples with this target take no part, whatever their logits hold. It need not be a valid class index.
     sample_weight : array_like, optional
         A factor for each sample, in the shape of `targets`, finite and not negative. Samples of weight 0 take no part.
 
@@ -64,8 +64,8 @@ def fit_temperature(
     Raises
     ------
     TypeError
-        If `logits`, `targets` or `sample_weight` has an unsupported dtype, is a masked array or not in memory,
-        `targets` holds no integers, or `axis` or `ignore_index` is no integer.
+        If `logits`, `targets` or `sample_weight` has an unsupported dtype, is a masked array or is not in memory,
+        `targets` does not have an integer dtype, or `axis` or `ignore_index` is not an integer.
     ValueError
         If `targets` or `sample_weight` has a wrong shape, an index is outside [0, C) and is not `ignore_index`, a
         weight is negative or not finite, or there are no classes.
@@ -75,8 +75,8 @@ def fit_temperature(
     Warns
     -----
     RuntimeWarning
-        If the result is one of the bounds. At 0.001 every sample's largest score is that of its target (or scores are
-        tiny); at 1000 the scores say less than chance (or are huge).
+        If the result is one of the bounds. At 0.001, the largest score of every sample is that of its target (or scores
+        are tiny); at 1000, the scores predict the targets no better than chance (or are huge).
 
     See Also
     --------
@@ -84,20 +84,20 @@ def fit_temperature(
 
     Notes
     -----
-    The mean loss L is convex in 1 / T, and its derivative by log(1 / T) is the mean of the losses less the mean of the
-    entropies. Its root is bracketed and found in about ten visits of the logits (T. R. Chandrupatla, "A new hybrid
-    quadratic/bisection algorithm", 1997).
+    The mean loss is convex in 1 / T, and its derivative with respect to log(1 / T) is the mean loss minus the mean
+    entropy. The root of this derivative is bracketed and found in about ten visits of the logits (T. R. Chandrupatla,
+    "A new hybrid quadratic/bisection algorithm", 1997).
 
     The order of the classes, and so the accuracy, does not change (C. Guo et al., "On Calibration of Modern Neural
-    Networks", 2017). Pass the result as `temperature` to `softmax` and all others.
+    Networks", 2017). Pass the result as `temperature` to `softmax` and the other functions.
 
-    With one class, or where all scores of each sample are equal, no temperature is better than another: the result is
-    1. It is NaN if no sample takes part, if a log-probability is NaN (NaN or +inf in the logits of a sample, nothing
-    but -inf), and if a target has the logit -inf, so that all temperatures are infinitely bad.
+    If there is only one class, or all scores of each sample are equal, every temperature fits as well and the result is
+    1. It is NaN if no sample takes part; if the logits of a sample hold NaN or +inf, or nothing but -inf; and if a
+    target has the logit -inf, since the loss is then infinite at every temperature.
 
     Examples
     --------
-    A model that is always as sure, and wrong in one case out of four:
+    A model that is equally sure in each of four cases, and wrong in one:
 
     >>> import fastsoftmax as fs
     >>> from fastsoftmax.calibration import fit_temperature
@@ -125,7 +125,7 @@ def fitted(scores: Iterable[Chunk], classes: int) -> float:
     """The temperature that fits the scores, which are visited anew for every temperature tried."""
 
     def visit(log_beta: float) -> tuple[float, float, float]:
-        """The sum of the losses, what it exceeds that of the entropies by, and the sum of the weights."""
+        """The sum of the losses, that sum minus the sum of the entropies, and the sum of the weights."""
         temperature, losses, entropies, weights = math.exp(-log_beta), 0.0, 0.0, 0.0
         for chunk in scores:
             losses += dot(chunk.losses(temperature), chunk.weight)
@@ -134,7 +134,7 @@ def fitted(scores: Iterable[Chunk], classes: int) -> float:
         return losses, losses - entropies, weights
 
     def excess(log_beta: float) -> float:
-        """In the sign and root of the derivative by log(1 / T). Scores that overflow are too large."""
+        """A positive multiple of the derivative of the loss by log(1 / T); inf if the scores overflow."""
         _, difference, _ = visit(log_beta)
         return math.inf if math.isnan(difference) else difference
 
@@ -192,7 +192,7 @@ class Reliability:
     confidence : ndarray
         The mean confidence in each bin; NaN where it is empty.
     accuracy : ndarray
-        The part of the samples in each bin whose top label is the target; NaN where it is empty.
+        The share of the samples in each bin whose top label is the target; NaN where it is empty.
     """
 
     edges: NDArray[np.float64]
@@ -207,7 +207,7 @@ class Reliability:
 
     @property
     def expected_error(self) -> float:
-        """The expected calibration error: the mean size of the gaps, weighted by `count`. NaN if all is empty."""
+        """The expected calibration error: the mean size of the gaps, weighted by `count`. NaN if all bins are empty."""
         filled = self.count > 0
         if not filled.any():
             return math.nan
@@ -215,16 +215,16 @@ class Reliability:
 
     @property
     def maximum_error(self) -> float:
-        """The maximum calibration error: the size of the largest gap. NaN if all is empty."""
+        """The maximum calibration error: the size of the largest gap. NaN if all bins are empty."""
         return float(np.abs(self.gap).max(initial=0.0, where=self.count > 0)) if self.count.any() else math.nan
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw a reliability diagram; needs matplotlib, the extra `plot`.
+        """Draw a reliability diagram. Needs matplotlib, the extra `plot`.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            Where to draw; the histogram of the counts is below it. None: in a new figure.
+            Where to draw the diagram; a histogram of the counts goes below it. By default in a new figure.
 
         Returns
         -------
@@ -247,7 +247,7 @@ def reliability(
     ignore_index: SupportsIndex | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> Reliability:
-    """How often the top label is right, among samples whose top label has about the same probability.
+    """The accuracy of the top label, in bins of its probability: the data of a reliability diagram.
 
     Parameters
     ----------
@@ -258,21 +258,22 @@ def reliability(
     bins : int, default 15
         The number of bins, at least 1.
     strategy : {"uniform", "quantile"}, default "uniform"
-        Bins of equal width in [0, 1], or of (about) equally many samples: their edges are then quantiles of the
+        Bins of equal width in [0, 1], or of about equally many samples: the edges are then quantiles of the
         confidences, by `numpy.percentile`, without regard to weights.
 
     Returns
     -------
     Reliability
-        With `edges`, `count`, `confidence`, `accuracy`, one of each bin, and `expected_error`, `maximum_error`,
-        `plot`.
+        With the `edges` of the bins; `count`, `confidence` and `accuracy` of each bin; `expected_error`,
+        `maximum_error` and `plot`.
 
     Raises
     ------
     TypeError
-        As for `fit_temperature`; or if `temperature` is no number or `bins` no integer.
+        As for `fit_temperature`; or if `temperature` is not a real number or `bins` is not an integer.
     ValueError
-        As for `fit_temperature`; or if `temperature`, `bins` or `strategy` is none of those allowed.
+        As for `fit_temperature`; or if `temperature` or `bins` is out of range, or `strategy` is not one of those
+        above.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 
@@ -282,10 +283,10 @@ def reliability(
 
     Notes
     -----
-    A bin is closed on the right, the first on the left, too. Of equal scores the lowest index is the top label. A
-    sample whose probabilities are NaN is in no bin, and makes `confidence`, `accuracy` and both errors NaN.
+    Bins are closed on the right, the first one also on the left. Among equal scores, the lowest index is the top label.
+    A sample whose probabilities are NaN is in no bin, and makes `confidence`, `accuracy` and both errors NaN.
 
-    Quantiles need the confidence of every sample at one time, 8 bytes each.
+    Quantiles need the confidences of all samples at once, 8 bytes each.
 
     Examples
     --------
@@ -316,13 +317,13 @@ def reliability(
 
 
 def _top_label(chunk: Chunk, temperature: float) -> tuple[Array, Array, Array]:
-    """Confidence, whether the label is right, and weight."""
+    """For each sample its confidence, whether its top label is right, and its weight."""
     log_probabilities, classes = chunk.top(1, temperature)
     return np.exp(log_probabilities[:, 0]), classes[:, 0] == chunk.targets, chunk.weight
 
 
 class Bins:
-    """Sums of weights, confidences and right labels by confidence: of equal width, or quantiles of `confidence`."""
+    """Sums of weights, confidences and right labels in bins of equal width, or in quantiles of `confidence`."""
 
     def __init__(self, bins: int, confidence: Array | None = None) -> None:
         self._edges = np.linspace(0.0, 1.0, bins + 1)
@@ -374,7 +375,7 @@ def brier_score(
     Raises
     ------
     TypeError
-        As for `fit_temperature`; or if `temperature` is no number.
+        As for `fit_temperature`; or if `temperature` is not a real number.
     ValueError
         As for `fit_temperature`; or if `temperature` is not positive and finite.
     numpy.exceptions.AxisError
@@ -386,8 +387,8 @@ def brier_score(
 
     Notes
     -----
-    The sum is over all classes, of two, too; some halve it there. It is made of the differences that are the gradient
-    of the cross-entropy, which keep their digits where p is near 1.
+    The sum is over all classes, also if there are only two, where some libraries halve it. The differences p_c - y_c
+    are those in the gradient of the cross-entropy, which keep their digits where p_c is near 1.
 
     Examples
     --------

@@ -1,22 +1,22 @@
-"""The functions of fastsoftmax on dask arrays: lazy, so larger than memory, and on as many machines as dask has.
+"""The functions of fastsoftmax on dask arrays: lazy, for arrays larger than memory, on one machine or a cluster.
 
 Names, arguments, checks and values are those of the plain functions, whose docstrings describe them; only `out` is
 missing. Shapes, dtypes, options and NumPy arrays are checked at once. Values in dask arrays are checked when tasks
 compute them; positions in the messages are those in the whole array.
 
 Chunks. The scores are never rechunked, and no slice is gathered; other arrays are brought into the chunks of the
-scores. If each slice is in one chunk, one task a block calls the plain function, so the bits are the same. Otherwise
-each block is first summed to a `LogSumExp`, and these are merged as a tree, `split_every` at a time, as in dask's own
-reductions; the results keep the plain function's bounds. logsumexp, entropy, log_softmax_at, log_softmax_top_k and
-losses by class indices without label smoothing visit the scores only once. Everything else visits each block a second
-time, when the sums of its slices are known. dask keeps the blocks until then, and `dask.distributed` spills them to
-disk where they exceed a worker's memory limit.
+scores. If each slice is in one chunk, a task for each block calls the plain function, so the bits are those of the
+plain function. Otherwise each block is first summed to a `LogSumExp`, and these are merged as a tree, `split_every` at
+a time, as in dask's own reductions; the results keep the plain function's error bounds. logsumexp, entropy,
+log_softmax_at, log_softmax_top_k and losses by class indices without label smoothing visit the scores only once.
+Everything else visits each block a second time, when the sums of its slices are known. dask keeps the blocks until
+then, and `dask.distributed` spills them to disk where they exceed a worker's memory limit.
 
-Unknown chunk sizes, as after a selection by a mask, are no obstacle in the batch, except for the mean; where positions
-are unknown, messages name those in the block. Along the class axis they are refused.
+Unknown chunk sizes, as after a selection by a mask, are refused along the class axis, and for a mean also in the batch.
+Messages name positions within the block if those in the whole array are unknown.
 
-Threads. A task uses one thread, because dask runs as many tasks at once as there are processors. To change that for
-calls made within, ``with dask.config.set({"fastsoftmax.num-threads": n})``.
+Threads. A task uses one thread, because dask runs as many tasks at once as there are processors. To let tasks use n
+threads, make the calls within ``with dask.config.set({"fastsoftmax.num-threads": n})``.
 """
 
 from functools import partial
@@ -79,7 +79,7 @@ def softmax(
     axis, temperature, where, dtype
         As for `fastsoftmax.softmax`.
     split_every : int or dict, optional
-        How many sums are merged at a time if a slice is in several chunks, as for `dask.array.reduction`.
+        The number of sums to merge at a time if a slice is in several chunks, as for `dask.array.reduction`.
 
     Returns
     -------
@@ -89,9 +89,9 @@ def softmax(
     Raises
     ------
     TypeError
-        If `x` is no dask array; else as `fastsoftmax.softmax`.
+        As for `fastsoftmax.softmax`; or if `x` is not a dask array.
     ValueError
-        As `fastsoftmax.softmax`; or if chunk sizes along `axis` are unknown.
+        As for `fastsoftmax.softmax`; or if chunk sizes along `axis` are unknown.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def log_softmax(
     Raises
     ------
     TypeError, ValueError
-        As `softmax`.
+        As for `softmax`.
 
     Examples
     --------
@@ -167,12 +167,12 @@ def logsumexp(
     Raises
     ------
     TypeError, ValueError
-        As `fastsoftmax.logsumexp`; or as `softmax`.
+        As for `fastsoftmax.logsumexp`; or as for `softmax`.
 
     Notes
     -----
     With `b` and a slice in several chunks, the sums of the chunks are merged as logarithms and signs in float64. Where
-    chunks cancel each other, that loses more digits than one call.
+    chunks cancel each other, this loses more digits than one call with the whole slice.
 
     Examples
     --------
@@ -231,7 +231,7 @@ def entropy(
     Raises
     ------
     TypeError, ValueError
-        As `softmax`.
+        As for `softmax`.
 
     Examples
     --------
@@ -276,12 +276,12 @@ def log_softmax_at(
     Returns
     -------
     dask.array.Array
-        In the shape of `indices`; along `axis`, if it has that, in one chunk.
+        In the shape of `indices`; one chunk along `axis`, if `indices` has that axis.
 
     Raises
     ------
     TypeError, ValueError
-        As `fastsoftmax.log_softmax_at`; or as `softmax`.
+        As for `fastsoftmax.log_softmax_at`; or as for `softmax`.
 
     Examples
     --------
@@ -331,12 +331,12 @@ def log_softmax_top_k(
     Returns
     -------
     log_probabilities, indices : dask.array.Array
-        Along `axis` in one chunk.
+        One chunk along `axis`.
 
     Raises
     ------
     TypeError, ValueError
-        As `fastsoftmax.log_softmax_top_k`; or as `softmax`.
+        As for `fastsoftmax.log_softmax_top_k`; or as for `softmax`.
 
     Examples
     --------
@@ -390,16 +390,17 @@ def cross_entropy(
     Returns
     -------
     dask.array.Array
-        The loss; 0-d where it is reduced.
+        The loss; 0-d if it is reduced.
 
     Raises
     ------
     TypeError, ValueError
-        As `fastsoftmax.cross_entropy`; or as `softmax`. A ValueError, too, for a mean over chunks of unknown sizes.
+        As for `fastsoftmax.cross_entropy`; or as for `softmax`. A ValueError also for a mean over chunks of unknown
+        sizes.
 
     Notes
     -----
-    Sums and means are dask's, in float64, of the samples' losses.
+    dask sums the samples' losses, in float64.
 
     Examples
     --------
@@ -445,7 +446,7 @@ def cross_entropy_grad(
     Raises
     ------
     TypeError, ValueError
-        As `fastsoftmax.cross_entropy_grad`; or as `cross_entropy`.
+        As for `fastsoftmax.cross_entropy_grad`; or as for `cross_entropy`.
 
     Examples
     --------
@@ -491,7 +492,7 @@ def cross_entropy_with_grad(
     Raises
     ------
     TypeError, ValueError
-        As `cross_entropy_grad`.
+        As for `cross_entropy_grad`.
 
     Examples
     --------
@@ -534,17 +535,17 @@ def kl_divergence(
     Returns
     -------
     dask.array.Array
-        The divergence; 0-d where it is reduced.
+        The divergence; 0-d if it is reduced.
 
     Raises
     ------
     TypeError, ValueError
-        As `fastsoftmax.kl_divergence`; or as `cross_entropy`.
+        As for `fastsoftmax.kl_divergence`; or as for `cross_entropy`.
 
     Notes
     -----
-    If a slice is in several chunks, the differences of log-probabilities are taken in float64 after these are rounded
-    to it. For float64 logits this loses digits of a divergence near 0: an error of about 1e-15 in each difference.
+    If a slice is in several chunks, log-probabilities are rounded to float64 before their differences are taken. For
+    float64 logits this loses digits of a divergence near 0: each difference has an error of about 1e-15.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """The definition of every public function, in plain NumPy.
 
-Names, signatures, checks and errors are those of the package. Half and single precision are computed in float32, all
-else in float64; what is divided by a temperature, too. The formulas are the textbook's: subtract the maximum,
+Names, signatures, checks and errors are those of the package. Half and single precision without a temperature are
+computed in float32, everything else in float64. The formulas are those of textbooks: subtract the maximum,
 exponentiate, sum.
 """
 
@@ -68,7 +68,7 @@ def _working_dtype(temperature: float, *dtypes: DType) -> DType:
 
 
 def _shifted(x: Array, axes: tuple[int, ...], temperature: float, mask: Array | None, dtype: DType) -> Array:
-    """`x` less its maximum in each slice, over `temperature`; -inf where masked."""
+    """`x` minus its maximum in each slice, divided by `temperature`; -inf where masked."""
     x = x.astype(_working_dtype(temperature, x.dtype, dtype), copy=False)
     if mask is not None:
         x = np.where(mask, x, -inf)
@@ -101,7 +101,7 @@ def softmax(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Array:
-    """exp(x_c) / sum_k exp(x_k), of x / temperature."""
+    """exp(x_c) / sum_k exp(x_k), where x is divided by the temperature."""
     x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
     e = np.exp(_shifted(x, axes, temperature, mask, dtype))
     p = e / e.sum(axis=axes, keepdims=True)
@@ -118,7 +118,7 @@ def log_softmax(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Array:
-    """x_c - log(sum_k exp(x_k)), of x / temperature."""
+    """x_c - log(sum_k exp(x_k)), where x is divided by the temperature."""
     x, axes, temperature, mask, dtype = transform_arguments(x, axis, temperature, where, dtype)
     d = _shifted(x, axes, temperature, mask, dtype)
     logp = d - np.log(np.exp(d).sum(axis=axes, keepdims=True))
@@ -137,7 +137,7 @@ def logsumexp(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Any:
-    """log(sum_k b_k exp(x_k)); with `return_sign` that of the sum's absolute value, and its sign."""
+    """log(sum_k b_k exp(x_k)); with `return_sign` the logarithm of the sum's absolute value, and its sign."""
     x, axes, b, mask, dtype = logsumexp_arguments(x, axis, b, where, dtype)
     keepdims, return_sign = to_flag(keepdims, "keepdims"), to_flag(return_sign, "return_sign")
     if b is not None:
@@ -195,7 +195,7 @@ def log_softmax_at(
     dtype: DTypeLike | None = None,
     out: Array | None = None,
 ) -> Any:
-    """The entries of log_softmax that `indices` names."""
+    """The entries of log_softmax at `indices`."""
     x, axis, temperature, mask, dtype = one_pass_arguments(x, axis, temperature, where, dtype)
     indices = to_indices(indices, x.shape, axis)
     check_indices(indices, x.shape[axis])
@@ -215,14 +215,14 @@ def log_softmax_top_k(
     where: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[Array, Array]:
-    """The first k of the classes by falling score, and their entries of log_softmax."""
+    """The entries of log_softmax for the k largest scores, largest first, and their class indices."""
     x, axis, temperature, mask, dtype = one_pass_arguments(x, axis, temperature, where, dtype)
     k = to_k(k, x.shape[axis])
     logp = log_softmax(x, axis, temperature=temperature, where=mask, dtype=dtype)
     present = np.broadcast_to(True if mask is None else mask, x.shape)
     undefined = (present & np.isnan(logp)).any(axis=axis, keepdims=True)
     scores = np.where(undefined | ~present, 0.0, x.astype(_working_dtype(1.0, x.dtype, dtype)))
-    # By the last of these first; what is equal in both keeps its order.
+    # lexsort sorts by its last key first; entries that are equal in both keep their order.
     order = np.lexsort((-scores, ~present), axis=axis).take(np.arange(k), axis)
     return np.take_along_axis(logp, order, axis), order
 
@@ -240,14 +240,14 @@ def sample(
     min_p: SupportsFloat | None = None,
     where: ArrayLike | None = None,
 ) -> Any:
-    """The first class c with p_0 + ... + p_c > u, with p = softmax(x / temperature) of the classes that are left."""
+    """The first class c with p_0 + ... + p_c > u, with p = softmax(x / temperature) of the classes that are kept."""
     x, axes, draws, temperature, k, least_sum, least_ratio, mask = sample_arguments(
         x, rng, axis, size, temperature, top_k, top_p, min_p, where
     )
     batch = reduced_shape(x.shape, axes)
     d = _shifted(x, axes, temperature, mask, FLOAT64)
     rows = np.moveaxis(d, axes[0], -1) if axes else d.reshape(1)
-    undefined = ~(rows.max(axis=-1, initial=-inf) == 0.0)  # NaN, where there is nothing finite or a NaN
+    undefined = ~(rows.max(axis=-1, initial=-inf) == 0.0)  # not 0 with NaN, with +inf or without a finite score
     if undefined.any():
         refuse_slice(x, axes, mask, int(np.argmax(undefined)))
     one = 1 if draws is None else draws
@@ -259,7 +259,7 @@ def sample(
         left = order[:k]
         if least_sum < 1.0:
             sums = np.cumsum(e[left])
-            enough = np.searchsorted(sums, least_sum * sums[-1] * (1.0 - 1e-12)) + 1  # what rounding takes is no matter
+            enough = np.searchsorted(sums, least_sum * sums[-1] * (1.0 - 1e-12)) + 1  # allows for rounding
             left = left[:enough]
         left = np.sort(left[e[left] >= least_ratio])
         left = left[e[left] > 0.0]
@@ -340,7 +340,7 @@ def cross_entropy_grad(
     upstream: ArrayLike | None = None,
     out: Array | None = None,
 ) -> Array:
-    """`upstream` (p_c sum_k a_k - a_c) / temperature, divided by what the mean divides by."""
+    """`upstream` (p_c sum_k a_k - a_c) / temperature, for a mean divided by its divisor."""
     grad: Array
     _, grad, _ = _cross_entropy(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, False, True, upstream, out
@@ -362,7 +362,7 @@ def cross_entropy_with_grad(
     upstream: ArrayLike | None = None,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
-    """cross_entropy and cross_entropy_grad."""
+    """The results of cross_entropy and cross_entropy_grad."""
     loss, grad, _ = _cross_entropy(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, True, upstream, out
     )
@@ -383,7 +383,7 @@ def cross_entropy_with_grad_hess(
     upstream: ArrayLike | None = None,
     out: tuple[Array | None, Array | None] | None = None,
 ) -> tuple[Any, Array, Array]:
-    """cross_entropy, cross_entropy_grad and `upstream` p_c (1 - p_c) sum_k a_k / temperature^2, divided likewise."""
+    """Loss, gradient and `upstream` p_c (1 - p_c) sum_k a_k / temperature^2, for a mean divided by its divisor."""
     grad_out, hess_out = hess_outs(out)
     options = (logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction, True, True)
     return _cross_entropy(*options, upstream, grad_out, True, hess_out)
@@ -405,7 +405,7 @@ def _cross_entropy(
     with_hess: bool = False,
     hess_out: Array | None = None,
 ) -> tuple[Any, Any, Any]:
-    """Loss, gradient and Hessian, if wanted. What is one a slice keeps the class axis, of extent 1, to the end."""
+    """Loss, gradient and Hessian, or None. Arrays with one number for each slice keep the class axis, with extent 1."""
     x, targets, axis, weight, ignore_index, e, temperature, reduction, dtype = loss_arguments(
         logits, targets, axis, weight, ignore_index, label_smoothing, temperature, reduction
     )
@@ -494,7 +494,7 @@ def kl_divergence_with_grad(
     upstream: ArrayLike | None = None,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
-    """kl_divergence and `upstream` (q_c - p_c) / temperature, divided by what the mean divides by."""
+    """kl_divergence and `upstream` (q_c - p_c) / temperature, for a mean divided by the number of slices."""
     return _kl_divergence(p_logits, q_logits, axis, temperature, where, reduction, True, upstream, out)
 
 
@@ -509,7 +509,7 @@ def _kl_divergence(
     upstream: ArrayLike | None,
     out: Array | None,
 ) -> tuple[Any, Any]:
-    """Divergence and gradient, where asked for."""
+    """The divergence, and the gradient or None."""
     x, y, axis, temperature, mask, reduction, dtype, grad_dtype = divergence_arguments(
         p_logits, q_logits, axis, temperature, where, reduction
     )
@@ -582,7 +582,7 @@ def _finite(top: Array) -> Array:
 
 
 class LogSumExp(_LogSumExp):
-    """log(sum_k exp(x_k)) of all pieces of x / temperature: their largest, and the sum of exp(x_k - largest)."""
+    """log(sum_k exp(x_k)) of all pieces of x / temperature, kept as the largest and the sum of exp(x_k - largest)."""
 
     _core = SimpleNamespace(
         updated_totals=_updated_totals,

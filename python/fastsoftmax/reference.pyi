@@ -1,4 +1,4 @@
-"""The reference's functions have the types of those that they define."""
+"""The functions of the reference have the types of the package's functions of the same name."""
 
 from . import LogSumExp as LogSumExp
 from . import cross_entropy as cross_entropy

@@ -1,13 +1,13 @@
 """The functions of fastsoftmax on DataArrays: class axes by name, on NumPy arrays and, lazily, on dask arrays.
 
-`dim`, the name of a dimension or several names, takes the place of `axis`. The rest is as for the plain functions,
-whose docstrings have it, and on dask as in `fastsoftmax.dask`; there is no `out`.
+`dim`, the name of a dimension or several names, takes the place of `axis`, and there is no `out`. Otherwise the
+functions are as the docstrings of the plain functions say, and on dask as that of `fastsoftmax.dask` says.
 
 Dimensions, coordinates and the name of the scores are kept, and attributes if xarray's option ``keep_attrs`` says so.
-Other arrays have to be DataArrays, so that their axes have names, too. Their dimensions may be in any order;
-coordinates that differ from those of the scores are an error (``join="exact"``).
+Other arrays, except `weight`, must be DataArrays, so that their axes have names, too. Their dimensions may be in any
+order; coordinates that differ from those of the scores are an error (``join="exact"``).
 
-With a Dataset use its method `map`: ``dataset.map(fastsoftmax.xarray.softmax, dim="class")``.
+For a Dataset use its method `map`: ``dataset.map(fastsoftmax.xarray.softmax, dim="class")``.
 """
 
 from collections.abc import Hashable, Iterable
@@ -57,7 +57,7 @@ def softmax(
     temperature, dtype
         As for `fastsoftmax.softmax`.
     where : xarray.DataArray, optional
-        Some of the dimensions of `x`.
+        Mask with some or all of the dimensions of `x`. Entries where it is False take no part.
 
     Returns
     -------
@@ -67,9 +67,9 @@ def softmax(
     Raises
     ------
     TypeError
-        If `x` or `where` is no DataArray; else as `fastsoftmax.softmax`.
+        As for `fastsoftmax.softmax`; or if `x` or `where` is not a DataArray.
     ValueError
-        If `x` has no dimension `dim`, or `where` one that `x` lacks; else as `fastsoftmax.softmax`.
+        As for `fastsoftmax.softmax`; or if `x` lacks a dimension of `dim` or `where`.
     xarray.AlignmentError
         If coordinates differ.
 
@@ -107,7 +107,7 @@ def log_softmax(
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `softmax`.
+        As for `softmax`.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def logsumexp(
     x, dim, where
         As for `softmax`.
     b : number or xarray.DataArray, optional
-        Weights of the terms; they and `x` are broadcast against each other by the names of their dimensions.
+        Weights of the terms. `b` and `x` are broadcast against each other by the names of their dimensions.
     return_sign, dtype
         As for `fastsoftmax.logsumexp`.
 
@@ -148,7 +148,7 @@ def logsumexp(
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `softmax`; or as `fastsoftmax.logsumexp`.
+        As for `softmax`; or as for `fastsoftmax.logsumexp`.
 
     Examples
     --------
@@ -184,7 +184,7 @@ def entropy(
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `softmax`.
+        As for `softmax`.
 
     Examples
     --------
@@ -213,20 +213,20 @@ def log_softmax_at(
     x, temperature, where, dtype
         As for `softmax`.
     indices : xarray.DataArray
-        Positions along `dim`, not labels: one of each slice, in the dimensions of `x` without `dim`; or several, along
-        `dim` or along a dimension that `x` lacks.
+        Positions along `dim`, not labels. In the dimensions of `x` without `dim`, for one class of each slice; for
+        several, also with `dim` or a dimension that `x` lacks.
     dim : hashable
         The dimension of the classes.
 
     Returns
     -------
     xarray.DataArray
-        In the dimensions of `indices`, in the order of those of `x`; one along `dim` has no coordinates.
+        In the dimensions of `indices`, ordered as in `x`. The dimension `dim`, if any, has no coordinates.
 
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `softmax`; or as `fastsoftmax.log_softmax_at`.
+        As for `softmax`; or as for `fastsoftmax.log_softmax_at`.
 
     Examples
     --------
@@ -263,12 +263,12 @@ def log_softmax_top_k(
     Returns
     -------
     log_probabilities, indices : xarray.DataArray
-        In the dimensions of `x`; that of the classes has no coordinates. The indices are positions.
+        In the dimensions of `x`, without coordinates along `dim`. The indices are positions.
 
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `softmax`; or as `fastsoftmax.log_softmax_top_k`.
+        As for `softmax`; or as for `fastsoftmax.log_softmax_top_k`.
 
     Examples
     --------
@@ -303,8 +303,8 @@ def cross_entropy(
     logits : xarray.DataArray
         Scores.
     targets : xarray.DataArray
-        Class indices, positions along `dim`, in the dimensions of `logits` without it; or class probabilities, in those
-        of `logits`.
+        Class indices, which are positions along `dim`, in the dimensions of `logits` without `dim`; or class
+        probabilities, in the dimensions of `logits`.
     dim : hashable
         The dimension of the classes.
     weight : array_like or xarray.DataArray, optional
@@ -315,12 +315,12 @@ def cross_entropy(
     Returns
     -------
     xarray.DataArray
-        Without dimensions, or, with ``reduction="none"``, in those of `logits` without `dim`.
+        Without dimensions; with ``reduction="none"``, in those of `logits` without `dim`.
 
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `softmax`; or as `fastsoftmax.cross_entropy`.
+        As for `softmax`; or as for `fastsoftmax.cross_entropy`.
 
     Examples
     --------
@@ -364,7 +364,7 @@ def cross_entropy_grad(
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `cross_entropy`; or as `fastsoftmax.cross_entropy_grad`.
+        As for `cross_entropy`; or as for `fastsoftmax.cross_entropy_grad`.
 
     Examples
     --------
@@ -406,7 +406,7 @@ def cross_entropy_with_grad(
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `cross_entropy_grad`.
+        As for `cross_entropy_grad`.
 
     Examples
     --------
@@ -447,12 +447,12 @@ def kl_divergence(
     Returns
     -------
     xarray.DataArray
-        Without dimensions, or, with ``reduction="none"``, in those of `p_logits` without `dim`.
+        Without dimensions; with ``reduction="none"``, in those of `p_logits` without `dim`.
 
     Raises
     ------
     TypeError, ValueError, xarray.AlignmentError
-        As `softmax`; or as `fastsoftmax.kl_divergence`.
+        As for `softmax`; or as for `fastsoftmax.kl_divergence`.
 
     Examples
     --------
@@ -466,11 +466,11 @@ def kl_divergence(
     return call.compute([call.losses(reduction)], temperature=temperature, reduction=reduction)
 
 
-# The dimensions that an argument has.
+# The dimensions that an argument must have, for messages.
 _EXPECTED = {
-    "where": "some of those of the scores",
-    "indices": "those of the scores without that of the classes, and one other at most",
-    "targets": "those of the scores, for class indices without that of the classes",
+    "where": "some or all of those of the scores",
+    "indices": "those of the scores without that of the classes, and at most one other",
+    "targets": "those of the scores, without that of the classes for class indices",
     "upstream": "those of the scores without that of the classes, or none",
     "weight": "that of the classes",
     "q_logits": "those of the scores",
@@ -478,13 +478,13 @@ _EXPECTED = {
 
 
 class _Call:
-    """The arrays of a call; all of their dimensions are told to xarray in the order of those of the scores."""
+    """The arrays of a call. xarray gets the dimensions of each in the order that they have in the scores."""
 
     def __init__(self, function: str, dim: Any, **given: Any) -> None:
         name, *others = given
         if isinstance(given[name], xr.Dataset):
             raise TypeError(
-                f"{name} is a Dataset; expected a DataArray, as each of it is in "
+                f"{name} is a Dataset; expected a DataArray. For each variable of a Dataset, use "
                 f"dataset.map(fastsoftmax.xarray.{function}, ...)"
             )
         self.function = function
@@ -511,7 +511,7 @@ class _Call:
         return dims
 
     def _check_dims(self, name: str, array: xr.DataArray) -> None:
-        """A name decides what an axis is, even where extents agree."""
+        """Refuse dimensions other than those expected, even where extents agree."""
         expected = {
             "where": (set(self.full) & set(array.dims),),
             "b": (set(array.dims),),
@@ -523,8 +523,8 @@ class _Call:
         }[name]
         if {*array.dims} not in expected:
             raise ValueError(
-                f"{name} has dimensions {array.dims}; expected {_EXPECTED[name]}, where the scores have {self.full} "
-                f"and the classes {self.dims}"
+                f"{name} has dimensions {array.dims}; expected {_EXPECTED[name]}; those of the scores are {self.full}, "
+                f"of which those of the classes are {self.dims}"
             )
 
     def losses(self, reduction: Any) -> tuple[Hashable, ...]:
@@ -532,9 +532,9 @@ class _Call:
         return self.batch if isinstance(reduction, str) and reduction == "none" else ()
 
     def compute(self, results: list[tuple[Hashable, ...]], **options: Any) -> Any:
-        """The results, by their dimensions."""
+        """Compute the results, which have the given dimensions."""
         scores, arrays = self.scores, self.arrays
-        # Along dimensions that results have in another extent, xarray itself aligns nothing.
+        # Along dimensions whose extent changes in the results, xarray does not check coordinates.
         resized = {*self.dims} & {*self.picks} if self.function == "log_softmax_at" else set()
         if self.function == "log_softmax_top_k":
             resized = {*self.dims}
@@ -582,10 +582,10 @@ def _compute(
     options: dict[str, Any],
     *arrays: Any,
 ) -> Any:
-    """The plain function, or that of fastsoftmax.dask, of arrays without names."""
+    """Call the plain function, or if `lazy` that of fastsoftmax.dask, with arrays without names."""
     broadcasts = [True, *(name in ("b", "where") for name in names)]
     scores, *others = (
-        # What is broadcast lacks some dimensions.
+        # Arrays that are broadcast may lack some dimensions.
         array[tuple(slice(None) if name in order else None for name in full)] if broadcast else array
         for array, order, broadcast in zip(arrays, orders, broadcasts, strict=True)
     )
