@@ -1,8 +1,8 @@
 """Checks and conversions of all arguments. The core takes the results without checking them again.
 
 All refusals are here, and all of them come before anything is written. No input of full size is copied, except one that
-is not an array yet (a list) and the rare longdouble. In a call with few numbers most of the time goes to these checks:
-each looks first for the plain case (an exact ndarray, an int, None), inline, since a function call would take as long.
+is not an array yet (a list) and the rare longdouble. In a call with few numbers most of the time goes to these checks.
+So each looks first for the plain case (an exact ndarray, an int, None), inline: a function call would double its time.
 """
 
 import reprlib
@@ -61,7 +61,7 @@ _ALL_AXES = tuple(tuple(range(ndim)) for ndim in range(_MOST_AXES + 1))
 
 
 def _is_bfloat16(dtype: DType) -> bool:
-    """Whether it is ml_dtypes' bfloat16, told by the name so as not to import ml_dtypes. A void of that name is not."""
+    """Whether it is the bfloat16 of ml_dtypes, told by name, without an import. A void of that name is another one."""
     return (
         dtype.kind == "V"
         and dtype.itemsize == 2
@@ -108,7 +108,7 @@ def _allowed(own: DType, inputs: tuple[DType, ...]) -> str:
 
 
 def joint_dtypes(x: Array, x_given: ArrayLike, b: Array, b_given: ArrayLike) -> tuple[DType, ...]:
-    """The dtype `numpy.result_type(x, b)`, and the dtypes that decide it: that of a Python number does not."""
+    """The dtype `numpy.result_type(x, b)`, and the dtypes that decide it: not that of a Python number."""
     if isinstance(b_given, _PYTHON_NUMBERS) and not isinstance(b_given, np.generic):
         return result_dtype(x.dtype, "x"), x.dtype
     if isinstance(x_given, _PYTHON_NUMBERS) and not isinstance(x_given, np.generic):
@@ -169,7 +169,7 @@ def _converted(convert: Callable[[Any], Any], value: Any, name: str) -> Any:
 
 
 def _arrays_of(values: Any, name: str, outer: tuple[int, ...]) -> Any:
-    """The elements of a sequence, with all that are not plain as arrays; `outer` are the sequences around it."""
+    """The elements of a sequence, converted to arrays if not plain; `outer` are the ids of the sequences around it."""
     if id(values) in outer:
         raise ValueError(f"{name} holds a {_type_of(values)} that holds itself")
     if len(outer) == _MOST_AXES:  # NumPy itself refuses deeper ones
@@ -468,7 +468,7 @@ def _overlaps_itself(array: Array) -> bool:
     for k in range(array.ndim):
         along = np.moveaxis(array, k, 0)
         try:
-            # NumPy accepts any number, its stubs only two.
+            # NumPy accepts any number for max_work, its stubs only two.
             if np.shares_memory(along[:1], along[1:], max_work=array.size):  # type: ignore[arg-type]
                 return True
         except TooHardError:

@@ -162,7 +162,7 @@ def cross_entropy_grad(
 
         g_c = u (p_c sum_k a_k - a_c) / T
 
-    where u is `upstream`, for a mean divided by its divisor. No intermediate factor overflows unless the gradient does.
+    where u is `upstream`, for a mean divided by its divisor. No intermediate result overflows unless the gradient does.
 
     A sample whose logits hold NaN or +inf, or nothing but -inf, has gradient NaN, even if a factor of it is 0. An
     ignored sample has gradient 0, whatever its logits and `upstream` hold, even if all samples are ignored. If the
@@ -395,8 +395,8 @@ def kl_divergence(
         If `p_logits` or `q_logits` has an unsupported dtype, is a masked array or is not in memory, `where` is not
         bool, `axis` is not an integer, or `temperature` is not a real number.
     ValueError
-        If `p_logits` and `q_logits` differ in shape, `where` does not broadcast to it, `temperature` is not positive
-        and finite, `reduction` is not one of those above, or there are no classes.
+        If `p_logits` and `q_logits` differ in shape, `where` does not broadcast to their shape, `temperature` is not
+        positive and finite, `reduction` is not one of those above, or there are no classes.
     numpy.exceptions.AxisError
         If `axis` is out of range.
 

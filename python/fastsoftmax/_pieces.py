@@ -103,7 +103,7 @@ class LogSumExp:
 
     - the pieces have one dtype and come in order,
     - all but the last have a multiple of 16,384 entries of the slice, and all together more than 56,
-    - and the largest score is smaller in size than 512 times the temperature (float64: 2048 times).
+    - and the magnitude of the largest score is below 512 times the temperature (float64: 2048 times).
 
     The dtype of results is the `numpy.result_type` of all pieces. Each piece is summed with the precision of its own
     dtype: a wider `dtype` shows more digits of the sums, but does not make them more accurate.
@@ -310,8 +310,8 @@ class LogSumExp:
         TypeError
             If `dtype` is not one of those allowed, or `keepdims` has no truth value.
         ValueError
-            If there is no piece yet; or if `keepdims` is True, `axis` is None, and the total comes from a state, which
-            does not tell the number of axes.
+            If there is no piece yet; or if `keepdims` is True, `axis` is None, and there is only a state, which does
+            not tell the number of axes.
         """
         return self._concluded(self._core.logsumexp_of_totals, keepdims, dtype)
 
@@ -341,7 +341,7 @@ class LogSumExp:
         dtype: DTypeLike | None = None,
         out: Array | None = None,
     ) -> Array:
-        """The probabilities, within whole slices, of the scores of a piece, or of any scores.
+        """The probabilities that the scores of a piece, or any scores, have within the whole slices.
 
         Parameters
         ----------
@@ -373,7 +373,7 @@ class LogSumExp:
         dtype: DTypeLike | None = None,
         out: Array | None = None,
     ) -> Array:
-        """The log-probabilities, within whole slices, of the scores of a piece, or of any scores.
+        """The log-probabilities that the scores of a piece, or any scores, have within the whole slices.
 
         Arguments and errors are those of `LogSumExp.softmax`; masked entries have log-probability -inf.
         """

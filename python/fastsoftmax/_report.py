@@ -28,7 +28,7 @@ _Show = Callable[[str, int], None]
 
 
 class _BadInput(Exception):
-    """Its text is one line that says what is wrong."""
+    """An error in the input. Its text is one line."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -38,10 +38,10 @@ def sample(
     top_k : int, optional
         At least 1. Keep only the `top_k` most probable classes; all classes if there are no more.
     top_p : float, optional
-        In (0, 1]. Of the classes that `top_k` keeps, renormalised, keep the fewest most probable ones whose
-        probabilities together reach `top_p`.
+        In (0, 1]. Of the classes that `top_k` keeps, keep only the fewest most probable ones whose probabilities,
+        after renormalising, reach `top_p` together.
     min_p : float, optional
-        In [0, 1]. Of the classes that `top_p` keeps, keep those whose probability is at least `min_p` times the
+        In [0, 1]. Of the classes that `top_p` keeps, keep only those whose probability is at least `min_p` times the
         largest.
     where : array_like of bool, optional
         Mask that broadcasts to the shape of `x`. Classes where it is False take no part, whatever their scores are.

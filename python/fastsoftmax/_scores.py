@@ -110,7 +110,7 @@ def _pieces(array: Array, axis: int) -> Iterator[tuple[slice, ...]]:
             yield tuple(index)
             return
         step = max(1, CHUNK // max(1, inner))
-        for start in range(0, max(1, array.shape[axes[depth]]), step):  # one empty chunk if empty
+        for start in range(0, max(1, array.shape[axes[depth]]), step):  # an empty array is one empty chunk
             index[axes[depth]] = slice(start, start + step)
             if inner > CHUNK:
                 yield from cut(depth + 1)

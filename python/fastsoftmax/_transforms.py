@@ -78,8 +78,9 @@ def softmax(
     (J. S. Bridle, "Training stochastic model recognition algorithms as networks can lead to maximum mutual information
     estimation of parameters", 1990). Half precision is computed in float32 and rounded once.
 
-    A slice that holds NaN or +inf, or nothing but -inf, is NaN in every entry that takes part. Otherwise -inf has
-    probability exactly 0. A slice with no True entry in `where` is 0. Empty input gives an empty result.
+    A slice that holds NaN or +inf, or nothing but -inf, is NaN in every entry that takes part. Otherwise a score of
+    -inf has probability exactly 0. A slice with no True entry in `where` is 0 everywhere. Empty input gives an empty
+    result.
 
     For `numpy.random.Generator.multinomial` pass ``dtype=np.float64``: it refuses probabilities whose sum exceeds 1 by
     1e-12, and the sum of float32 probabilities may exceed 1 by more.
@@ -162,8 +163,8 @@ def log_softmax(
     (P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax functions", IMA Journal
     of Numerical Analysis, 2021). Half precision is computed in float32 and rounded once.
 
-    A slice that holds NaN or +inf, or nothing but -inf, is NaN in every entry that takes part. Otherwise -inf stays
-    -inf. A slice with no True entry in `where` is -inf. Empty input gives an empty result.
+    A slice that holds NaN or +inf, or nothing but -inf, is NaN in every entry that takes part. Otherwise a score of
+    -inf stays -inf. A slice with no True entry in `where` is -inf everywhere. Empty input gives an empty result.
 
     Examples
     --------

@@ -90,7 +90,7 @@ def xgboost_sklearn(
     grad : ndarray
         ``w (p - y)``, with p = softmax(y_pred).
     hess : ndarray
-        As in the installed version: ``max(2 w p (1 - p), 1e-16)``, since XGBoost 3.5 ``max(|w (p - y)|, 1e-16)``.
+        As in the installed version: ``max(2 w p (1 - p), 1e-16)`` before 3.5, then ``max(|w (p - y)|, 1e-16)``.
 
     Raises
     ------

@@ -91,8 +91,8 @@ def fit_temperature(
     The order of the classes, and so the accuracy, does not change (C. Guo et al., "On Calibration of Modern Neural
     Networks", 2017). Pass the result as `temperature` to `softmax` and the other functions.
 
-    If there is only one class, or all scores of each sample are equal, every temperature fits as well and the result is
-    1. It is NaN if no sample takes part; if the logits of a sample hold NaN or +inf, or nothing but -inf; and if a
+    If there is only one class, or all scores of each sample are equal, all temperatures fit equally well and the result
+    is 1. It is NaN if no sample takes part; if the logits of a sample hold NaN or +inf, or nothing but -inf; or if a
     target has the logit -inf, since the loss is then infinite at every temperature.
 
     Examples
@@ -115,7 +115,7 @@ def fit_temperature(
     if temperature in (_COLDEST, _HOTTEST):
         why = {
             _COLDEST: "every sample's largest score is that of its target, or scores are tiny",
-            _HOTTEST: "the scores say less about the targets than chance, or are huge",
+            _HOTTEST: "the scores predict the targets no better than chance, or are huge",
         }
         warnings.warn(f"the temperature is at its bound, {temperature:g}: {why[temperature]}", RuntimeWarning, 2)
     return temperature
@@ -134,7 +134,7 @@ def fitted(scores: Iterable[Chunk], classes: int) -> float:
         return losses, losses - entropies, weights
 
     def excess(log_beta: float) -> float:
-        """A positive multiple of the derivative of the loss by log(1 / T); inf if the scores overflow."""
+        """A positive multiple of the derivative of the loss with respect to log(1 / T); inf if scores overflow."""
         _, difference, _ = visit(log_beta)
         return math.inf if math.isnan(difference) else difference
 

@@ -70,7 +70,7 @@ def softmax(
     dtype: DTypeLike | None = None,
     split_every: SplitEvery = None,
 ) -> da.Array:
-    """`fastsoftmax.softmax` on a dask array.
+    """The probabilities that `fastsoftmax.softmax` gives, for a dask array.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def log_softmax(
     dtype: DTypeLike | None = None,
     split_every: SplitEvery = None,
 ) -> da.Array:
-    """`fastsoftmax.log_softmax` on a dask array.
+    """The log-probabilities that `fastsoftmax.log_softmax` gives, for a dask array.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def logsumexp(
     dtype: DTypeLike | None = None,
     split_every: SplitEvery = None,
 ) -> Any:
-    """`fastsoftmax.logsumexp` on a dask array.
+    """The logarithm that `fastsoftmax.logsumexp` gives, for a dask array.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def entropy(
     dtype: DTypeLike | None = None,
     split_every: SplitEvery = None,
 ) -> da.Array:
-    """`fastsoftmax.entropy` on a dask array.
+    """The entropy that `fastsoftmax.entropy` gives, for a dask array.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def log_softmax_at(
     dtype: DTypeLike | None = None,
     split_every: SplitEvery = None,
 ) -> da.Array:
-    """`fastsoftmax.log_softmax_at` on a dask array.
+    """The log-probabilities that `fastsoftmax.log_softmax_at` gives, for a dask array.
 
     Parameters
     ----------
@@ -319,7 +319,7 @@ def log_softmax_top_k(
     dtype: DTypeLike | None = None,
     split_every: SplitEvery = None,
 ) -> tuple[da.Array, da.Array]:
-    """`fastsoftmax.log_softmax_top_k` on a dask array.
+    """The log-probabilities and classes that `fastsoftmax.log_softmax_top_k` gives, for a dask array.
 
     Parameters
     ----------
@@ -376,7 +376,7 @@ def cross_entropy(
     reduction: Literal["none", "mean", "sum"] = "mean",
     split_every: SplitEvery = None,
 ) -> da.Array:
-    """`fastsoftmax.cross_entropy` on a dask array.
+    """The loss that `fastsoftmax.cross_entropy` gives, for a dask array.
 
     Parameters
     ----------
@@ -400,7 +400,7 @@ def cross_entropy(
 
     Notes
     -----
-    dask sums the samples' losses, in float64.
+    Sums and means of the samples' losses are computed by dask, in float64.
 
     Examples
     --------
@@ -429,7 +429,7 @@ def cross_entropy_grad(
     upstream: ArrayLike | da.Array | None = None,
     split_every: SplitEvery = None,
 ) -> da.Array:
-    """`fastsoftmax.cross_entropy_grad` on a dask array.
+    """The gradient that `fastsoftmax.cross_entropy_grad` gives, for a dask array.
 
     Parameters
     ----------
@@ -477,7 +477,7 @@ def cross_entropy_with_grad(
     upstream: ArrayLike | da.Array | None = None,
     split_every: SplitEvery = None,
 ) -> tuple[da.Array, da.Array]:
-    """`fastsoftmax.cross_entropy_with_grad` on a dask array.
+    """The loss and gradient that `fastsoftmax.cross_entropy_with_grad` gives, for a dask array.
 
     Parameters
     ----------
@@ -521,7 +521,7 @@ def kl_divergence(
     reduction: Literal["none", "mean", "sum"] = "mean",
     split_every: SplitEvery = None,
 ) -> da.Array:
-    """`fastsoftmax.kl_divergence` on dask arrays.
+    """The divergence that `fastsoftmax.kl_divergence` gives, for dask arrays.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The functions of fastsoftmax on DataArrays: class axes by name, on NumPy arrays and, lazily, on dask arrays.
 
-`dim`, the name of a dimension or several names, takes the place of `axis`, and there is no `out`. Otherwise the
-functions are as the docstrings of the plain functions say, and on dask as that of `fastsoftmax.dask` says.
+`dim`, the name of a dimension or several names, takes the place of `axis`, and there is no `out`. For the rest see the
+docstrings of the plain functions, and for dask arrays that of `fastsoftmax.dask`.
 
 Dimensions, coordinates and the name of the scores are kept, and attributes if xarray's option ``keep_attrs`` says so.
 Other arrays, except `weight`, must be DataArrays, so that their axes have names, too. Their dimensions may be in any
@@ -46,7 +46,7 @@ def softmax(
     where: xr.DataArray | None = None,
     dtype: DTypeLike | None = None,
 ) -> xr.DataArray:
-    """`fastsoftmax.softmax` of a DataArray.
+    """The probabilities that `fastsoftmax.softmax` gives, for a DataArray.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def log_softmax(
     where: xr.DataArray | None = None,
     dtype: DTypeLike | None = None,
 ) -> xr.DataArray:
-    """`fastsoftmax.log_softmax` of a DataArray.
+    """The log-probabilities that `fastsoftmax.log_softmax` gives, for a DataArray.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def logsumexp(
     return_sign: Flag = False,
     dtype: DTypeLike | None = None,
 ) -> Any:
-    """`fastsoftmax.logsumexp` of a DataArray.
+    """The logarithm that `fastsoftmax.logsumexp` gives, for a DataArray.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def entropy(
     where: xr.DataArray | None = None,
     dtype: DTypeLike | None = None,
 ) -> xr.DataArray:
-    """`fastsoftmax.entropy` of a DataArray.
+    """The entropy that `fastsoftmax.entropy` gives, for a DataArray.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def log_softmax_at(
     where: xr.DataArray | None = None,
     dtype: DTypeLike | None = None,
 ) -> xr.DataArray:
-    """`fastsoftmax.log_softmax_at` of a DataArray.
+    """The log-probabilities that `fastsoftmax.log_softmax_at` gives, for a DataArray.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def log_softmax_top_k(
     where: xr.DataArray | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """`fastsoftmax.log_softmax_top_k` of a DataArray.
+    """The log-probabilities and classes that `fastsoftmax.log_softmax_top_k` gives, for a DataArray.
 
     Parameters
     ----------
@@ -296,7 +296,7 @@ def cross_entropy(
     temperature: SupportsFloat = 1.0,
     reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> xr.DataArray:
-    """`fastsoftmax.cross_entropy` of a DataArray.
+    """The loss that `fastsoftmax.cross_entropy` gives, for a DataArray.
 
     Parameters
     ----------
@@ -347,7 +347,7 @@ def cross_entropy_grad(
     reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: SupportsFloat | xr.DataArray | None = None,
 ) -> xr.DataArray:
-    """`fastsoftmax.cross_entropy_grad` of a DataArray.
+    """The gradient that `fastsoftmax.cross_entropy_grad` gives, for a DataArray.
 
     Parameters
     ----------
@@ -391,7 +391,7 @@ def cross_entropy_with_grad(
     reduction: Literal["none", "mean", "sum"] = "mean",
     upstream: SupportsFloat | xr.DataArray | None = None,
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """`fastsoftmax.cross_entropy_with_grad` of a DataArray.
+    """The loss and gradient that `fastsoftmax.cross_entropy_with_grad` gives, for a DataArray.
 
     Parameters
     ----------
@@ -433,7 +433,7 @@ def kl_divergence(
     where: xr.DataArray | None = None,
     reduction: Literal["none", "mean", "sum"] = "mean",
 ) -> xr.DataArray:
-    """`fastsoftmax.kl_divergence` of two DataArrays.
+    """The divergence that `fastsoftmax.kl_divergence` gives, for two DataArrays.
 
     Parameters
     ----------
@@ -534,7 +534,7 @@ class _Call:
     def compute(self, results: list[tuple[Hashable, ...]], **options: Any) -> Any:
         """Compute the results, which have the given dimensions."""
         scores, arrays = self.scores, self.arrays
-        # Along dimensions whose extent changes in the results, xarray does not check coordinates.
+        # xarray does not check coordinates along dimensions whose extent changes in the results.
         resized = {*self.dims} & {*self.picks} if self.function == "log_softmax_at" else set()
         if self.function == "log_softmax_top_k":
             resized = {*self.dims}
