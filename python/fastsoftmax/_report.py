@@ -38,7 +38,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--axis", type=int, default=-1, help="the class axis (default: the last)")
     parser.add_argument("--ignore-index", type=int, metavar="N", help="samples with this class index take no part")
     parser.add_argument("--temperature", default="1", metavar="T|fit", help="divides the logits (default: 1)")
-    parser.add_argument("--bins", type=int, default=15, metavar="N", help="bins of the confidence (default: 15)")
+    parser.add_argument("--bins", type=int, default=15, metavar="N", help="number of bins of confidence (default: 15)")
     parser.add_argument("--dtype", choices=["bfloat16"], help="dtype of the logits, which numpy.save does not keep")
     parser.add_argument("--json", action="store_true", help="print JSON; NaN and infinity are null")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw reliability diagrams; needs matplotlib")
