@@ -10,7 +10,7 @@ from ._runtime import show_config
 def main() -> int:
     """Run the command and return the exit status."""
     parser = ArgumentParser(
-        prog="python -m fastsoftmax", description="Without a command, print version, SIMD targets, OpenMP and threads."
+        prog="python -m fastsoftmax", description="Without a command: version, compiler, SIMD targets, OpenMP, threads."
     )
     commands = parser.add_subparsers(dest="command", metavar="report")
     _report.add_arguments(commands.add_parser("report", help=_report.SUMMARY, description=_report.SUMMARY))
