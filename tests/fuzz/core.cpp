@@ -317,7 +317,9 @@ struct Slice {
         const Real apart = ((scores.high - peaks.high) + (scores.low - peaks.low)) / temperature;
         const Real logs = std::log1p(rest) - std::log1p(other.rest), ratio = apart - logs;
         const Real size = (std::fabs(scores.high) + std::fabs(peaks.high)) / temperature + std::fabs(apart);
-        return {ratio, exponential[c] == 0 ? 0 : 0x1p-63L * (size + std::log1p(rest) + std::log1p(other.rest))};
+        // Each of the logarithms, and of the exponentials that they are of, may be off by 2 ULP.
+        const Real lost = 0x1p-63L * (size + 8 * (std::log1p(rest) + std::log1p(other.rest)));
+        return {ratio, exponential[c] == 0 ? 0 : lost};
     }
     Real log_softmax(std::size_t c) const { return distance[c].high - (std::log1p(rest) - distance[c].low); }
 };
