@@ -411,9 +411,9 @@ def kl_divergence(
         KL(p || q) = sum_c p_c d_c = sum_c p_c (exp(-d_c) - 1 + d_c),    d_c = log p_c - log q_c
 
     in nats. The second form is computed. None of its terms is negative, so the result never is, and it keeps its digits
-    where p and q nearly agree: the error is at most 4 ULP of ``sum_c |p_c d_c|``, and at most 8 ULP of the result. The
-    differences of the given logits are taken without rounding. If the logits themselves were rounded before, the
-    divergence is that of the rounded ones.
+    where p and q nearly agree: the error is at most 4 ULP of ``sum_c |p_c d_c|`` and, if no ``|d_c|`` exceeds 1, at
+    most 8 ULP of the result. The differences of the given logits are taken without rounding. If the logits themselves
+    were rounded before, the divergence is that of the rounded ones.
 
     A class of probability 0 under p contributes 0 to the first form. Where q is 0 and p is not, the divergence is +inf.
     NaN or +inf in either slice, or nothing but -inf, gives NaN. A slice with no True entry in `where` gives 0. The mean
