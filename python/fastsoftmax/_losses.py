@@ -299,7 +299,7 @@ def cross_entropy_with_grad_hess(
     where 1 - p_c is computed without cancellation if p_c is near 1. NaN, ignored samples and empty input are as in
     `cross_entropy_grad`.
 
-    The objectives for gradient boosting in `fastsoftmax.boosting` use these derivatives.
+    The objectives for gradient boosting in ``fastsoftmax.boosting`` use these derivatives.
 
     Examples
     --------

@@ -1380,6 +1380,9 @@ class Case {
         check("reduced loss", loss_type, 0, 0, got, wanted, (terms ? 4 : 2) + 1, wanted);
     }
 
+    // What the rounding of a factor, up to three times in double, adds to the bound in float64.
+    static Real rounded_factor(ElementType type) { return type == float64 ? 1.5L : 0; }
+
     void check_loss_gradient(const Loss& loss, std::ptrdiff_t b, const Slice& s, const std::vector<Real>& share,
                              Real total, Real divisor, bool held, bool plain) const {
         const Memory& out = output_memory();
@@ -1400,7 +1403,7 @@ class Case {
             const Real larger = std::fabs(scale) * std::max(s.softmax(k) * total, share[k]);
             const Real unit = plain ? wanted : std::max(larger, formats[out.type].smallest_normal());
             check("gradient of the loss", out.type, b, c, got, wanted,
-                  bound(out.type, plain ? 3 : 4, 0.52L) + rounded_factor(loss, out.type), unit,
+                  bound(out.type, plain ? 3 : 4, 0.52L) + (has_factor(loss) ? rounded_factor(out.type) : 0), unit,
                   vanished(scale * total, scale * largest_weight_, computed));
         }
     }
@@ -1419,7 +1422,8 @@ class Case {
             }
             if (!held || !std::isfinite(from_above)) continue;
             const Real wanted = scale * total * s.softmax(k) * s.others(k);
-            check("Hessian", out.type, b, c, got, wanted, bound(out.type, 3, 0.52L) + rounded_factor(loss, out.type),
+            check("Hessian", out.type, b, c, got, wanted,
+                  bound(out.type, 3, 0.52L) + (has_factor(loss) || temperature_ != 1 ? rounded_factor(out.type) : 0),
                   wanted, vanished(scale * total, scale * largest_weight_, computed));
         }
     }
@@ -1434,11 +1438,9 @@ class Case {
         return factor * computed.vanishing();
     }
 
-    // What the rounding of a gradient's factor adds to the bound in float64. The factor, upstream divided for the mean
-    // and by the temperature, has up to three roundings in double.
-    Real rounded_factor(const Loss& loss, ElementType type) const {
-        const bool scaled = loss.reduction != Reduction::none || loss.upstream != 1 || slices_.has(upstream);
-        return type == float64 && scaled ? 1.5L : 0;
+    // Whether a gradient has a factor: upstream, or the divisor of the mean.
+    bool has_factor(const Loss& loss) const {
+        return loss.reduction != Reduction::none || loss.upstream != 1 || slices_.has(upstream);
     }
 };
 
