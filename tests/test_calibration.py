@@ -206,7 +206,7 @@ def test_the_temperature_is_1_or_nan_where_none_is_best(logits, targets, tempera
         ([[1e5, 0.0]], [0], 1e-3, "largest"),
         ([2.0, 0.0, 1.0], 0, 1e-3, "largest"),
         ([[1e-9, 0.0], [1e-9, 0.0], [0.0, 1e-9]], [0, 0, 0], 1e-3, "tiny"),
-        ([[5.0, 0.0]], [1], 1e3, "less .* than chance"),
+        ([[5.0, 0.0]], [1], 1e3, "no better than chance"),
         ([[1e30, 0.0], [1e30, 0.0], [0.0, 1e30]], [0, 0, 0], 1e3, "huge"),
     ],
     ids=str,

@@ -231,7 +231,7 @@ def test_a_slice_without_probabilities_is_refused_before_rng_is_used(change, fou
     change(x)
     for given_x in (x, x.astype(np.float16)):
         numbers = Counting()
-        with pytest.raises(ValueError, match=found + "; expected finite scores or -inf"):
+        with pytest.raises(ValueError, match=found + "; expected scores that are finite or -inf, not all -inf"):
             fs.sample(given_x, numbers, 1, **options)
         assert numbers.asked == []
 
