@@ -65,6 +65,9 @@ using MaybeIndex = std::optional<std::int64_t>;
 
 // Objects that arguments are compared with by identity, and a function of NumPy that pybind11 does not offer.
 struct Known {
+    PyObject* const x = PyUnicode_InternFromString("x");
+    PyObject* const logits = PyUnicode_InternFromString("logits");
+    PyObject* const targets = PyUnicode_InternFromString("targets");
     PyObject* const axis = PyUnicode_InternFromString("axis");
     PyObject* const out = PyUnicode_InternFromString("out");
     PyObject* const reduction = PyUnicode_InternFromString("reduction");
@@ -713,27 +716,32 @@ struct Given {
     py::handle x, targets, axis, out, reduction;
 };
 
+using Parameter = py::handle Given::*;
+
+// Returns the parameter of this name, null for one that an everyday call does not use. Names in a call are interned.
+Parameter parameter_of(PyObject* name, const Signature& signature) {
+    const bool is_loss = signature.labels != PerSlice::none;
+    if (name == known->axis) return &Given::axis;
+    if (name == known->out) return signature.output ? &Given::out : nullptr;
+    if (!is_loss) return name == known->x ? &Given::x : nullptr;
+    if (name == known->logits) return &Given::x;
+    if (name == known->targets) return &Given::targets;
+    return name == known->reduction ? &Given::reduction : nullptr;
+}
+
 // Assigns the arguments to parameters; returns false if the call cannot be an everyday one.
 bool take(PyObject* const* given, py::ssize_t count, PyObject* names, const Signature& signature, Given& into) {
     const bool is_loss = signature.labels != PerSlice::none;
-    const py::ssize_t arrays = is_loss ? 2 : 1;
-    if (count < arrays || count > arrays + 1) return false;
-    if (count > arrays) into.axis = given[arrays];
+    const Parameter in_order[] = {&Given::x, is_loss ? &Given::targets : &Given::axis, &Given::axis};
+    if (count > (is_loss ? 3 : 2)) return false;
+    for (py::ssize_t i = 0; i < count; ++i) into.*in_order[i] = given[i];
     for (py::ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); ++i) {
-        PyObject* const name = PyTuple_GET_ITEM(names, i);
-        PyObject* const value = given[count + i];
-        if (name == known->axis && !into.axis)
-            into.axis = value;
-        else if (name == known->out && signature.output)
-            into.out = value == Py_None ? nullptr : value;
-        else if (name == known->reduction && is_loss)
-            into.reduction = value;
-        else
-            return false;
+        const Parameter parameter = parameter_of(PyTuple_GET_ITEM(names, i), signature);
+        if (!parameter || into.*parameter) return false;
+        into.*parameter = given[count + i];
     }
-    into.x = given[0];
-    if (is_loss) into.targets = given[1];
-    return true;
+    if (into.out.is_none()) into.out = {};
+    return into.x && (into.targets || !is_loss);
 }
 
 bool is_floating(py::handle given) {

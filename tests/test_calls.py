@@ -98,6 +98,10 @@ def arrays_of(name, x):
     return x, np.resize(np.arange(max(classes, 1)), x.shape[:-1])
 
 
+def by_name(name, given):
+    return dict(zip(("logits", "targets") if name in LOSSES else ("x",), given, strict=True))
+
+
 def all_scores(dtypes):
     for dtype in dtypes:
         for _, x in zoo(dtype) if dtype in FLOATING else [("counted", np.arange(6).reshape(2, 3).astype(dtype))]:
@@ -123,6 +127,8 @@ def test_every_array_gives_the_same_result_with_and_without_the_shortcut(name):
             calls += [{"reduction": reduction} for reduction in ("none", "mean", "sum", "all", None, np.str_("sum"))]
         for options in calls:
             assert outcome(function, *given, **options) == outcome(function.__wrapped__, *given, **options)
+            named = by_name(name, given) | options
+            assert outcome(function, **named) == outcome(function.__wrapped__, **named)
         for axis in axes:
             assert outcome(function, *given, axis) == outcome(function.__wrapped__, *given, axis)
 
@@ -255,13 +261,15 @@ def test_the_everyday_call_does_not_reach_the_python_function(name, dtype, shape
     last = len(shape) - 1
     for axes in [(), (-1,), (last,)]:
         assert is_taken(name, *given, *axes)
-    for options in [{"axis": -1}, {"axis": last}]:
+    for options in [{}, {"axis": -1}, {"axis": last}]:
         assert is_taken(name, *given, **options)
+        assert is_taken(name, **options, **by_name(name, given))
     if name in INTO:
         for out in (None, np.empty_like(x), x):
             assert is_taken(name, *given, out=out)
         assert is_taken(name, *given, -1, out=np.empty_like(x))
     if name in LOSSES:
+        assert is_taken(name, x, targets=given[1])
         for reduction in ("none", "mean", "sum"):
             assert is_taken(name, *given, reduction=reduction)
 
@@ -278,7 +286,13 @@ def test_any_other_call_reaches_the_python_function_unchanged(name):
     assert not other()
     assert not other(*given, -1, -1)
     assert not other(*given, -1, axis=-1)
-    assert not other(*given[1:], x=x)
+    assert not other(axis=-1)
+    for named in by_name(name, given):
+        assert not other(*given, **{named: x})  # twice
+    assert not other(*given[1:], **{"x" if name in LOSSES else "logits": x})
+    if name in LOSSES:
+        assert not other(x)
+        assert not other(targets=given[1])
     for scores in [x.tolist(), x.view(Subclass), np.ma.array(x), x.astype(int), x.astype(">f8"), x + 0j]:
         assert not other(scores, *given[1:])
     assert not other(x.astype(np.dtype("f8", metadata={"unit": "nat"})), *given[1:])
