@@ -411,7 +411,7 @@ def kl_divergence(
         KL(p || q) = sum_c p_c d_c = sum_c p_c (exp(-d_c) - 1 + d_c),    d_c = log p_c - log q_c
 
     in nats. The second form is computed. None of its terms is negative, so the result never is, and it keeps its digits
-    where p and q nearly agree: the error is at most 4 ULP of ``sum_c |p_c d_c|`` and, if no ``|d_c|`` exceeds 1, at
+    where p and q nearly agree: the error is at most 6 ULP of ``sum_c |p_c d_c|`` and, if no ``|d_c|`` exceeds 1, at
     most 8 ULP of the result. The differences of the given logits are taken without rounding. If the logits themselves
     were rounded before, the divergence is that of the rounded ones.
 
