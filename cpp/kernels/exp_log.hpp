@@ -48,8 +48,8 @@ struct ExpConstants<double> {
     static constexpr double ln2_high = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
     static constexpr double rounder = 0x1.8p52;
     static constexpr int mantissa_bits = 52, ieee_bias = 1023;
-    static constexpr int exponent_bias = 200;          // terms of 2^-1223 of the largest stay
-    static constexpr double largest_unshifted = 2048;  // as above, for exp(x - max) > 2^-1223
+    static constexpr int exponent_bias = 200;          // terms of about 2^-1222 of the largest stay
+    static constexpr double largest_unshifted = 2048;  // as above, for exp(x - max) > 2^-1222
     static constexpr double q[] = {0x1.000000000010cp-1, 0x1.555555555512cp-3,  0x1.5555554802dbfp-5,
                                    0x1.11111125eace3p-7, 0x1.6c1cc02d9c73fp-10, 0x1.a016383dc054p-13};
     static constexpr double factor = 0x1.113cc3434ccc5p+0;
@@ -93,8 +93,8 @@ struct Growth {
 };
 
 // Computes factor * exp(x) * 2^(exponent_bias - reference), with an integer reference in each lane; if `plain`, without
-// the factor. A result below 2^-126 (double 2^-1022), which is 2^-190 (2^-1222) of the largest, has no correct digit,
-// but its error is smaller than that bound. -inf gives 0 and NaN gives NaN; x may not be +inf.
+// the factor. A result below 2^-126 (double 2^-1022), which is about 2^-190 (2^-1222) of the largest, has no correct
+// digit, but its error is smaller than that bound. -inf gives 0 and NaN gives NaN; x may not be +inf.
 template <class T, bool plain = false>
 struct Exponential {
     using C = ExpConstants<T>;
@@ -234,7 +234,8 @@ FASTSOFTMAX_INLINE Two<Pack<float>> log1p_ratio(Two<Pack<float>> rest, Two<Pack<
     const auto bits = [](Pack<float> x) __attribute__((always_inline)) { return bit_cast<std::int32_t>(x); };
     Two<Pack<float>> sum = two_sum(top.high, rest.high);
     sum.low = sum.low + (top.low + rest.low);
-    // sum = 2^k top m. Read as an integer, the bits of a float give its logarithm to base 2 with an error of 0.087.
+    // sum = 2^k top m. The bits of two floats, read as integers, differ by 2^23 times the difference of the floats'
+    // logarithms to base 2, with an error of 0.087 * 2^23.
     const Pack<std::int32_t> k = shift_right(bits(sum.high) - bits(top.high) + broadcast<std::int32_t>(1 << 22),
                                              ExpConstants<float>::mantissa_bits);
     const Pack<std::int32_t> field = shift_left(k, ExpConstants<float>::mantissa_bits);

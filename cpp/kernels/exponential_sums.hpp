@@ -27,7 +27,7 @@ struct KeptSum {
     static constexpr bool keeps = true;
     static constexpr int packs_of_state = few ? 3 : 2;
     PowerSum<T> sum;
-    Pack<T> smallest = broadcast(T(infinity));  // exponential
+    Pack<T> smallest = broadcast(T(infinity));  // exponential, if `few`
 
     template <class Exp, int packs>
     FASTSOFTMAX_LONG Pack<T, packs> add(const Exp& exp, Pack<T, packs> x, std::ptrdiff_t = 0, std::ptrdiff_t = 1) {
@@ -184,7 +184,7 @@ struct SortedSum : Largest<T> {
     }
 };
 
-// Adds the scores of n classes from c on, a pack for each class.
+// Adds the exponentials of n classes from c on, whose scores are a pack for each class. Returns the kept numbers.
 template <int n, class Exp, class Sum, class T>
 FASTSOFTMAX_INLINE Pack<T, n> add_packs(Sum& sum, const Exp& exp, const Pack<T>* classes, std::ptrdiff_t c) {
     Pack<T, n> scores;

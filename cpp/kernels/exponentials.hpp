@@ -21,10 +21,11 @@ struct FixedRange<float> {
     static constexpr int bias = 56;
     // Logarithms need a sum above this for each class: exponentials that became 0 are then together below 2^-153 of it.
     static constexpr float least_of_logs = 0x1p27f;
-    // For losses, which may be multiplied or added up, the sum of the others must be above this for each class:
-    // exponentials that became 0 are nothing beside it.
+    // For losses, which may be multiplied or added up, the sum without the label's exponential must be above this for
+    // each class: exponentials that became 0 are nothing beside it.
     static constexpr float least_rest = 0x1p-100f;
-    // Scores are clamped to these, whose exponentials are 0 and a finite number that is out of range.
+    // Without has_scaling, scores are clamped to these, whose exponentials are 0 and a finite number that is out of
+    // range.
     static constexpr float lowest = -300, highest = 44;
     // A slice whose first score has a size between these two is hardly ever in range.
     static constexpr float far = 60, masked = 9000;
@@ -41,8 +42,8 @@ struct FixedRange<double> {
     static constexpr double far = 110, masked = 9000;
 };
 
-// Which slices, to judge by their first scores, are far without being tried. A first score of a larger size says
-// nothing about the others: it stands for a masked class.
+// Which slices, to judge by their first scores, are far without being tried. A first score whose size is above `masked`
+// says nothing about the others: it stands for a masked class.
 template <class T>
 FASTSOFTMAX_INLINE std::uint32_t begins_far(Pack<T> first) {
     const Pack<T> size = max(first, -first);
@@ -189,7 +190,7 @@ class ScaledExponential {
         Pack<T, packs> d;
         unrolled<packs>(
             [&](int k) __attribute__((always_inline)) { set_part(d, k, scaling_.distance(highest_, part(x, k))); });
-        // A difference that overflows may have any sign, or be NaN.
+        // A distance that overflows may have any sign, or be NaN.
         return min(max(d, broadcast<T, packs>(T(0))), most);
     }
 

@@ -137,9 +137,9 @@ struct Statistics {
     double max;          // the largest score of the block that is not NaN
     double rest[2];      // the sum of all others' exponentials; in softmax, of all; in a loss, of all but the label's
     double only;         // in softmax: the only exponential that is not 0, unless there are several
-    double weighed[2];   // in the entropy: the sum of e (max - x) / temperature, over exponentials e of scores x
+    double weighed[2];   // in the entropy: the sum of e (reference - x) / temperature, e the exponential of score x
     double label_score;  // in a loss: read before anything is written
-    double others[2];    // with a Hessian: the sum without the largest exponential, if that may be above half of all
+    double others[2];    // with a Hessian: the sum of all, or of all but the largest if that may be above half of it
     bool several;        // in softmax: several exponentials are not 0
     bool near;           // the fixed reference suits the slice
     bool value_near;     // in a loss: it suits at least the value
@@ -174,8 +174,9 @@ struct ExactSum {
     std::int64_t digits[exact_digits];
 };
 
-// Slices of more classes are summed in blocks of this many, from the first class on. This is a part of the order of
-// summation, so it must not depend on anything. 16384 floats are half of the smallest second-level cache in use.
+// Slices of more classes than this are summed in blocks of this many, from the first class on. This is a part of the
+// order of summation, so it must not depend on anything. 16384 floats are half of the smallest second-level cache in
+// use.
 constexpr std::ptrdiff_t block_classes = 16384;
 
 // Slices of at most this many classes go through tiles: a pack holds one class of many slices, where a row would leave
@@ -258,7 +259,7 @@ struct PiecesKernel {
     void (*widen)(Total&, double temperature);
 };
 
-// Keys: scores as integers in the same order. The histograms of selection have ranges of keys for bins.
+// Keys: scores as integers in the same order. Sampling uses histograms of scores, whose bins are ranges of keys.
 
 // The key of a score, which must not be NaN. Equal scores, also 0 and -0, have equal keys.
 [[gnu::always_inline]] constexpr std::int64_t key_of(float x) {
@@ -281,7 +282,7 @@ template <class T>
     }
 }
 
-// The distance of two keys, which int64 may not hold, and the key at a distance.
+// The distance of two keys, which may be too large for int64, and the key at a distance.
 [[gnu::always_inline]] constexpr std::uint64_t keys_between(std::int64_t from, std::int64_t to) {
     return static_cast<std::uint64_t>(to) - static_cast<std::uint64_t>(from);
 }

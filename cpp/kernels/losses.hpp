@@ -13,7 +13,7 @@ class Classes {
         for (int i = 0; i < parts; ++i) part_[i] = load_pack<std::int64_t>(index + i * Pack<std::int64_t>::lanes);
     }
 
-    // The classes as integers as wide as T, which must be able to hold them.
+    // The classes as integers as wide as T. For float these are the lower halves, so classes have to be below 2^31.
     FASTSOFTMAX_INLINE Pack<Integer<T>> few() const {
         if constexpr (parts == 2)
             return to_int32(joined(part_[0], part_[1]));

@@ -148,7 +148,8 @@ struct GradientEnds {
         const Wide<T> p = widen(total) * (widen(label_exponential) * inverse);
         at_label = narrow(scale * to_doubles(p - widen(label)));
         // total p - largest = (total - largest) - total (1 - p), where 1 - p may be too small a number until the scale
-        // makes it large again. So a small sum is scaled first, but last a large one, which that might take too far.
+        // makes it large again. So a small sum of the others is scaled first. A large one, which might then overflow,
+        // is scaled last.
         const Doubles<T> scaled = total * scale;
         const Wide<T> weight = widen(scaled);
         const Mask<T> large = less(broadcast(T(1)), m.rest.high);
@@ -184,7 +185,7 @@ FASTSOFTMAX_INLINE Mask<T> wide_lanes(Doubles<T> exact, Pack<T> factor) {
     return lane_bits(others) == 0 ? none : select(is_zero(exact), none, others);
 }
 
-// GradientEnds, compiled once. Arguments go by value, so that what is in registers stays there.
+// GradientEnds, compiled once. All arguments but `m` go by value, so that what is in registers stays there.
 template <class T>
 FASTSOFTMAX_ONCE GradientEnds<T> wide_ends(const Measured<T>& m, Probability<T> unscaled, Pack<T> e, Doubles<T> total,
                                            Doubles<T> label, Doubles<T> largest, Doubles<T> scale) {

@@ -55,8 +55,8 @@ FASTSOFTMAX_INLINE Pack<double, packs> power_of_two(Pack<double, packs> k) {
     return bit_cast<double>(shift_left(bit_cast<std::int64_t>(field), 52));
 }
 
-// a * 2^k for integers k, rounded once: in three steps, the smallest power of two first. A k beyond 3000 counts as
-// 3000.
+// a * 2^k for integers k, rounded once: k is split into three steps, whose powers are multiplied in the order of the
+// steps' sizes, the smallest first. A k beyond 3000 counts as 3000, one below -3000 as -3000.
 template <int packs>
 FASTSOFTMAX_INLINE Pack<double, packs> times_power(Pack<double, packs> a, Pack<double, packs> k) {
     const Pack<double, packs> most = broadcast<double, packs>(1000);

@@ -38,7 +38,7 @@ fastsoftmax::WeighedSum measure_weighed(const double* x, const double* b, std::p
     const Pack<double> zero = broadcast(0.0), one = broadcast(1.0), none = broadcast(-infinity),
                        top = broadcast(infinity);
     fastsoftmax::WeighedSum s = {};
-    // A term takes part if its weight is not 0; if its score or weight is infinite, the sign of its weight decides.
+    // A term takes part if its weight is not 0; if its score is +inf or its weight infinite, the weight's sign decides.
     Pack<double> largest = none, positive = zero, negative = zero, undefined = zero;
     for_weighed(x, b, count, [&](Pack<double> v, Pack<double> w) __attribute__((always_inline)) {
         const Pack<double> score = select(equal(w, zero), none, v);

@@ -14,7 +14,7 @@ constexpr std::ptrdiff_t most_neighbours(bool few) {
     return bytes / (sums * Sum::packs_of_state * pack) * Pack<T>::lanes;
 }
 
-// Some neighbours of a run, no more than there is room for their sums.
+// Some neighbours of a run, no more than LineSums has room for.
 template <class T>
 struct Lines {
     const Run& run;
@@ -130,7 +130,7 @@ FASTSOFTMAX_ONCE void sum_lines(LineSums<Sum, few, T>& sums, const Lines<T>& lin
     for (; c < classes; ++c) add_lines<keep, 1>(sums, lines, c, false);
 }
 
-// Sums neighbours and makes their results, one pack of neighbours after another.
+// Sums neighbours, and makes the results of one pack of them after another.
 template <class Op, bool few, class T>
 FASTSOFTMAX_ONCE void sum_neighbours(const Lines<T>& lines,
                                      typename Op::template Results<T, FixedExponential<T>>* results) {
@@ -228,7 +228,8 @@ FASTSOFTMAX_ONCE void near_lines_of(const Lines<T>& lines, bool stream, bool sec
     }
 }
 
-// Collects the far slices of neighbours. Results take the place of the kept numbers; `tile` has room for two tiles.
+// A collector of the far slices of neighbours. Results take the place of the kept numbers; `tile` has room for two
+// tiles.
 template <class Op, class T>
 FASTSOFTMAX_INLINE FarSlices<T> far_slices_of(const Lines<T>& lines, T* tile) {
     const std::ptrdiff_t element = sizeof(T);

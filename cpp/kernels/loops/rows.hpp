@@ -90,7 +90,7 @@ struct Only {
     // From the sums of a row whose class c has exponential(c).
     template <class F>
     FASTSOFTMAX_INLINE static Only of(const KeptSum<T, false>& sum, std::ptrdiff_t classes, F exponential) {
-        // If no more than one lane has a sum, there may be only one.
+        // If no more than one lane has a nonzero sum, there may be only one.
         constexpr auto lanes = static_cast<std::uint32_t>((1ull << Pack<T>::lanes) - 1);
         const std::uint32_t filled = ~equal_bits(sum.sum.sum, broadcast(T(0))) & lanes;
         Only only = {(filled & (filled - 1)) != 0, T(0)};
@@ -232,7 +232,7 @@ FASTSOFTMAX_INLINE void write_both_of(const From* from, E* out, E* second_out, s
 template <class Op, class E>
 void own_rows_of(const Run& run);
 
-// Computes the rows of a run, some of them together: sums them all, then writes all their results.
+// Computes the rows of a run, some at a time: sums these, then writes their results.
 template <class Op, class E, class Exp>
 class RowLoop {
     using T = Compute<E>;
@@ -249,7 +249,7 @@ class RowLoop {
         : run_(run),
           width_((run.classes + lanes - 1) / lanes * lanes),
           padded_(run.classes <= most_padded),
-          // The end of a result may reach into the next row, which is written later.
+          // If so, the end of a result may reach into the next row, which is written later.
           dense_(padded_ && run.x.data != run.out.data &&
                  run.out.slice_stride == run.classes * static_cast<std::ptrdiff_t>(sizeof(E))),
           second_dense_(run.second_out.slice_stride == run.out.slice_stride) {

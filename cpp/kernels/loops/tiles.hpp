@@ -158,7 +158,7 @@ FASTSOFTMAX_ONCE void near_copies_of(const Run& run, const E* x, E* out, E* seco
 }
 
 // Which rows the lanes in `bits` are: near_registers changes the order of rows of four classes. (Operations with
-// numbers of the slices' own do not use it.)
+// numbers of the slices' own do not use it for such rows.)
 FASTSOFTMAX_INLINE std::uint32_t rows_of_lanes(std::uint32_t bits) {
     std::uint32_t rows = 0;
     for (int i = 0; i < 16; ++i) rows |= (bits >> i & 1) << (i % 4 * 4 + i / 4);

@@ -1,4 +1,4 @@
-// Registers of 16 bytes, four to a pack, and primitives for which neither SSE2 nor NEON has an instruction.
+// Registers of 16 bytes, four to a pack, and the primitives that SSE2 and NEON share.
 #pragma once
 
 #include "../half.hpp"
