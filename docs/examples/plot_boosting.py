@@ -3,8 +3,8 @@ Boosted trees that learn from probabilities
 ===========================================
 
 LightGBM's labels are class indices. With a custom objective, trees can learn from
-class probabilities instead: here from those of a linear classifier, which averages
-out wrong labels better than the trees do.
+class probabilities instead. Here they come from a linear classifier, the teacher,
+which averages out wrong labels better than the trees do.
 """
 
 import fastsoftmax as fs
@@ -41,8 +41,9 @@ taught = fs.softmax(pixels @ weights, temperature=0.25)
 
 # %%
 # An objective returns the gradient and the diagonal of the Hessian.
-# ``cross_entropy_with_grad_hess`` computes both in one visit of the scores.
-# ``fastsoftmax.boosting.lightgbm`` computes those of the built-in objective.
+# ``cross_entropy_with_grad_hess`` computes both in one call.
+# ``fastsoftmax.boosting.lightgbm`` is an objective that computes the same as the
+# built-in one.
 
 
 def from_teacher(scores, _):
@@ -64,8 +65,8 @@ def train(objective, rounds):
 
 
 # %%
-# The loss on images that were not trained on, with their true labels. Trees that
-# learn only from the labels learn the wrong ones, too.
+# The picture shows the loss on images that were not trained on, with their true
+# labels. Trees that learn only from the labels learn the wrong ones, too.
 
 rounds = np.arange(5, 101, 5)
 figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")

@@ -2,8 +2,8 @@
 Calibration, before and after
 =============================
 
-A network that was trained for long on few images is right less often than its
-probabilities say. One number, the temperature, mends most of it.
+A classifier that was trained for long on few images is right less often than its
+probabilities say. One number, the temperature, corrects most of it.
 """
 
 import fastsoftmax as fs
@@ -32,7 +32,7 @@ scores = images @ weights
 # %%
 # ``fit_temperature`` looks for the temperature with the least loss, on images that
 # were not trained on. The order of the classes stays, and so does the accuracy. The
-# loss on further images falls.
+# loss on the remaining images falls.
 
 temperature = calibration.fit_temperature(scores[fitting], digits[fitting])
 print(f"temperature {temperature:.2f}")
@@ -42,9 +42,10 @@ for T in (1.0, temperature):
     print(f"loss {loss:.3f}, Brier score {brier:.3f} at temperature {T:.2f}")
 
 # %%
-# A reliability diagram has a bar for each range of the top label's probability: how
-# often the label is right there. In a calibrated classifier the bars end at the
-# diagonal. The histogram below says how many images are in each range.
+# A reliability diagram has a bar for each range of the probability of the most
+# probable class. The bar shows how often this class is right. In a calibrated
+# classifier the bars end at the diagonal. The histogram below shows how many images
+# are in each range.
 
 figure, panels = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
 for panel, T in zip(panels, (1.0, temperature), strict=True):

@@ -22,8 +22,8 @@ training, held_out = shuffled[:1400], shuffled[1400:]
 # %%
 # Training is gradient descent. ``cross_entropy_with_grad`` gives the mean loss and
 # its gradient with respect to the scores; the gradient of the weights is a matrix
-# product. With ``out=scores``, the gradient takes the place of the scores, so no
-# further array is needed.
+# product. With ``out=scores``, the gradient overwrites the scores, so no further
+# array is needed.
 
 weights = np.zeros((64, 10), np.float32)
 bias = np.zeros(10, np.float32)
@@ -44,7 +44,7 @@ axes.grid(alpha=0.3)
 axes.legend()
 
 # %%
-# How often is it right on images that it has not seen?
+# How often is the classifier right on images that it has not seen?
 
 scores = images[held_out] @ weights + bias
 probabilities = fs.softmax(scores)

@@ -27,9 +27,9 @@ def two_scores(measured):
 
 
 # %%
-# "None of them" may be anything, so its density is the same everywhere: a constant
-# score. It is low. Where the score of a class is higher, that class wins. Far from
-# both classes their scores fall without end, and "none of them" is left.
+# "None of them" may be anything, so its density is the same everywhere. Its score is
+# a low constant. Where the score of another class is higher, that class wins. Far
+# from both classes their scores are lower still, and "none of them" wins.
 
 
 def three_scores(measured):
@@ -40,8 +40,8 @@ def three_scores(measured):
 
 # %%
 # The picture mixes a colour for each class by its probability: red for human, blue
-# for dog, light grey for none of them. On the left there is no grey. An animal of 2.2
-# metres with fur of 9 centimetres is a dog there, and quite certainly so.
+# for dog, light grey for none of them. The left panel, with two classes, has no grey:
+# an animal of 2.2 metres with fur of 9 centimetres is almost certainly a dog there.
 
 heights, furs = np.linspace(0, 2.4, 400), np.linspace(0, 10, 300)
 measured = np.stack(np.meshgrid(heights, furs), axis=-1)
@@ -61,7 +61,7 @@ for panel, scores in zip(
 panels[0].set_ylabel("fur (cm)")
 
 # %%
-# Three animals, and what the two classifiers say of them:
+# The probabilities that the two classifiers give to three animals:
 
 animals = np.array([[1.9, 0.2], [0.4, 4.0], [2.2, 9.0]])
 two, three = fs.softmax(two_scores(animals)), fs.softmax(three_scores(animals))

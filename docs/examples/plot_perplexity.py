@@ -2,12 +2,13 @@
 Token log-probabilities and perplexity
 ======================================
 
-How probable is a text to a language model? The model gives, for each token, scores of
-all tokens that could come next. The log-probability of the token that did come is one
-number of each row. ``log_softmax_at`` computes these, and no others.
+How probable is a text to a language model? At each position, the model gives a score
+to every token that could come next: a row of scores. From each row, only the
+log-probability of the token that did come is needed. ``log_softmax_at`` computes
+these, and no others.
 
-The scores are often stored first and studied later. Here they are in a file that
-stays on disk, in half precision.
+The scores are often stored first and studied later. Here they are in a file, in half
+precision.
 
 The model of this example is a small one: it counts which character follows which
 three others in four of scikit-learn's descriptions of data sets. The text to rate is
@@ -55,8 +56,9 @@ contexts = [text[max(0, i - 3) : i] for i in range(len(text))]
 np.save(path, np.array([scores_after(context) for context in contexts], np.float16))
 
 # %%
-# A memory map: the file is read while the log-probabilities are computed. These are
-# float32, because the sum of many needs more digits than float16 has.
+# The scores are a memory map: the file is read while the log-probabilities are
+# computed. These are float32, because the sum of many needs more digits than float16
+# has.
 
 scores = np.load(path, mmap_mode="r")
 tokens = np.array([number[character] for character in text])
@@ -92,8 +94,9 @@ axes.set_axis_off()
 
 # %%
 # The entropy says how uncertain the model was before it saw the next character. On
-# average, the surprise should be as large. Here it is larger: the model is too sure
-# of itself on a text that it does not know. A temperature above 1 helps.
+# average, the surprise (the negative log-probability of the character that came)
+# should be as large. Here it is larger: the model is too sure of itself on a text
+# that it does not know. A temperature above 1 helps.
 
 print(f"mean entropy {fs.entropy(scores, dtype=np.float32).mean():.2f} nats")
 print(f"mean surprise {-log_probabilities.mean():.2f} nats")

@@ -41,7 +41,7 @@ for i, name in enumerate(names):
     print(f"{name:<9} {np.mean(labels == i):.0%}")
 
 # %%
-# The entropy tells where the map should not be trusted: at the edges of things, and
+# The entropy shows where the map should not be trusted: at the edges of things, and
 # where two classes have similar colours. ``entropy`` computes it from the scores,
 # without an array of probabilities.
 

@@ -27,8 +27,8 @@ for begin in range(0, 2000, 500):
     stored[begin : begin + 500] = sharpness * rng.standard_normal((500, 8192), "f4")
 
 # %%
-# Opening reads nothing, and neither do the functions: they return dask arrays. Only
-# ``compute`` and ``store`` read.
+# Opening the store reads no logits, and neither do the functions: they return dask
+# arrays. Only ``compute`` and ``store`` read.
 
 logits = da.from_zarr(store)
 probabilities = fsd.softmax(logits, axis=1)
@@ -36,8 +36,9 @@ entropy = fsd.entropy(logits, axis=1)
 print(probabilities)
 
 # %%
-# A slice lies in four chunks here. Each chunk is summed on its own, and the sums are
-# merged. For the probabilities, dask then visits the chunks again.
+# A slice, the scores of one token, lies in four chunks here. Each chunk is summed on
+# its own, and the sums are merged. For the probabilities, dask then needs the chunks
+# a second time.
 
 target = zarr.create_array(
     Path(folder.name, "probabilities.zarr"),
@@ -49,8 +50,8 @@ da.store(probabilities, target, lock=False)
 print(np.abs(target[:].sum(axis=1) - 1).max() < 1e-5)
 
 # %%
-# The entropy has no class axis, so one visit suffices. The tokens of each block of
-# 500 get sharper and sharper logits, and less and less uncertain.
+# The entropy has no class axis, so it needs each chunk only once. The logits were made
+# sharper and sharper within each 500 tokens, so the entropy falls.
 
 figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 axes.plot(entropy.compute() / np.log(2))
