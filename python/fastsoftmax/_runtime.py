@@ -51,7 +51,10 @@ def _exchange_limit(n: SupportsIndex) -> int:
 
 
 def get_num_threads() -> int:
-    """The number of threads that a call may use: the smaller of `set_num_threads` and what OpenMP allows.
+    """The number of threads that a call may use.
+
+    It is the least of the limit of `set_num_threads`, that of OpenMP (in a build without it, the number of processors)
+    and, unless ``OMP_NUM_THREADS`` is set, the CPU quota of the container.
 
     Returns
     -------
