@@ -158,7 +158,7 @@ std::string_view argument(py::handle given) {
 }
 
 // Puts arrays into their roles. They have the shape of `all`; per-slice arrays have it without the class axes, or with
-// extent 1 there.
+// extent 1 there, or that of the slices' own axis.
 class Builder {
   public:
     Builder(const py::array& all, const ClassAxes& class_axes) : all_(all), class_axes_(class_axes) {

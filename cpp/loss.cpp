@@ -115,7 +115,8 @@ class LossOfBatch {
         weight_ = normalised_.get();
     }
 
-    // Sets the divisor of a mean: the sum of the weights of all samples that are not ignored.
+    // Sets the divisor of a mean: the sum of the labels' weights over all samples that are not ignored; if targets are
+    // probabilities, the number of samples.
     void count_samples() {
         if (loss_.reduction != Reduction::mean) return;
         if (loss_.probabilities || !(weight_ || loss_.ignore_index)) {
@@ -142,7 +143,8 @@ class LossOfBatch {
             }
         });
         divisor_ = weights.total();
-        // If the weights sum to 0, mean and gradient are NaN, whatever smoothing adds.
+        // If the weights sum to 0, the mean is NaN, and so are the gradients of samples that are not ignored, whatever
+        // smoothing adds.
         if (divisor_.x == 0) divisor_.x = std::numeric_limits<double>::quiet_NaN();
     }
 
@@ -240,8 +242,9 @@ class LossOfBatch {
         return plain;
     }
 
-    // upstream / (divisor T^order) times a sample's unit. An exponent is split off if it is needed for a double to hold
-    // x and x times `sum`, and also the products of these with tiny numbers.
+    // upstream / (divisor T^order) times a sample's unit. If x or x times `sum` would be near the ends of the range of
+    // doubles, an exponent is split off: the larger of them is then near 2^600, or x near 2^-600. This leaves room for
+    // their products with tiny numbers.
     Scaled far_scale(double upstream, int order, int unit, double sum) const {
         int u, d, t;
         const double temperature = std::frexp(loss_.temperature, &t);
@@ -309,8 +312,8 @@ class LossOfBatch {
         }
     }
 
-    // Computes neighbouring slices. Their losses and units go to `held` and `held_units`; if these are null, the losses
-    // go to their array.
+    // Computes neighbouring slices. Their losses go to `held`, and their units, if there are any, to `held_units`; if
+    // `held` is null, the losses go to their array.
     void compute_run(const Offsets& first, std::ptrdiff_t length, double* memory, double* held,
                      double* held_units) const {
         Samples samples;

@@ -253,8 +253,8 @@ void compute_top(Operation operation, const Slices& slices, double temperature) 
             transport.scatter_labels(slice(0), count, k, labels);
             transport.scatter_numbers(Role::value, slice(0), count, k, results);
         };
-        // Takes slices of few classes, the first pick of all of them, then the second, and so on. Those with fewer than
-        // k finite scores are then done again one by one.
+        // Takes slices of few classes, in tiles. Results begin with the first picks of all slices, then come the second
+        // ones, and so on. Slices with fewer than k finite scores are then done again one by one.
         const auto take_tiles = [&](std::ptrdiff_t i, std::ptrdiff_t count) {
             for (std::ptrdiff_t t = 0; t < count; t += lanes)
                 kernels().selection.largest_of_tile[plan.computed()](workspace.x + (i + t) * row_bytes, classes,

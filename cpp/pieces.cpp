@@ -31,8 +31,8 @@ Total measured(ElementType type, std::byte* row, std::ptrdiff_t count, double te
     const double largest = kernels().pieces.rest[type].largest(block, count);
     const Statistics rest = kernels().pieces.rest[type].measure(block, largest, count);
     const Statistics all = kernels().pieces.all[type].measure(block, largest, count);
-    // If so, another exponential is above 2^-84 of the largest, and the largest is above exp(-60): by the fixed
-    // reference, neither becomes 0.
+    // If so, another exponential is above 2^-84 (double 2^-220) of the largest, and the largest is above exp(-60): by
+    // the fixed reference, neither becomes 0.
     const bool several = rest.rest[0] > 0x1p-20 * static_cast<double>(count) && largest > -60;
     const auto near = temperature == 1 && !several ? kernels().pieces.near_all[type].measure : nullptr;
     return {.max = rest.max,

@@ -229,9 +229,9 @@ class Slice {
         for (std::ptrdiff_t b = 0; b < call.blocks; ++b) sum_[b] = sum += sum_[b] * team.factors()[b];
     }
 
-    // Calls f(block, scores, count, least, thread) for parts of the slice that together hold every class that is left
-    // and has a key of at least `key`. In a part, the classes with keys of at least `least` are left. The parts consist
-    // of the collected classes, if any are collected, or else of the first `classes_of_block` classes of each block.
+    // Calls f(block, scores, count, least, thread) for parts of the slice. In a part, the classes with keys of at least
+    // `least` are left. The parts consist of the collected classes, if classes have been collected; otherwise, of the
+    // first `classes_of_block` classes of each block that has a key of at least `key`.
     template <class F>
     void for_left(std::int64_t key, std::ptrdiff_t classes_of_block, F f) const {
         if (collected_) {
@@ -284,7 +284,7 @@ class Slice {
     }
     bool has_collected() const { return collected_; }
 
-    // Returns the `count`-th class with a key, among those up to left.last.
+    // Returns the `count`-th class with this key, among those up to left.last.
     std::ptrdiff_t find(std::int64_t key, std::int64_t count) const {
         for (std::ptrdiff_t b = 0; b < call.blocks; ++b) {
             if (!has(b, key)) continue;

@@ -5,9 +5,9 @@
 
 namespace fastsoftmax {
 
-// The most threads that a call may use: the smallest of the limits set here (at first none) and the number that OpenMP
-// allows the calling thread or, without OpenMP, the number of processors that this process may use. It is 1 in a forked
-// child and inside a parallel region.
+// The most threads that a call may use: the smallest of the limits set here (at first none), the process's CPU quota
+// (with OpenMP, OMP_NUM_THREADS overrides it), and the number that OpenMP allows the calling thread or, without OpenMP,
+// the number of processors in the affinity mask. It is 1 in a forked child and inside a parallel region.
 int get_num_threads();
 
 // Returns the limit set before.

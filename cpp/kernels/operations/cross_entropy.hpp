@@ -233,7 +233,8 @@ struct CrossEntropy {
             }
         }
 
-        // Minus the log-probability of labels below 2^-60, from their distance to the largest class.
+        // Minus the log-probability of labels whose probability is not above 2^-60, from the distance of their scores
+        // to the largest.
         FASTSOFTMAX_ONCE static Doubles<T> minus_log_of_little(const Group<T>& group, const Exp& exp,
                                                                const Labels<T>& labels, Two<Pack<T>> label,
                                                                Two<Pack<T>> rest) {

@@ -17,8 +17,8 @@ class Curvature {
 
   public:
     Curvature() = default;
-    // `total`: the sum of the coefficients; `all`: that of the exponentials; `rest`: that of all others, if a class
-    // dominates that is known already.
+    // `total`: the sum of the coefficients; `all`: that of the exponentials; `rest`: that of all exponentials except
+    // the label's or the largest, used only if this class dominates.
     FASTSOFTMAX_INLINE Curvature(const Run& run, std::ptrdiff_t first, int count, const Labels<T>& labels,
                                  Doubles<T> total, Two<Pack<T>> all, Pack<T> rest)
         : half_(all.high * broadcast(above_half)), rest_(rest), scale_(own_scale(all.high)) {
@@ -96,7 +96,7 @@ class Curvature {
         return one;
     }
 
-    // The Hessian of a class with exponential e; `weighed` is total * p.
+    // The Hessian of a class with exponential e; `weighed` is total * scale * p.
     FASTSOFTMAX_INLINE Pack<T> operator()(Pack<T> e, Pack<T> weighed) const {
         if constexpr (any_weight || sizeof(T) == 8) return (*this)(e);
         const Pack<T> value = weighed * fma(-e, inverse_.high * scale_, broadcast(T(1)));

@@ -202,7 +202,7 @@ class Divergence {
 
     // Adds a class with scores x, y and exponentials p, q. If d is infinite, the sums become NaN.
     FASTSOFTMAX_LONG void add(Sums& sums, Pack<T> x, Pack<T> y, Pack<T> p, Pack<T> q) const {
-        // If p is 0, the class adds q: with any d above 1, `large` is just that.
+        // If x is -inf, so that p is 0, the class adds q: with any d above 1, `large` is just that.
         const Mask<T> absent = equal(x, broadcast(T(-infinity)));
         const Pack<T> d = select(absent, broadcast(T(2)), difference(two_sum(x, -y))), square = d * d;
         const Pack<T> small = p * (square * polynomial(d, C::q)), large = fma(p, d, fma(q, ratio_, -p));
@@ -231,8 +231,8 @@ class Divergence {
         add_product_to(sums.slopes.total, to_doubles(of_p), to_doubles(finite_d));
     }
 
-    // The slices to be summed again: those whose sums are not finite, and those whose divergence is small beside the
-    // error of the normalisers' logarithms, which `conclude` has then corrected.
+    // The slices to be summed again: those whose sums are not finite, and those in which the square of the error of the
+    // normalisers' logarithms is not small beside the divergence. `conclude` has then corrected that error.
     struct Again {
         std::uint32_t far, drifted;
     };

@@ -224,8 +224,8 @@ struct GradientTile {
     }
 };
 
-// How many partial sums a slice has in a tile. Slices of few doubles have one; slices of few floats, which may also be
-// rows, have one for each class, rounded up to a power of two.
+// How many partial sums a slice has in a tile: as many as a pack has lanes. But slices of few doubles have one; slices
+// of few floats, which may also be rows, have one for each class, rounded up to a power of two, at most 16.
 template <class T>
 FASTSOFTMAX_INLINE int partial_gradient_sums(std::ptrdiff_t classes) {
     int sums = partial_sums<T>(classes);

@@ -211,8 +211,8 @@ FASTSOFTMAX_INLINE Pack<T> bounded_log_probability(Pack<T> x) {
 // The vector-Jacobian products of the transforms, from the sum over the slice: y (dy - sum) / temperature with y =
 // softmax(x), (dy - exp(logp) sum) / temperature with logp = log_softmax(x). Floats are computed in double and rounded
 // once. Error of doubles, for softmax: 3 ULP of |y| (|dy| + |sum|), up to 1 from each of three roundings where the
-// result's significand is nearly 2 (2.22 seen, with three classes of similar size); for log_softmax: 2 ULP of |dy| +
-// exp(logp) |sum| (1.6 seen), 3 with a temperature.
+// significand of this number is nearly 2 (2.22 seen, with three classes of similar size); for log_softmax: 2 ULP of
+// |dy| + exp(logp) |sum| (1.6 seen), 3 with a temperature.
 template <Operation op, class T>
 struct TransformGradient {
     Doubles<T> high, low;
@@ -229,7 +229,8 @@ struct TransformGradient {
         } else {
             Pack<double> factor = broadcast(unscale);
             if constexpr (op == Operation::log_softmax_grad) {
-                // If this factor would make a sum subnormal, the sum stays as it is, and its exponentials have no bias.
+                // Small sums, which this factor could make subnormal, stay as they are; their exponentials have no
+                // bias.
                 const Mask<double> little = less(max(sums.sum.high, -sums.sum.high), broadcast(0x1p-500));
                 factor = select(little, broadcast(1.0), factor);
                 exp = Exponential<double, true>(
@@ -276,8 +277,9 @@ FASTSOFTMAX_INLINE Two<Pack<float>> finite_in_two(Wide<float> sum, double part) 
 template <Operation op>
 struct PlainTransformGradient;
 
-// y (dy - sum). Error: 2 ULP of |y| (|dy| + |sum|) where the result's significand is nearly 2: up to 1 from the
-// difference, no more than half of that in addition from the low part, and the final rounding.
+// y (dy - sum). Error: 2 ULP of |y| (|dy| + |sum|). Where the significand of this number is nearly 2, up to 1 comes
+// from subtracting sum.high; up to 0.5 from subtracting sum.low, which rounds by no more than about 2^-24 times the
+// smaller of |dy| and |sum|; and 0.5 from the final rounding.
 template <>
 struct PlainTransformGradient<Operation::softmax_grad> {
     Two<Pack<float>> sum;
@@ -296,9 +298,9 @@ struct PlainTransformGradient<Operation::softmax_grad> {
     }
 };
 
-// dy - exp(logp) sum. Error: 1.56 ULP of |dy| + exp(logp) |sum|: 1.06 from the exponential, where the result's
-// significand is nearly 2 and dy is small, and 0.5 from the rounding. Adding the low part to a larger dy loses less
-// than an exponential of that size does.
+// dy - exp(logp) sum. Error: 1.56 ULP of |dy| + exp(logp) |sum|. The exponential contributes 1.06 * 2^-24 exp(logp)
+// |sum|, and adding the low part to dy no more than about 2^-24 |dy|: together at most 1.06, where the significand of
+// |dy| + exp(logp) |sum| is nearly 2 and dy is small. The final rounding contributes 0.5.
 template <>
 struct PlainTransformGradient<Operation::log_softmax_grad> {
     Exponential<float, true> exp;  // times a power of two
@@ -338,8 +340,8 @@ FASTSOFTMAX_INLINE bool all_below(Pack<double> size, double limit) {
     return lane_bits(less(size, broadcast(limit))) == (1u << Pack<double>::lanes) - 1;
 }
 
-// The size of a sum from which on the formulas above fail: dy - sum overflows, or exponentials vanish whose product
-// with the sum, divided by the temperature, does not.
+// The size of a sum from which on the formulas above may fail: dy - sum may overflow, or exponentials vanish whose
+// product with the sum, divided by the temperature, does not.
 template <Operation op, class T>
 constexpr double far_from(double temperature) {
     if (op == Operation::softmax_grad) return sizeof(T) == 4 ? 0x1p100 : 0x1p960;

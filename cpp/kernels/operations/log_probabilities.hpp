@@ -11,7 +11,7 @@ void log_probabilities_by(const Run& run, std::ptrdiff_t numbers, std::ptrdiff_t
                           double* results) {
     using Value = typename LogSoftmax::Results<T, Exp>::Value;
     constexpr int lanes = Pack<T>::lanes;
-    // Stores whole packs: the numbers after the last one are overwritten later.
+    // Stores whole packs: the numbers after the last one are overwritten later, or are in the room after all results.
     const auto compute = [&](const Value& value, std::ptrdiff_t i) __attribute__((always_inline)) {
         store_doubles(results + i, to_doubles(value(narrow(load_doubles<T>(scores + i)))));
     };
