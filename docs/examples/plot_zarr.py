@@ -50,8 +50,8 @@ da.store(probabilities, target, lock=False)
 print(np.abs(target[:].sum(axis=1) - 1).max() < 1e-5)
 
 # %%
-# The entropy has no class axis, so it needs each chunk only once. Within each 500 tokens
-# the logits were made sharper and sharper, so the entropy falls.
+# The entropy has no class axis, so it needs each chunk once. The logits were made
+# sharper and sharper within each 500 tokens, so the entropy falls.
 
 figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
 axes.plot(entropy.compute() / np.log(2))
