@@ -86,9 +86,9 @@ struct Group {
     FASTSOFTMAX_INLINE Sum sum_of(int i) const {
         if constexpr (requires { Sum::label; }) {
             // If the label is not among these classes, every lane is negative and equals no class.
-            const std::int64_t position = run.label[first + i] - run.origin;
-            const bool among = 0 <= position && position < fastsoftmax::block_classes;
-            return Sum(broadcast(static_cast<Integer<T>>(among ? position : -1)) - iota<Integer<T>>());
+            const std::int64_t c = run.label[first + i];
+            const bool among = run.origin <= c && c - run.origin < fastsoftmax::block_classes;
+            return Sum(broadcast(static_cast<Integer<T>>(among ? c - run.origin : -1)) - iota<Integer<T>>());
         } else {
             return Sum();
         }
