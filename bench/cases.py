@@ -63,6 +63,7 @@ class Case:
     dtype: str = "float32"
     reduction: Literal["mean", "none"] = "mean"  # of a loss
     k: int = 0  # how many of the largest
+    rising: bool = False  # whether the scores of a slice rise, so that each is the largest so far
     # Where the result goes: a new array, an existing one, or that of the logits; if empty, its size decides.
     result: Literal["", "new", "out=", "in place"] = ""
     keywords: bool = False  # whether fastsoftmax is called with all arguments by name
@@ -79,6 +80,8 @@ class Case:
         words.append(str(self.shape))
         if self.k:
             words.append(f"k = {self.k}")
+        if self.rising:
+            words.append("rising")
         if self.result:
             words.append(self.result)
         if self.keywords:
@@ -188,6 +191,8 @@ class Workload:
             return
         # Their spread is that of a trained network's logits.
         logits = rng.standard_normal(case.shape, np.float32) * np.float32(4) if x is None else x
+        if case.rising:
+            logits.sort(case.axis)
         self.x: Array = logits.astype(self.dtype, copy=False)
         self._logits = self.x.copy() if case.in_place else self.x
         if case.signature["second"]:
@@ -284,6 +289,7 @@ GROUPS: dict[str, list[Case]] = {
         Case("logsumexp", (64, 128_256)),
         Case("log_softmax_at", (64, 128_256)),
         *(Case("log_softmax_top_k", (64, 128_256), k=k) for k in (5, 64)),
+        Case("log_softmax_top_k", (64, 128_256), k=64, rising=True),
         Case("softmax_grad", (64, 32_000)),
         Case("log_softmax_grad", (64, 32_000)),
         Case("vocabulary_step", (1024, 32_000)),
