@@ -496,7 +496,8 @@ class Selection {
             if (last.count == 1 || (!by_mass() && above + last.weight == wanted))
                 return leave(bracket_.low, last.count, last.count);
             if (one_key) {
-                const std::int64_t weight = std::max<std::int64_t>(last.weight / last.count, 1);
+                const std::int64_t count = std::max<std::int64_t>(last.count, 1);
+                const std::int64_t weight = std::max<std::int64_t>(last.weight / count, 1);
                 const std::int64_t key =
                     bracket_.low < 0 ? bracket_.low + (std::int64_t{1} << grain_) - 1 : bracket_.low;
                 return leave(key, (wanted - above + weight - 1) / weight, last.count);
