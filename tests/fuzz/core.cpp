@@ -1416,6 +1416,8 @@ class Case {
         const Real from_above = slices_.has(upstream) ? before(upstream, b) : Real(loss.upstream);
         const Real scale = from_above / divisor / temperature_ / temperature_;
         const Format& computed = formats[memory_[scores].type < float64 ? float32 : float64];
+        // Then the total of the coefficients is a rounded sum.
+        const bool terms = loss.probabilities || loss.label_smoothing > 0;
         // The product of scale and total is rounded to double, and p (1 - p) is at most 1/4.
         const Real rounded_weight = formats[float64].smallest_subnormal() / 8;
         for (std::ptrdiff_t c = 0; c < classes_; ++c) {
@@ -1428,7 +1430,8 @@ class Case {
             if (!held || !std::isfinite(from_above)) continue;
             const Real wanted = scale * total * s.softmax(k) * s.others(k);
             check("Hessian", out.type, b, c, got, wanted,
-                  bound(out.type, 3, 0.52L) + (has_factor(loss) || temperature_ != 1 ? rounded_factor(out.type) : 0),
+                  bound(out.type, terms ? 4 : 3, 0.52L) +
+                      (has_factor(loss) || temperature_ != 1 ? rounded_factor(out.type) : 0),
                   wanted, vanished(scale * total, scale * largest_weight_, computed) + rounded_weight);
         }
     }
