@@ -110,7 +110,7 @@ def docs(session: nox.Session) -> None:
     """The site, built in build/docs without warnings; a test then opens it in Chromium, where that is installed."""
     session.install(".[test]")
     install_groups(session, "docs")
-    # From scratch, so that pages whose source is gone disappear.
+    # Delete what an earlier build left, so that no page survives its source.
     for folder in ("build/docs", "docs/api", "docs/gallery"):
         shutil.rmtree(folder, ignore_errors=True)
     session.run("python", "-m", "sphinx", "-W", "--keep-going", "-n", "docs", "build/docs")

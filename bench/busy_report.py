@@ -19,11 +19,12 @@ FIGURES = ("median", "mean", "percentile")
 
 def legend(run: BusyRun) -> str:
     return (
-        f"Each library runs in two processes, one with one thread and one with {run.threads}. They take turns of a "
-        "second, alone and beside processes of other programs that never rest: one fewer than there are cores, and as "
-        "many. Times are of single calls, in µs; 99 % is the 99th percentile, worst the mean of the slowest turn, and "
-        f"1: and {run.threads}: are the numbers of threads. fastsoftmax is timed for {run.seconds:g} seconds with each "
-        f"number of threads, other libraries for {run.seconds * OTHERS_SHARE:g}, but for at least two turns."
+        f"Each library runs in two processes, one with one thread and one with {run.threads}. The processes take "
+        "turns, each one second long: first alone, then beside other programs that never pause. There is one such "
+        "program fewer than cores, and then one for each core. Every call is timed, in µs. 99 % is the 99th "
+        f"percentile, worst is the mean of the slowest turn, and 1: and {run.threads}: are the numbers of threads. "
+        f"fastsoftmax is timed for {run.seconds:g} seconds with each number of threads. Other libraries are timed for "
+        f"{run.seconds * OTHERS_SHARE:g} seconds, at least two turns."
     )
 
 

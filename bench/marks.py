@@ -29,7 +29,7 @@ OF_ANOTHER: dict[str, tuple[Operation, float]] = {
 }
 # The noise in a ratio of two loops that take the same time.
 NOISE = 0.05
-# From this many elements on, several threads have to pay.
+# Calls on at least this many elements must gain as much by threads as the loop `exp` does; smaller ones must not lose.
 SHARED_ELEMENTS = 2**18
 
 # How many times as long as with one thread a call may take with several: beside other processes that want the cores,
