@@ -1370,7 +1370,7 @@ class Case {
                     check("loss", loss_type, b, 0, memory_[value].value(b), wanted, terms ? 4 : 2, wanted);
             }
             if (with_grad) check_loss_gradient(loss, b, s, share, all.total(), divisor, held, plain);
-            if (with_hess) check_hessian(loss, b, s, all.total(), divisor, held);
+            if (with_hess) check_hessian(loss, b, s, all.total(), divisor, held, terms);
         }
         if (!with_loss || !reduced) return;
         const Real got = memory_[value].value(0);
@@ -1411,13 +1411,12 @@ class Case {
         }
     }
 
-    void check_hessian(const Loss& loss, std::ptrdiff_t b, const Slice& s, Real total, Real divisor, bool held) const {
+    void check_hessian(const Loss& loss, std::ptrdiff_t b, const Slice& s, Real total, Real divisor, bool held,
+                       bool terms) const {
         const Memory& out = memory_[second_output];
         const Real from_above = slices_.has(upstream) ? before(upstream, b) : Real(loss.upstream);
         const Real scale = from_above / divisor / temperature_ / temperature_;
         const Format& computed = formats[memory_[scores].type < float64 ? float32 : float64];
-        // Then the total of the coefficients is a rounded sum.
-        const bool terms = loss.probabilities || loss.label_smoothing > 0;
         // The product of scale and total is rounded to double, and p (1 - p) is at most 1/4.
         const Real rounded_weight = formats[float64].smallest_subnormal() / 8;
         for (std::ptrdiff_t c = 0; c < classes_; ++c) {
@@ -1429,6 +1428,7 @@ class Case {
             }
             if (!held || !std::isfinite(from_above)) continue;
             const Real wanted = scale * total * s.softmax(k) * s.others(k);
+            // With terms, the total of the coefficients is a rounded sum.
             check("Hessian", out.type, b, c, got, wanted,
                   bound(out.type, terms ? 4 : 3, 0.52L) +
                       (has_factor(loss) || temperature_ != 1 ? rounded_factor(out.type) : 0),
