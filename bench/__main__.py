@@ -10,7 +10,7 @@ import fastsoftmax
 from rich.console import Console
 
 from . import busy, busy_report, cases, compare, marks, report
-from .contenders import Build
+from .contenders import Build, contenders
 from .measure import console_of, measure
 from .race import OURS
 from .workers import Disagreement
@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not selected:
         console.print(f"no case matches {options.case!r}; --list shows them", style="red")
+        return 2
+    names = [contender.name for contender in contenders(options.peers, options.build)]
+    if len(set(names)) < len(names):  # results are kept by name
+        console.print(f"two contenders have the same name: {', '.join(names)}", style="red", highlight=False)
         return 2
 
     try:

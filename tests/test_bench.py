@@ -102,6 +102,14 @@ def test_a_build_needs_a_name_of_its_own_and_a_folder_with_the_package(text, tmp
     assert f"{text!r} is not a new name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", [("variant", "variant"), ("SciPy",), ("reference",)], ids=str)
+def test_a_build_needs_a_name_that_no_other_contender_has(names, tmp_path, capsys):
+    (tmp_path / "fastsoftmax").mkdir()
+    builds = [word for name in names for word in ("--build", f"{name}={tmp_path}")]
+    assert bench_command.main(["--quick", *builds]) == 2
+    assert "two contenders have the same name" in capsys.readouterr().out
+
+
 def test_a_wrong_result_of_our_own_ends_the_race():
     wrong = Wrong()
     wrong.name = "fastsoftmax"
