@@ -33,7 +33,7 @@ Operation = Literal[
     "vocabulary_step",
 ]
 
-# What the core's operations read and write.
+# The arrays that each operation of the core reads and writes.
 SIGNATURES = _core.signatures()
 
 # Results of this size or more go to an array that exists before the clock starts, for every contender that offers it:
@@ -436,7 +436,7 @@ BUSY: dict[str, list[Case]] = {
         Case("softmax", (1, 16_777_216)),
     ],
 }
-# From which size on several threads pay, and how much they gain.
+# Sizes around the one from which several threads are faster than one, to show how much they gain.
 SIZES = (10_000, 20_000, 40_000, 60_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000)
 GAINS: dict[str, list[Case]] = {
     "Gain": [

@@ -209,7 +209,7 @@ def test_threadpoolctl_sees_and_limits_the_package(environment):
     assert free == 1
 
 
-# What calls leave behind
+# State after a call
 
 
 def test_subnormal_numbers_survive_in_threads_that_have_computed(environment):

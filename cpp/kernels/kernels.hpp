@@ -62,7 +62,7 @@ constexpr int operations = 12;
 // How many numbers an array has for each slice: none, one, or as many as the slices' own axes have elements.
 enum class PerSlice { none, one, own };
 
-// What an operation reads, writes and keeps. The layers above look at this, never at which operation it is.
+// Which arrays an operation reads, writes and keeps. The layers above look at this, never at which operation it is.
 struct Signature {
     const char* name;
     bool second = false;               // reads a second array with the class axis beside the scores
@@ -311,7 +311,7 @@ struct Truncation {
 template <class T>
 constexpr double sums_reach = 1 - (sizeof(T) == 4 ? 0x1p-21 : 0x1p-46);
 
-// What sampling does with blocks of scores of T; see operations/sampling.hpp.
+// The kernels that sampling applies to blocks of scores of T; see operations/sampling.hpp.
 template <class T>
 struct Sampling {
     using Weigh = std::int64_t(const T* x, std::ptrdiff_t count, double max, double temperature, const Bracket& bracket,

@@ -689,7 +689,7 @@ class Case {
     // float16 and bfloat16 are computed in float32 and rounded once.
     static Real bound(ElementType type, Real others, Real half = 0.51L) { return type < float32 ? half : others; }
 
-    // What the inputs held before.
+    // An element of an input before the call.
     Real before(Role role, std::ptrdiff_t slice, std::ptrdiff_t c = 0) const {
         const Memory& m = memory_[role];
         std::uint64_t bits = 0;
@@ -1383,7 +1383,7 @@ class Case {
         check("reduced loss", loss_type, 0, 0, got, wanted, (terms ? 4 : 2) + 1, wanted);
     }
 
-    // What the rounding of a factor, up to three times in double, adds to the bound in float64.
+    // A factor is rounded up to three times in double. This is how much that adds to the bound in float64.
     static Real rounded_factor(ElementType type) { return type == float64 ? 1.5L : 0; }
 
     void check_loss_gradient(const Loss& loss, std::ptrdiff_t b, const Slice& s, const std::vector<Real>& share,
